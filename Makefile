@@ -1,0 +1,30 @@
+# make demo and make test do all their own set-up. VENV=elsewhere puts the environment elsewhere.
+VENV ?= .venv
+PYTHON ?= python3
+override VENV := $(abspath $(VENV))
+RUN = PATH="$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(VENV)"
+
+.PHONY: demo test install export readme lint clean help
+
+help:
+	@echo "make demo      sample faces, training, report, prediction (installs what it needs)"
+	@echo "make test      everything CI checks"
+	@echo "make export    notebooks -> modules, README"
+	@echo "make clean     remove the demo's folder and caches"
+
+install:
+	@$(PYTHON) tools/install.py "$(VENV)"
+
+demo: install
+	$(RUN) fastsmile demo --out "$$(mktemp -d)/demo"
+
+test: install
+	@$(RUN) python tools/check.py
+
+export: install
+	$(RUN) nbdev-export
+	$(RUN) nbdev-clean
+	$(RUN) python tools/readme.py
+
+clean:
+	rm -rf fastsmile-demo .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,24 @@
+"""From a messy folder of faces to a smile classifier that can be trusted.
+
+    from fastsmile import FitConfig, fit, load_model, load_run
+    run = fit('faces', FitConfig(arch='densenet161', epochs=5))
+    run.predict('new faces', tta=True)
+
+Names are loaded when they are asked for, so that `fastsmile --help` waits neither for torch nor for pandas.
+"""
+from importlib import import_module
+
+_HOMES = dict(SmileError='core', OptionError='core', SourceOptions='options', FitConfig='options', PredictConfig='options',
+              SampleConfig='options', DemoConfig='options', read_source='table', fit='runs', load_run='runs', load_model='runs', Run='runs')
+__all__ = [*_HOMES, '__version__']
+
+
+def __getattr__(name):
+    if name == '__version__':
+        from importlib.metadata import version
+        return version('fastsmile')
+    if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'fastsmile.{_HOMES[name]}'), name)
+
+
+def __dir__(): return __all__

@@ -1,0 +1,63 @@
+"Small things that several tests share: pictures, a sample, a trained run."
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault('FASTSMILE_QUIET', '1')
+warnings.filterwarnings('ignore', category=FutureWarning)
+
+SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
+TINY = '{"channels": [8, 16, 32, 64]}'
+
+
+@pytest.fixture(scope='session')
+def shared():
+    "The folder of real data and weights that may stand beside the project"
+    if not (SHARED/'data'/'smiles.zip').exists(): pytest.skip('no real data at ../shared/data')
+    return SHARED
+
+
+@pytest.fixture(scope='session')
+def faces(tmp_path_factory):
+    "A small sample data set"
+    from fastsmile.options import SampleConfig
+    from fastsmile.sample import sample
+    return sample(tmp_path_factory.mktemp('sample')/'faces', SampleConfig(n=120))
+
+
+@pytest.fixture(scope='session')
+def tiny():
+    "Options of a run that takes seconds"
+    from fastsmile.options import FitConfig
+    return FitConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, epochs=2, bs=16, lr='0.005', seed=1)
+
+
+@pytest.fixture(scope='session')
+def run(faces, tiny, tmp_path_factory):
+    "A finished run on the sample"
+    from dataclasses import replace
+    from fastsmile.runs import fit
+    return fit(faces, replace(tiny, out=str(tmp_path_factory.mktemp('runs')/'tiny')))
+
+
+def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', **kwargs) -> bytes:
+    "The bytes of a picture with some structure"
+    rng = np.random.default_rng(0)
+    img = Image.new('RGB', size, colour)
+    img.paste(Image.fromarray(rng.integers(0, 255, (size[1] // 2, size[0] // 2, 3), dtype=np.uint8)))
+    buf = io.BytesIO()
+    img.convert(mode).save(buf, fmt, **kwargs)
+    return buf.getvalue()
+
+
+def folder(root: Path, files: dict) -> Path:
+    "Write files, text or bytes, below `root`"
+    for name, data in files.items():
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return root

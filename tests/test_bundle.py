@@ -1,0 +1,62 @@
+"The model file: the same logits in plain timm, and what does not fit refused in words."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
+from fastsmile.core import SmileError
+from fastsmile.models import build, make_spec
+
+
+def bundle(path, arch='resnet10t', **kw):
+    spec = make_spec(arch, ['a', 'b'], **kw)
+    model = Model(spec, Facts([.7, .3], [.1, -.1], [0., 0.], 'argmax'), build(spec).eval())
+    save_bundle(model, path)
+    return model
+
+
+@pytest.mark.parametrize('arch,kw', [
+    ('resnet10t', dict(size=64, model_args='{"channels": [8, 16, 32, 64]}')), ('resnet10t', dict(model_args='{"global_pool": "catavgmax"}')),
+                                     ('vit_tiny_patch16_224', dict(size=96)),
+    ('swin_tiny_patch4_window7_224', dict(size=64)), ('mobilenetv2_100', dict(size=96))])
+def test_plain_timm_gives_the_same_logits_without_fastsmile(tmp_path, arch, kw):
+    model = bundle(tmp_path/'m', arch, **kw)
+    x = torch.randn(2, 3, model.spec.prep.size, model.spec.prep.size, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path/'x.npy', x.numpy())
+    code = f'''
+import sys, timm, torch, numpy as np
+m = timm.create_model('local-dir:{tmp_path}/m', pretrained=True).eval()
+with torch.no_grad(): np.save('{tmp_path}/y.npy', m(torch.from_numpy(np.load('{tmp_path}/x.npy'))).numpy())
+assert 'fastsmile' not in sys.modules
+assert m.pretrained_cfg['input_size'][-1] == {model.spec.prep.size}
+'''
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    with torch.no_grad(): ours, again = model.net(x), load_bundle(tmp_path/'m').net(x)
+    assert np.array_equal(np.load(tmp_path/'y.npy'), ours.numpy()) and ours.equal(again)
+
+
+@pytest.mark.parametrize('change,words', [(dict(architecture=None), ''), (dict(num_classes=3, label_names=['a', 'b', 'c']), 'differ in length'),
+                                          (dict(pretrained_cfg={}), 'not a model of'),
+                                          (dict(fastsmile={'format': 99}), 'newer fastsmile'), (dict(model_args={'channels': [1, 2, 3, 4]}), 'do not fit')])
+def test_a_json_that_does_not_fit_is_refused(tmp_path, change, words):
+    bundle(tmp_path/'m')
+    cfg = json.loads((tmp_path/'m'/'config.json').read_text())
+    (tmp_path/'m'/'config.json').write_text(json.dumps(cfg | change))
+    if change == dict(architecture=None): assert load_bundle(tmp_path/'m').spec.arch == 'resnet10t'  # our own key decides
+    else:
+        with pytest.raises(SmileError, match=words): load_bundle(tmp_path/'m')
+
+
+def test_unknown_architecture_broken_json_missing_files(tmp_path):
+    bundle(tmp_path/'m')
+    cfg = json.loads((tmp_path/'m'/'config.json').read_text())
+    cfg['fastsmile']['arch'] = 'resnet9000'
+    (tmp_path/'m'/'config.json').write_text(json.dumps(cfg))
+    with pytest.raises(SmileError, match='does not know'): load_bundle(tmp_path/'m')
+    (tmp_path/'m'/'config.json').write_text('{')
+    with pytest.raises(SmileError, match='cannot be read as JSON'): load_bundle(tmp_path/'m')
+    with pytest.raises(SmileError, match='holds no model'): load_bundle(tmp_path)

@@ -1,0 +1,75 @@
+"What a person sees in a shell: exit codes, one clear line, results on standard output."
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pytest
+from conftest import folder, picture
+
+from fastsmile.options import DemoConfig, FitConfig, PredictConfig, SampleConfig, flag
+
+
+def shell(*args, cwd=None, **env):
+    env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(COLUMNS='120', TERM='dumb') | env
+    return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+@pytest.mark.parametrize('name,config', [('fit', FitConfig), ('predict', PredictConfig), ('sample', SampleConfig), ('demo', DemoConfig)])
+def test_help_shows_every_option_and_an_example(name, config):
+    r = shell(name, '--help')
+    assert r.returncode == 0 and f'fastsmile {name}' in r.stdout.split('Example')[1]
+    assert {flag(f.name) for f in fields(config)} <= set(re.findall(r'--[a-z-]+', r.stdout))
+
+
+def test_help_is_quick():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert shell('--help').returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize('args,code,words', [(['fit', 'nowhere'], 1, 'does not exist'), (['fit', '--bs', 'many'], 2, "'--bs'"),
+                                             (['fit', '--epochs', '-3'], 2, 'out of range'),
+                                             (['predict', 'nowhere', '--model', 'x'], 1, 'no model'), (['predict'], 2, 'folder'), (['smile'], 2, 'smile'),
+                                             (['sample', '/proc/x'], 1, 'cannot be made'), (['predict', '.', '--tta', 'upside-down'], 2, '')])
+def test_bad_input_is_one_line_and_a_code(args, code, words, tmp_path):
+    r = shell(*args, cwd=tmp_path)
+    assert r.returncode == code and words in r.stderr and 'Traceback' not in r.stderr and not r.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    assert 'Traceback' in shell('fit', 'nowhere', cwd=tmp_path, FASTSMILE_DEBUG='1').stderr
+
+
+def test_sample_fit_predict_in_a_shell(tmp_path):
+    assert shell('sample', 'faces', '-n', '60', cwd=tmp_path).returncode == 0
+    options = '--arch resnet10t --weights none --size 32 --epochs 1 --bs 16 --lr 0.005'.split()
+    r = shell('fit', 'faces', *options, '--model-args', '{"channels": [8, 16, 32, 64]}', cwd=tmp_path)
+    assert r.returncode == 0, r.stderr
+    assert 'balanced accuracy' in r.stdout and 'majority' in r.stdout and 'unreadable' in r.stderr
+    folder(tmp_path/'new', {'a.png': picture(), 'b/c.jpg': picture(fmt='JPEG'), 'broken.jpg': b'no picture', 'notes.txt': b'x'})
+    r = shell('predict', 'new', '--tta', cwd=tmp_path)
+    assert r.returncode == 0 and 'runs/resnet10t-' in r.stderr and 'not an image' in r.stdout
+    rows = list(csv.DictReader((tmp_path/'predictions.csv').open()))
+    assert [row['path'] for row in rows] == ['a.png', 'b/c.jpg', 'broken.jpg']
+    assert [bool(row['error']) for row in rows] == [False, False, True] and list(rows[0])[:3] == ['path', 'label', 'confidence']
+    assert abs(sum(float(v) for k, v in rows[0].items() if k.startswith('p_')) - 1) < 1e-6
+    r = shell('predict', 'new', '--out', 'p.jsonl', '--json', cwd=tmp_path)
+    assert json.loads(r.stdout)['rows'] == 3 and [json.loads(line)['path'] for line in (tmp_path/'p.jsonl').open()] == [row['path'] for row in rows]
+    again = (tmp_path/'predictions.csv').read_bytes()
+    shell('predict', 'new', '--tta', cwd=tmp_path)
+    assert (tmp_path/'predictions.csv').read_bytes() == again
+
+
+def test_names_that_attack_do_not_reach_the_terminal(tmp_path, run):
+    folder(tmp_path/'new', {'\x1b[31mred\n.png': picture(), '<b>x</b>.png': b'no'})
+    r = shell('predict', 'new', '--model', run.path, cwd=tmp_path)
+    assert r.returncode == 0 and '\x1b[31m' not in r.stdout + r.stderr

@@ -1,0 +1,92 @@
+"Every file ends as a decoded RGB picture or as a reason, and plain timm prepares pictures as we do."
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import folder, picture
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from fastsmile.images import Array, Folder, ImageError, Prep, Zip, decode, prepare
+
+
+@pytest.mark.parametrize('mode,fmt', [('L', 'PNG'), ('LA', 'PNG'), ('1', 'PNG'), ('P', 'PNG'), ('P', 'GIF'), ('RGBA', 'PNG'), ('RGBA', 'WEBP'),
+                                      ('CMYK', 'JPEG'), ('CMYK', 'TIFF'), ('YCbCr', 'JPEG'), ('LAB', 'TIFF'), ('RGB', 'BMP'), ('L', 'PPM')])
+def test_modes_become_rgb(mode, fmt):
+    img = decode(picture(mode=mode, fmt=fmt))
+    assert img.mode == 'RGB' and img.size == (24, 24)
+
+
+@pytest.mark.parametrize('dtype,top', [(np.uint16, 65535), (np.int32, 65535), (np.float32, 1.0), (np.float32, 255.0), (np.float32, 4000.0)])
+def test_deep_greys_keep_their_range(dtype, top):
+    ramp = np.linspace(0, top, 1024).reshape(32, 32).astype(dtype)
+    buf = io.BytesIO()
+    Image.fromarray(ramp).save(buf, 'TIFF')
+    out = np.asarray(decode(buf.getvalue()))[..., 0].astype(float)
+    assert out.min() < 5 and (np.diff(out.ravel()) >= 0).all()
+    assert out.max() > (250 if top != 4000 else 10)  # 4000 of 65535 stays dark: the values use a 16-bit scale
+
+
+def test_transparency_shows_the_background():
+    img = Image.new('P', (8, 8))
+    img.info['transparency'] = 0
+    buf = io.BytesIO()
+    img.save(buf, 'PNG', transparency=0)
+    assert decode(buf.getvalue()).getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new('RGB', (8, 8), c) for c in ('red', 'blue')]
+    buf = io.BytesIO()
+    frames[0].save(buf, 'GIF', save_all=True, append_images=frames[1:])
+    assert decode(buf.getvalue()).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_every_cut_of_a_jpeg_is_a_picture_or_a_reason():
+    data = picture(fmt='JPEG', size=(64, 64))
+    for n in range(0, len(data), 37):
+        try: assert decode(data[:n]).size == (64, 64)
+        except ImageError as e: assert str(e)
+
+
+@given(st.binary(max_size=400), st.integers(0, 300))
+@settings(max_examples=200, deadline=None)
+def test_damaged_bytes_are_a_picture_or_a_reason(noise, at):
+    data = bytearray(picture())
+    data[at:at + len(noise)] = noise
+    try: assert decode(bytes(data), max_pixels=10_000).mode == 'RGB'
+    except ImageError as e: assert str(e)
+
+
+def test_folder_and_zip_agree(tmp_path):
+    files = {'a/x.PNG': picture(), 'a/y.jpeg': picture(fmt='JPEG'), 'noext': picture(), '.hidden/z.png': picture(), 'Thumbs.db': b'x', 'a/empty.gif': b''}
+    root = folder(tmp_path/'f', files)
+    with zipfile.ZipFile(tmp_path/'f.zip', 'w') as z:
+        for n, data in files.items(): z.writestr(n, data)
+    assert Folder(root).names() == Zip(tmp_path/'f.zip').names() == ['a/empty.gif', 'a/x.PNG', 'a/y.jpeg', 'noext']
+    assert np.array_equal(Folder(root).image('a/x.PNG'), Zip(tmp_path/'f.zip').image('a/x.PNG'))
+    with pytest.raises(ImageError, match='zero bytes'): Zip(tmp_path/'f.zip').image('a/empty.gif')
+    with pytest.raises(ImageError, match='no such file'): Zip(tmp_path/'f.zip').image('b.png')
+
+
+def test_a_link_that_leads_up_ends(tmp_path):
+    root = folder(tmp_path/'f', {'a/x.png': picture()})
+    (root/'a'/'up').symlink_to(root)
+    assert Folder(root).names() == ['a/x.png']
+
+
+def test_raw_arrays(tmp_path):
+    (tmp_path/'a.raw').write_bytes(np.arange(2 * 4 * 5 * 3, dtype=np.uint8).tobytes())
+    assert Array(tmp_path/'a.raw', (4, 5, 3)).image('1').size == (5, 4)
+
+
+@pytest.mark.parametrize('mode', ['squash', 'center', 'border'])
+@pytest.mark.parametrize('size', [(64, 64), (50, 80), (131, 97), (20, 20)])
+@pytest.mark.parametrize('pct', [1.0, 0.875])
+def test_prepare_is_timms_own_transform(mode, size, pct):
+    from timm.data import create_transform
+    prep = Prep(size=48, interpolation='bicubic', crop_mode=mode, crop_pct=pct)
+    img = decode(picture(size=size))
+    theirs = create_transform((3, 48, 48), interpolation='bicubic', mean=prep.mean, std=prep.std, crop_pct=pct, crop_mode=mode, normalize=False)(img)
+    assert np.abs(prepare(img, prep).astype(int) - theirs.permute(1, 2, 0).numpy()).max() == 0

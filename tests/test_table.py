@@ -1,0 +1,140 @@
+"Sources of many layouts; counts reconcile; a question where two readings fit."
+import io
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import folder, picture
+from hypothesis import given, settings, strategies as st
+
+from fastsmile.core import OptionError, SmileError
+from fastsmile.options import SourceOptions
+from fastsmile.splits import divide, give_way
+from fastsmile.table import label_key, read_csv, read_source, tidy_labels
+
+P = picture()
+
+
+def read(tmp_path, files, **options):
+    return read_source(folder(tmp_path/'s', files), SourceOptions(**options))
+
+
+@pytest.mark.parametrize('data', [b'id,label\na,yes\nb,no\n', '\ufeffid;label\r\na;yes\r\nb;no\r\n'.encode(), b'id\tlabel\na\tyes\nb\tno\n',
+                                  'id,label\na,yes\nb,no\n'.encode('utf-16'), b',id,label\n0,a,yes\n1,b,no\n', b'"id","label"\n"a","yes"\n\n"b","no"\n'])
+def test_csv_dialects(tmp_path, data):
+    s = read(tmp_path, {'labels.csv': data, 'img/a.png': P, 'img/b.png': P})
+    assert list(s.kept.path) == ['img/a.png', 'img/b.png'] and list(s.kept.label) == ['yes', 'no']
+
+
+def test_latin1_labels(tmp_path):
+    s = read(tmp_path, {'labels.csv': 'id,label\na,Ärger\nb,no\n'.encode('latin-1'), 'a.png': P, 'b.png': P})
+    assert set(s.kept.label) == {'Ärger', 'no'}
+
+
+def test_a_table_with_ragged_lines_names_the_line():
+    with pytest.raises(SmileError, match='line 3 has 3 cells'): read_csv(b'a,b\n1,2\n1,2,3\n', 'x.csv')
+    with pytest.raises(SmileError, match='is empty'): read_csv(b'  \n', 'x.csv')
+
+
+def test_windows_and_absolute_paths(tmp_path):
+    root = folder(tmp_path/'s', {'faces/a.png': P, 'b.png': P})
+    folder(root, {'labels.csv': f'file,label\nC:\\me\\faces\\a.png,yes\n{root}/b.png,no\n'})
+    assert list(read_source(root).kept.path) == ['faces/a.png', 'b.png']
+
+
+def test_a_picture_outside_the_root(tmp_path):
+    out = folder(tmp_path/'out', {'x.png': P})
+    s = read(tmp_path, {'labels.csv': f'file,label\n{out}/x.png,yes\na.png,no\n', 'a.png': P})
+    assert (s.kept.path.iloc[0] == f'{out}/x.png') and s.reader.image(s.kept.path.iloc[0]).size == (24, 24)
+
+
+def test_class_folders_in_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z:
+        for n in ('top/train/yes/a.png', 'top/train/no/b.png', 'top/val/yes/c.png', '__MACOSX/top/train/yes/._a.png'): z.writestr(n, P)
+    s = read_source(tmp_path/'z.zip')
+    assert s.kept[['label', 'split']].values.tolist() == [['no', 'train'], ['yes', 'train'], ['yes', 'valid']]
+
+
+def test_two_readings_are_a_question(tmp_path):
+    files = {'yes/a.png': P, 'no/b.png': P, 'labels.csv': 'id,label\na,1\nb,2\n'}
+    with pytest.raises(SmileError, match='--layout folders or --layout csv'): read(tmp_path, files)
+    assert set(read(tmp_path, files, layout='folders').kept.label) == {'yes', 'no'}
+    assert set(read(tmp_path, files, layout='csv').kept.label) == {'1', '2'}
+
+
+def test_several_tables_are_a_question(tmp_path):
+    with pytest.raises(SmileError, match='--labels FILE'): read(tmp_path, {'one.csv': 'id,label\na,1\n', 'two.csv': 'id,label\na,2\n', 'a.png': P})
+
+
+def test_no_labels_no_source(tmp_path):
+    with pytest.raises(SmileError, match='no labelled pictures'): read(tmp_path, {'a.png': P, 'b.png': P})
+    with pytest.raises(SmileError, match='does not exist'): read_source(tmp_path/'nowhere')
+
+
+def test_unknown_columns_list_what_there_is(tmp_path):
+    with pytest.raises(OptionError, match='It has: id, label'): read(tmp_path, {'l.csv': 'id,label\na,1\n', 'a.png': P}, label_col='smile')
+
+
+def test_split_and_group_columns(tmp_path):
+    s = read(tmp_path, {'l.csv': 'image,label,set,person\na,1,Train,Ann\nb,2,TEST,\n', 'a.png': P, 'b.png': P})
+    assert list(s.frame.split) == ['train', 'test'] and list(s.frame.group) == ['Ann', '']
+
+
+def test_group_from_the_name(tmp_path):
+    files = {'yes/Ann_Lee_0001.png': P, 'no/Ann_Lee_0002.png': P, 'no/x.png': P}
+    assert sorted(read(tmp_path, files, group_from=r'(.+)_\d+').frame.group) == ['', 'Ann_Lee', 'Ann_Lee']
+    with pytest.raises(OptionError, match='has no'): read(tmp_path, files, group_from='Ann')
+
+
+def test_classes_are_left_out_by_name_and_size(tmp_path):
+    files = {f'{c}/{i}.png': P for c, n in dict(yes=3, no=3, skip=2, rare=1).items() for i in range(n)}
+    s = read(tmp_path, files, drop_class=('Skip',), min_count=2)
+    assert set(s.kept.label) == {'yes', 'no'} and s.frame.reason.value_counts().to_dict() == {'': 6, 'class left out': 2, 'class with fewer than 2 rows': 1}
+    assert set(read(tmp_path, files, keep_class=('YES', 'no')).kept.label) == {'yes', 'no'}
+
+
+def test_arrays(tmp_path):
+    np.save(tmp_path/'x.npy', np.zeros((4, 8, 8, 3), np.uint8))
+    np.save(tmp_path/'x_labels.npy', np.array([0, 1, 0, 1]))
+    assert list(read_source(tmp_path/'x.npy').kept.label) == ['0', '1', '0', '1']
+    (tmp_path/'x_labels.npy').unlink()
+    (tmp_path/'few.txt').write_text('0\n1\n')
+    with pytest.raises(SmileError, match='2 labels for 4 pictures'): read_source(tmp_path/'x.npy', SourceOptions(labels=str(tmp_path/'few.txt')))
+
+
+@given(st.lists(st.text(max_size=8), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_tidy_labels_join_what_has_one_key_and_nothing_else(labels):
+    tidy, _ = tidy_labels(pd.Series(labels, dtype=object))
+    keys = [label_key(t) for t in labels]
+    assert [label_key(t) for t in tidy] == keys and [t == '' for t in tidy] == [k == '' for k in keys]
+    assert len(set(tidy)) == len(set(keys))
+
+
+@given(st.lists(st.tuples(st.sampled_from('abc'), st.sampled_from(['', 'p', 'q', 'r', 's'])), min_size=1, max_size=60), st.integers(0, 5))
+@settings(max_examples=150, deadline=None)
+def test_divide_places_every_row_and_keeps_groups_whole(rows, seed):
+    labels, groups = zip(*rows)
+    split = divide(labels, groups, dict(train=0.6, valid=0.2, test=0.2), seed)
+    assert set(split) <= {'train', 'valid', 'test'} and len(split) == len(rows)
+    named = pd.DataFrame(dict(s=split, g=groups)).query('g != ""')
+    assert named.empty or named.groupby('g').s.nunique().max() == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(['', 'train', 'valid', 'test']), st.sampled_from(['', 'p', 'q'])), min_size=1, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_what_gives_way_leaves_no_group_on_two_sides(rows):
+    splits, groups = zip(*rows)
+    gone = give_way(splits, groups)
+    left = pd.DataFrame(dict(s=splits, g=groups))[~gone].query('g != "" and s != ""')
+    assert left.empty or left.groupby('g').s.nunique().max() == 1
+    assert not any(g == '' for g, x in zip(groups, gone) if x)
+
+
+def test_npy_is_read_without_pickle(tmp_path):
+    buf = io.BytesIO()
+    np.save(buf, np.array([{'a': 1}], dtype=object), allow_pickle=True)
+    (tmp_path/'x.npy').write_bytes(buf.getvalue())
+    (tmp_path/'x_labels.txt').write_text('1\n')
+    with pytest.raises((SmileError, ValueError)): read_source(tmp_path/'x.npy')
