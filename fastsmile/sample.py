@@ -45,10 +45,10 @@ def draw_params(
 ) -> Face:
     "A random face of the class `label`"
     u, smiling = rng.uniform, label != 'NOT smile'
-    squint = rng.normal(0.78, 0.14) if label == 'positive smile' else rng.normal(0.22, 0.14) if smiling else u(0, 0.85)
+    squint = rng.normal(0.78, 0.12) if label == 'positive smile' else rng.normal(0.22, 0.12) if smiling else u(0, 0.85)
     tone, dark = u(0.35, 1), u(0.1, 1)
     return Face(
-        curve=u(0.25, 1) if smiling else u(-0.7, 0.2), gape=max(0.0, u(-0.5, 0.8) if smiling else u(-0.8, 0.9)), squint=float(np.clip(squint, 0, 1)),
+        curve=u(0.35, 1) if smiling else u(-0.7, 0.15), gape=max(0.0, u(-0.5, 0.8) if smiling else u(-0.8, 0.9)), squint=float(np.clip(squint, 0, 1)),
         skin=tuple(int(c * tone) for c in (u(225, 250), u(175, 205), u(140, 175))), hair=tuple(int(c * dark) for c in (u(120, 190), 110, 70)),
         back=tuple(int(c) for c in u(40, 230, 3)), fringe=u(0.02, 0.14), wide=u(0.28, 0.34), roll=rng.normal(0, 6),
         shift=tuple(rng.normal(0, 0.02, 2)), light=tuple(rng.normal(0, 0.25, 2)), blur=max(0.0, u(-0.6, 1.1)), noise=u(2, 9))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder, valley
@@ -67,18 +68,23 @@ class History(Callback):
         talk=say,           # what is told the line of each epoch
     ):
         self.judge, self.path, self.classes, self.talk = judge, path, classes, talk
-        self.rows, self.phase = [], 'all'
+        self.rows, self.phase, self.trained = [], 'all', False
 
     def before_epoch(self):
-        self.dls.train.epoch = len(self.rows)  # the draw of an epoch follows from its number
+        self.trained = False  # `get_preds` and `validate` have epochs, too, in which nothing is trained
         self.start, self.batches = time.perf_counter(), {True: [], False: []}
 
+    def before_train(self):
+        self.trained = True
+        self.dls.train.epoch = len(self.rows)  # the draw of an epoch follows from its number
+
     def after_batch(self):
-        if len(self.yb): self.batches[self.training].append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu(), float(self.loss)))
+        if self.trained and len(self.yb): self.batches[self.training].append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu(), float(self.loss)))
 
     def after_train(self): self.train_seconds = time.perf_counter() - self.start
 
     def after_epoch(self):
+        if not self.trained: return
         train, valid = (self._gather(self.batches[t]) for t in (True, False))
         none = np.zeros(len(self.judge.shift))
         row = dict(epoch=len(self.rows) + 1, phase=self.phase, train_loss=train[2])
@@ -114,6 +120,7 @@ class Keep(Callback):
         self.folder, self.monitor, self.best, self.best_epoch = Path(folder), monitor, None, None
 
     def after_epoch(self):
+        if not self.learn.history.trained: return
         row = self.learn.history.rows[-1]
         value = row[f'valid_{self.monitor}'] * (-1 if self.monitor == 'loss' else 1)
         save_weights(self.model, self.folder/'last.safetensors')
@@ -155,15 +162,15 @@ def make_learner(
 ) -> Learner:
     "A fastai Learner around a timm model, with our callbacks"
     path = Path(path)
-    cbs = [FrozenNorm(), StopAtNaN(), History(judge, path/'history.csv', classes, talk), Keep(path/'checkpoints', monitor)]
+    cbs = [ChannelsLast(), FrozenNorm(), StopAtNaN(), History(judge, path/'history.csv', classes, talk), Keep(path/'checkpoints', monitor)]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, splitter=param_groups, wd=wd, train_bn=False, path=path,
                     model_dir='checkpoints', cbs=cbs)
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback)))
     learn.model.to(dls.device)
     return learn
 
-# %% ../nbs/13_train.ipynb #b6f09a89
-FALLBACK, RANGE = 1e-3, (1e-5, 1e-2)
+# %% ../nbs/13_train.ipynb #88ce89aa
+FALLBACK, RANGE = 1e-3, (1e-5, 4e-3)
 
 @dataclass(frozen=True)
 class Rate:
@@ -187,7 +194,7 @@ def find_rate(
     ours, trace = learn.cbs.filter(lambda cb: isinstance(cb, History | Keep | StopAtNaN)), Trace()
     steps = max(50, steps)
     with learn.removed_cbs(ours), learn.no_logging(), learn.no_mbar():
-        learn.fit(steps // max(1, len(learn.dls.train)) + 1, cbs=[LRFinder(start_lr=1e-5, end_lr=1, num_it=steps), trace])
+        learn.fit(steps // max(1, len(learn.dls.train)) + 1, cbs=[LRFinder(start_lr=1e-5, end_lr=1, num_it=steps + 1), trace])
     learn.opt = None  # a phase starts with its own
     curve = pd.DataFrame(trace.steps, columns=['lr', 'loss'])
     curve['smooth'] = smooth(curve.loss.to_numpy())
@@ -245,7 +252,7 @@ def run_phases(
     done, total = [], sum(p.epochs for p in phases) * len(learn.dls.train)
     for p in phases:
         (learn.freeze if p.frozen else learn.unfreeze)()
-        rate = find_rate(learn, min(100, total // 4)) if lr is None else None
+        rate = find_rate(learn, min(100, total // 3)) if lr is None else None
         top = rate.lr if rate else lr
         learn.history.talk(f'{p.name}: {rate.note}' if rate else f'{p.name}: learning rate {top:g}, as given.')
         seed_everything(sub_seed(seed, p.name))

@@ -8,10 +8,11 @@ import pytest
 from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 
+from fastsmile.cells import label_key, read_csv, tidy_labels
 from fastsmile.core import OptionError, SmileError
 from fastsmile.options import SourceOptions
 from fastsmile.splits import divide, give_way
-from fastsmile.table import label_key, read_csv, read_source, tidy_labels
+from fastsmile.table import read_source
 
 P = picture()
 

@@ -22,9 +22,10 @@ def cell_text(cell) -> str:
 
 def render() -> str:
     nb = read_nb(ROOT/'nbs'/'index.ipynb')
+    title = nb.cells[0].source.strip()  # the processors turn it into front matter
     FilterDefaults()(nb)
     text = '\n\n'.join(filter(None, (cell_text(c).strip() for c in nb.cells))) + '\n'
-    return f'<!-- Made from nbs/index.ipynb by tools/readme.py; edit the notebook. -->\n\n{text}'
+    return f'<!-- Made from nbs/index.ipynb by tools/readme.py; edit the notebook. -->\n\n{title}\n\n{text}'
 
 
 if __name__ == '__main__':
