@@ -79,7 +79,7 @@ class History(Callback):
         self.dls.train.epoch = len(self.rows)  # the draw of an epoch follows from its number
 
     def after_batch(self):
-        if self.trained and len(self.yb): self.batches[self.training].append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu(), float(self.loss)))
+        if self.trained and len(self.yb): self.batches[self.training].append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu(), float(self.loss.detach())))
 
     def after_train(self): self.train_seconds = time.perf_counter() - self.start
 
@@ -184,7 +184,7 @@ class Trace(Callback):
     order = 70
     def before_fit(self): self.steps = []
     def after_batch(self):
-        if self.training: self.steps.append((self.opt.hypers[-1]['lr'], float(self.loss)))
+        if self.training: self.steps.append((self.opt.hypers[-1]['lr'], float(self.loss.detach())))
 
 def find_rate(
     learn: Learner,    # its weights and optimizer are as before afterwards
