@@ -79,7 +79,8 @@ class History(Callback):
         self.dls.train.epoch = len(self.rows)  # the draw of an epoch follows from its number
 
     def after_batch(self):
-        if self.trained and len(self.yb): self.batches[self.training].append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu(), float(self.loss.detach())))
+        if not self.trained or not len(self.yb): return
+        self.batches[self.training].append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu(), float(self.loss.detach())))
 
     def after_train(self): self.train_seconds = time.perf_counter() - self.start
 
