@@ -32,6 +32,7 @@ class ImageError(Exception):
 def decode(
     data: bytes,                  # a whole image file
     max_pixels: int = MAX_PIXELS, # refuse a picture with more
+    at_least: int | None = None,  # a JPEG may come at half, a quarter or an eighth of its size, while both sides keep this many pixels
 ) -> Image.Image:
     "The picture in `data`: RGB, upright, first frame; raises `ImageError` with the reason"
     if not data: raise ImageError('zero bytes')
@@ -40,6 +41,7 @@ def decode(
     except Exception as e: raise ImageError('not an image that can be read') from e
     if img.width * img.height > max_pixels: raise ImageError(f'more than {max_pixels:,} pixels: {img.width} x {img.height}')
     try:
+        if at_least and img.format == 'JPEG': img.draft(None, (at_least, at_least))
         img.load()
         return to_rgb(ImageOps.exif_transpose(img))
     except Exception as e: raise ImageError('truncated' if 'truncated' in str(e) else f'broken: {plain(e)[:120]}') from e
