@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from .core import OptionError, SmileError, jsonable, plain, say
-from .options import TTA, DemoConfig, FitConfig, PredictConfig, SampleConfig, flag
+from .options import TTA, AuditConfig, DemoConfig, FitConfig, PredictConfig, SampleConfig, flag
 
 # %% ../nbs/20_cli.ipynb #5ab8abe8
 def parameters(
@@ -62,15 +62,16 @@ def command(
     example: str,          # shown below the options
     argument=None,         # (name, default, help) of what stands before the options
 ):
-    "Make a command out of a function from (argument, config) to its result, a pair of what to print and what `--json` prints"
+    "Make a command out of a function from (argument, config) to what to print, what `--json` prints, and maybe an exit code"
     def wrap(f):
         def run(**given):
             as_json = given.pop('json')
             where = [given.pop(argument[0])] if argument else []
             try:
-                show, result = f(*where, config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
+                show, result, *code = f(*where, config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
                 if as_json: print(json.dumps(jsonable(result), ensure_ascii=False))
                 else: _print(show)
+                if code and code[0]: raise typer.Exit(code[0])
             except BaseException as e:
                 if os.environ.get('FASTSMILE_DEBUG') or isinstance(e, typer.Exit): raise
                 raise typer.Exit(translate(e)) from None
@@ -130,6 +131,18 @@ def _sample(where, config):
     n = len(list((root/'happy_images').iterdir()))
     return [f'{n} faces in {plain(root)}; what is wrong with them stands in flaws.json.',
             f'Next: fastsmile fit {plain(root)}'], dict(path=str(root), images=n)
+
+# %% ../nbs/20_cli.ipynb #c67af20c
+@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error', ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+def _audit(source, config):
+    "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
+    from fastsmile.audit_page import audit
+    with progress_bar('examining') as start: done = audit(source, config, start)
+    r = done.record
+    shown = [grid(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
+                  [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
+    shown += [f'page: {plain(done.path/"audit.html")}', f'the plan, to be edited and obeyed: fastsmile fit {plain(source)} --plan {plain(done.path/"plan.csv")}']
+    return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
 # %% ../nbs/20_cli.ipynb #eac9db80
 @command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5',
