@@ -105,7 +105,8 @@ def size_chart(facts: pd.DataFrame) -> str:
     def at(v, span): return 32 + v / top * (span - 55)
     dots = ''.join(f'<circle cx="{at(x, w):.1f}" cy="{h - at(y, h):.1f}" r="{2 + 8 * (k / n.max()) ** .5:.1f}"><title>{x} x {y}: {k}</title></circle>'
                    for (x, y), k in n.items())
-    ticks = ''.join(f'<text x="{at(v, w):.0f}" y="{h - 8}" text-anchor="middle">{v}</text><text x="2" y="{h - at(v, h):.0f}">{v}</text>' for v in (top // 2, top))
+    ticks = ''.join(f'<text x="{at(v, w):.0f}" y="{h - 8}" text-anchor="middle">{v}</text><text x="2" y="{h - at(v, h):.0f}">{v}</text>'
+                    for v in (top // 2, top))
     return (f'<svg role="img" viewBox="0 0 {w} {h}" width="{w}" height="{h}"><title>width and height of the pictures, in pixels: '
             f'{len(n)} sizes, the commonest {n.index[0][0]} x {n.index[0][1]}</title><g class="dots">{dots}</g><g class="ticks">{ticks}</g></svg>')
 

@@ -141,7 +141,8 @@ def _audit(source, config):
     r = done.record
     shown = [grid(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
                   [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
-    shown += [f'page: {plain(done.path/"audit.html")}', f'the plan, to be edited and obeyed: fastsmile fit {plain(source)} --plan {plain(done.path/"plan.csv")}']
+    shown += [f'page: {plain(done.path/"audit.html")}',
+              f'the plan, to be edited and obeyed: fastsmile fit {plain(source)} --plan {plain(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
 # %% ../nbs/20_cli.ipynb #eac9db80

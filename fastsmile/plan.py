@@ -126,6 +126,7 @@ def apply_plan(
 ) -> pd.DataFrame: # `frame` with new labels, reasons and groups
     "Do what the plan says; raises `SmileError` where it asks for what cannot be done"
     frame, plan = frame.copy(), plan.set_index('path')
+    together = dict(plan.group)
     known = {label_key(c): c for c in frame.label if c}
     new = plan.new_label[plan.new_label != '']
     if strange := sorted({c for c in new if label_key(c) not in known}):
@@ -143,7 +144,7 @@ def apply_plan(
     if (many := twice.groupby('path').label.nunique().loc[lambda n: n > 1]).size:
         raise SmileError(f'The plan keeps {plain(many.index[0])}, which has two labels.', 'Give the right one as its new_label, or say drop.')
     frame.loc[twice.index[twice.duplicated(['path', 'label', 'split'])], 'reason'] = 'the same row again'
-    frame['group'] = unite(frame.group, frame.path.map(plan.group).fillna(''))
+    frame['group'] = unite(frame.group, pd.Series([together.get(p, '') for p in frame.path], index=frame.index))
     return frame
 
 def unite(
@@ -159,4 +160,5 @@ def unite(
     both = join(np.arange(len(one)), np.concatenate([links(one), links(two)]).astype(int))
     name = one.where(one != '', two)
     first = name[name != ''].groupby(both[(name != '').to_numpy()]).first()
-    return pd.Series(both, index=one.index).map(first).fillna('')
+    names = dict(first)
+    return pd.Series([names.get(g, '') for g in both], index=one.index, dtype=object)
