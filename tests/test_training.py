@@ -10,9 +10,10 @@ from conftest import TINY, folder, picture
 
 from fastsmile.balance import plan_draw, prior_of
 from fastsmile.core import OptionError, SmileError
-from fastsmile.models import build, make_spec, param_groups
 from fastsmile.data import audit_source
+from fastsmile.models import build, make_spec
 from fastsmile.runs import build_learner, fit, load_model, load_run
+from fastsmile.stages import param_groups
 from fastsmile.table import read_source
 from fastsmile.train import find_rate, suggest
 
@@ -28,7 +29,7 @@ def learner(faces, config, path, device='cpu'):
 def test_the_run_folder_is_whole(run):
     files = {p.relative_to(run.path).as_posix() for p in run.path.rglob('*') if p.is_file()}
     assert files == {'config.json', 'table.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png', 'checkpoints/best.safetensors',
-                     'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json',
+                     'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json', 'balance.json', 'augmented.jpg',
                      'predictions_valid.csv', 'predictions_test.csv', 'metrics.json', 'report.html'}
     assert run.config['status'] == 'finished' and load_run(run.path).metrics == run.metrics
 
