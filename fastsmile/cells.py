@@ -10,6 +10,7 @@ import csv
 import io
 import unicodedata
 from collections import Counter, defaultdict
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -56,7 +57,8 @@ def read_csv(
     data: bytes,      # the file
     name: str,        # its name, for errors
 ) -> pd.DataFrame: # all cells as text, columns numbered from 0, the header (if any) as first row
-    "A table of text from the bytes of a CSV or TSV; raises `SmileError`"
+    "A table of text from the bytes of a CSV, TSV or Parquet file; raises `SmileError`"
+    if name.lower().endswith('.parquet'): return _read_parquet(data, name)
     text = next(filter(None, (_text(data, e) for e in _encodings(data))), '')
     if not text.strip(): raise SmileError(f'{name} is empty.', 'A table has one row per picture: a file name or id, and a label.')
     if '\0' in text: raise SmileError(f'{name} is not a text file.', 'Save it as CSV in UTF-8.')
@@ -69,6 +71,14 @@ def read_csv(
             raise SmileError(f'{name} cannot be read as a table: line {line} has {len(r)} cells, the first line {len(rows[0][1])}.',
                              'Every line needs the same number of cells; put quotes around a cell with commas.')
     return pd.DataFrame([r for _, r in rows], dtype=str)
+
+def _read_parquet(data: bytes, name: str) -> pd.DataFrame:
+    "The same from Parquet: its column names become the first row, its numbers text, what is missing empty"
+    if find_spec('pyarrow') is None: raise SmileError(f'{name} is Parquet, which needs pyarrow.', 'Install it: pip install "fastsmile[parquet]".')
+    try: frame = pd.read_parquet(io.BytesIO(data)).convert_dtypes()  # whole numbers with gaps are whole numbers
+    except (ValueError, OSError) as e: raise SmileError(f'{name} cannot be read as Parquet: {plain(e)}.', 'Write it again, or save it as CSV.') from None
+    cells = frame.astype(object).where(frame.notna(), '').astype(str).values.tolist()
+    return pd.DataFrame([list(map(str, frame.columns)), *cells], dtype=str)
 
 def _encodings(data: bytes): return ['utf-16'] if data[:2] in (b'\xff\xfe', b'\xfe\xff') else ['utf-8-sig', 'cp1252', 'latin-1']
 

@@ -183,25 +183,33 @@ class Zip(Folder):
 class Array:
     "Pictures in one array of uint8, shape (N, H, W) or (N, H, W, C), named by their index"
     def __init__(self,
-        root,       # a .npy file, or raw bytes with `shape`
+        root,       # a .npy or .npz file, or raw bytes with `shape`
         shape=None, # (H, W, C) of each picture in a file of raw bytes
+        keys=(),    # the arrays of a .npz, one after the other
     ):
-        self.root, self.shape, self._data = Path(root), shape, None
+        self.root, self.shape, self.keys, self._data = Path(root), shape, tuple(keys), None
 
-    def __getstate__(self): return dict(root=self.root, shape=self.shape)
+    def __getstate__(self): return dict(root=self.root, shape=self.shape, keys=self.keys)
     def __setstate__(self, state): self.__init__(**state)
 
     @property
     def data(self) -> np.ndarray:
-        "The memory-mapped array; raises a `SmileError` where it holds no pictures"
+        "The array, memory-mapped unless it stands in a .npz; raises a `SmileError` where it holds no pictures"
         if self._data is None:
-            if self.shape: a = np.memmap(self.root, dtype=np.uint8, mode='r').reshape(-1, *self.shape)
-            else: a = np.load(self.root, mmap_mode='r', allow_pickle=False)
+            try: a = self._load()
+            except (ValueError, OSError, KeyError, EOFError) as e:
+                raise SmileError(f'{plain(self.root)} cannot be read as an array: {plain(e)}.',
+                                 'Accepted: .npy, .npz, or raw bytes with --raw-shape H,W,C (their number a multiple of it).') from None
             if a.dtype != np.uint8 or a.ndim not in (3, 4) or (a.ndim == 4 and a.shape[3] not in (1, 3, 4)):
                 raise SmileError(f'{self.root} holds an array of {a.dtype}, shape {a.shape}.',
                                  'Accepted: uint8 of shape (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4).')
             self._data = a
         return self._data
+
+    def _load(self) -> np.ndarray:
+        if self.shape: return np.memmap(self.root, dtype=np.uint8, mode='r').reshape(-1, *self.shape)
+        if not self.keys: return np.load(self.root, mmap_mode='r', allow_pickle=False)
+        with np.load(self.root, allow_pickle=False) as z: return np.concatenate([z[k] for k in self.keys])
 
     def names(self) -> list[str]: return [str(i) for i in range(len(self.data))]
 

@@ -170,6 +170,7 @@ class FitConfig(DataOptions):
     valid: float = opt(0.15, 'fraction of rows for validation, where the source names none', least=0.0, most=0.8)
     test: float = opt(0.2, 'fraction of rows for testing, where the source names none', least=0.0, most=0.8)
     calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
+    folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ are the runs', least=2, most=50)
     out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
     seed: int = opt(42, 'seed of the split, the draws and the weights', least=0)
     train_seed: int | None = opt(None, 'another seed for the draws and the weights, on the same split', least=0)
@@ -182,11 +183,15 @@ class FitConfig(DataOptions):
         super().__post_init__()
         if self.valid + self.test > 0.9:
             raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to train on.', 'Together at most 0.9.')
+        if not self.epochs and not (self.weights != 'none' if self.freeze_epochs is None else self.freeze_epochs):
+            raise OptionError('--epochs 0 leaves nothing to train.', 'Give --epochs, or --freeze-epochs for the head alone.')
         if self.lr != 'auto' and not _is_rate(self.lr):
             raise OptionError(f'--lr {self.lr!r} is not a learning rate.', 'Accepted: auto, or a number above 0 and up to 10, e.g. 1e-3.')
         if self.pool: choose('--pool', self.pool, POOL)
         parse_head(self.head)
         refuse(self.asked())
+        if self.folds and (self.compares or self.refit_all):
+            raise OptionError('--folds does not go with --balance all, --lr-sweep, --seeds or --refit-all.', 'Compare first, then cross-validate the best.')
 
     def asked(self) -> Asked:
         "What the options of one word or more say; an `OptionError` where they cannot be read"

@@ -139,3 +139,35 @@ def test_npy_is_read_without_pickle(tmp_path):
     (tmp_path/'x.npy').write_bytes(buf.getvalue())
     (tmp_path/'x_labels.txt').write_text('1\n')
     with pytest.raises((SmileError, ValueError)): read_source(tmp_path/'x.npy')
+
+
+def test_npz_with_splits_and_without(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (10, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path/'a.npz', x_train=x[:6], y_train=np.arange(6)[:, None] % 2, x_test=x[6:], y_test=np.arange(4) % 2, note=np.zeros(3))
+    s = read_source(tmp_path/'a.npz')
+    assert s.frame.split.tolist() == ['train'] * 6 + ['test'] * 4 and s.frame.label.tolist() == ['0', '1'] * 5
+    assert (np.asarray(s.reader.image('7')) == x[7]).all()
+    np.savez_compressed(tmp_path/'b.npz', images=x, labels=np.array(['smile', 'Not smile'] * 5))
+    assert read_source(tmp_path/'b.npz').kept.label.value_counts().to_dict() == {'smile': 5, 'Not smile': 5}
+    np.savez(tmp_path/'c.npz', images=x, one=np.zeros(10, int), two=np.ones(10, int))
+    with pytest.raises(SmileError, match='more than one array of labels'): read_source(tmp_path/'c.npz')
+    (tmp_path/'d.npz').write_bytes(b'PK no zip')
+    with pytest.raises(SmileError, match='cannot be read'): read_source(tmp_path/'d.npz')
+
+
+def test_raw_bytes_whose_number_does_not_fit(tmp_path):
+    (tmp_path/'x.raw').write_bytes(bytes(100))
+    (tmp_path/'l.txt').write_text('0\n1\n')
+    opts = SourceOptions(raw_shape='7,7,3', labels=str(tmp_path/'l.txt'))
+    with pytest.raises(SmileError, match='cannot be read as an array'): read_source(tmp_path/'x.raw', opts)
+
+
+def test_parquet(tmp_path):
+    pytest.importorskip('pyarrow')
+    folder(tmp_path, {'p/a.png': P, 'p/b.png': P})
+    pd.DataFrame(dict(file_name=['a.png', 'b.png', 'b.png'], label=[1, 0, None])).to_parquet(tmp_path/'t.parquet')
+    t = read_source(tmp_path/'t.parquet').frame
+    assert t.label.tolist() == ['1', '0', ''] and t.path.tolist() == ['p/a.png', 'p/b.png', 'p/b.png']
+    (tmp_path/'t.parquet').write_bytes(b'PAR1 no')
+    with pytest.raises(SmileError, match='cannot be read as Parquet'): read_source(tmp_path/'t.parquet')

@@ -1,0 +1,64 @@
+"Cross-validation: every row held out once, nobody on two sides, one summary."
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from fastsmile.core import OptionError, SmileError, newest_run, read_json
+from fastsmile.data import review
+from fastsmile.options import AuditConfig, DataOptions, FitConfig
+from fastsmile.runs import fit, load_run
+from fastsmile.table import read_source
+
+
+@pytest.fixture(scope='module')
+def folds(faces, tiny, tmp_path_factory):
+    "A cross-validation of the sample without its given splits"
+    root = tmp_path_factory.mktemp('cv')
+    rows = pd.concat([pd.read_csv(faces/f'{s}.csv', header=None, dtype=str) for s in ('train', 'test')])
+    rows.to_csv(root/'all.csv', header=['id', 'label'], index=False)
+    config = replace(tiny, epochs=1, folds=3, labels=str(root/'all.csv'), out=str(root/'runs'/'cv'))
+    return fit(faces, config), review(read_source(faces, config), config)
+
+
+def test_every_row_is_held_out_once_by_a_model_that_never_saw_its_group(folds):
+    run, looked = folds
+    made = pd.read_csv(run.path/'predictions_oof.csv', keep_default_na=False)
+    used = looked.table[looked.table.reason == '']
+    assert sorted(made.path) == sorted(used.path) and made.path.is_unique
+    for k in range(3):
+        t = pd.read_csv(run.path/f'fold_{k}'/'table.csv', keep_default_na=False, dtype=str)
+        t = t[t.reason == '']
+        assert sorted(t[t.split == 'test'].path) == sorted(made.path[made.fold == k])
+        assert {'train', 'valid', 'calib', 'test'} == set(t.split) and t[t.group != ''].groupby('group').split.nunique().max() == 1
+        assert read_json(run.path/f'fold_{k}'/'config.json')['status'] == 'finished'
+
+
+def test_the_summary_has_a_spread_and_is_no_model(folds):
+    run = folds[0]
+    m = run.metrics
+    assert len(m['folds']) == 3 and m['test']['rows'] == sum(f['rows'] for f in m['folds'])
+    assert m['spread']['accuracy']['min'] == min(f['accuracy']['value'] for f in m['folds']) and 'fold_2/report.html' in run.report.read_text()
+    assert run.config['status'] == 'cross-validated'
+    with pytest.raises(SmileError, match='cross-validation'): load_run(run.path)
+    with pytest.raises(SmileError, match='no finished run'): newest_run(run.path.parent)
+    assert load_run(run.path/'fold_1').model.spec.classes == ('NOT smile', 'negative smile', 'positive smile')
+
+
+def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
+    from fastsmile.audit_page import audit
+    done = audit(faces, AuditConfig(suspects=str(folds[0].path), out=str(tmp_path/'a')))
+    assert {f.kind for f in done.found} >= {'suspect-label', 'conflicting-label'}
+
+
+def test_given_test_rows_stay_out(faces, tiny, tmp_path):
+    run = fit(faces, replace(tiny, epochs=1, folds=2, out=str(tmp_path/'cv')))
+    looked = review(read_source(faces), DataOptions())
+    used = looked.table[looked.table.reason == '']
+    made = pd.read_csv(run.path/'predictions_oof.csv')
+    assert sorted(made.path) == sorted(used.path[used.split != 'test'])
+
+
+def test_what_does_not_go_with_folds():
+    with pytest.raises(OptionError, match='--folds does not go'): FitConfig(folds=3, seeds=2)
+    with pytest.raises(OptionError, match='from 2 to 50'): FitConfig(folds=1)
