@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fastsmile.balance import class_weights, link_of, plan_balance, prior_of, prior_shift, probabilities
 from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
 from fastsmile.choices import REFUSED
+from fastsmile.cli import fit_result
 from fastsmile.core import OptionError, SmileError
 from fastsmile.data import audit_source
 from fastsmile.heads import head_of
@@ -308,6 +309,8 @@ def test_a_sweep_of_rates_with_seeds(faces, tiny, tmp_path):
     assert all(s == splits[0] for s in splits)  # seeds change the training, not the split
     assert '--lr-sweep' in r.config['command'] and '--seeds 2' in r.config['command']
     assert 'All trainings' in r.report.read_text() and load_run(r.path).metrics == r.metrics
+    shown, result = fit_result(r)
+    assert [x['variant'] for x in result['comparison']][0] == best and 'half the range of 2' in str(shown[0].title)
 
 
 def test_balance_all_compares_under_one_budget(faces, tiny, tmp_path, monkeypatch):
