@@ -169,7 +169,7 @@ def comparison_table(run) -> tuple[list, list]: # Rich tables; the rows of the c
     def cell(r, k): return 'failed' if r[k] != r[k] else f'{r[k]:.3f}' + (f" ± {(r[f'{k}_max'] - r[f'{k}_min']) / 2:.3f}" if most > 1 else '')
     lines = [(r['variant'] + (' (collapsed)' if r['collapsed'] else ''), r['epochs'], *(cell(r, k) for k in columns)) for r in rows]
     title = 'trainings, the best on valid first; test chose nothing' + (f'; ± half the range of {most}' if most > 1 else '')
-    return [grid(title, ['', 'epochs', f"valid {monitor.replace('_', ' ')}", 'test balanced', 'test macro f1'], lines)], rows
+    return [grid(title, ['', 'epochs', f"valid {monitor.replace('_', ' ').replace('f1', 'F1')}", 'test balanced', 'test macro F1'], lines)], rows
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))
