@@ -164,10 +164,12 @@ def comparison_table(run) -> tuple[list, list]: # Rich tables; the rows of the c
     if run.comparison is None: return [], []
     from fastsmile.sweep import summary
     monitor = run.options.monitor
-    rows, columns = summary(run.comparison, monitor).to_dict('records'), (f'valid_{monitor}', 'test_balanced_accuracy', 'test_macro_f1', 'test_accuracy')
-    def cell(r, k): return 'failed' if r[k] != r[k] else f'{r[k]:.3f}' + (f" ({r[f'{k}_min']:.3f} to {r[f'{k}_max']:.3f})" if r['fits'] > 1 else '')
-    lines = [(r['variant'] + (' (collapsed)' if r['collapsed'] else ''), r['fits'], r['epochs'], *(cell(r, k) for k in columns)) for r in rows]
-    return [grid('trainings, the best on valid first; test chose nothing', ['', 'fits', 'epochs', *(k.replace('_', ' ') for k in columns)], lines)], rows
+    rows = summary(run.comparison, monitor).to_dict('records')
+    columns, most = (f'valid_{monitor}', 'test_balanced_accuracy', 'test_macro_f1'), max(r['fits'] + r['failed'] for r in rows)
+    def cell(r, k): return 'failed' if r[k] != r[k] else f'{r[k]:.3f}' + (f" ± {(r[f'{k}_max'] - r[f'{k}_min']) / 2:.3f}" if most > 1 else '')
+    lines = [(r['variant'] + (' (collapsed)' if r['collapsed'] else ''), r['epochs'], *(cell(r, k) for k in columns)) for r in rows]
+    title = 'trainings, the best on valid first; test chose nothing' + (f'; ± half the range of {most}' if most > 1 else '')
+    return [grid(title, ['', 'epochs', f"valid {monitor.replace('_', ' ').replace('f1', 'F1')}", 'test balanced', 'test macro F1'], lines)], rows
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))
@@ -176,7 +178,7 @@ def _archs(pattern, config):
     from fastsmile.models import list_archs
     rows, there = list_archs(pattern or None, config.limit)
     more = [f'and {there - len(rows)} more: a narrower pattern, or --limit {there}.'] if there > len(rows) else []
-    return [grid('architectures', ['name', 'parameters', 'pixels', 'weights'],
+    return [grid('architectures, with two classes', ['name', 'parameters', 'pixels', 'weights'],
                  [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
             *more], rows
 

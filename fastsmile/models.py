@@ -182,7 +182,7 @@ SUITED = ('resnet10t', 'resnet18', 'resnet50', 'densenet161', 'mobilenetv2_100',
 def list_archs(
     pattern: str | None = None, # shell wildcards; None: `SUITED` and the reports' own
     limit: int = 40,            # architectures to describe at the most
-) -> tuple[list[dict], int]: # arch, parameters, size, weights (cache, hub or none); how many there are
+) -> tuple[list[dict], int]: # arch, parameters with two classes, size, weights (cache, hub or none); how many there are
     "Architectures by name; an `OptionError` where none fits"
     names = [*fastsmile.nets.OWN, *SUITED] if pattern is None else timm.list_models(pattern)
     if not names: raise OptionError(f'No architecture fits {plain(pattern)!r}.', "Use wildcards, e.g. 'resnet*' or '*mobile*'.")
@@ -191,6 +191,6 @@ def list_archs(
 def _describe(arch: str) -> dict:
     "One row of `list_archs`"
     cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True)
-    with torch.device('meta'): model = timm.create_model(arch)
+    with torch.device('meta'): model = timm.create_model(arch, num_classes=2)
     at_hand = 'cache' if _in_cache(arch) else 'hub' if cfg.has_weights else 'none'
     return dict(arch=arch, parameters=sum(p.numel() for p in model.parameters()), size=cfg.input_size[-1], weights=at_hand)

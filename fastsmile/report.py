@@ -140,7 +140,7 @@ def training_words(options: dict, training: dict, model: dict) -> str:
         early = '' if p.get('asked', p['epochs']) == p['epochs'] else f", of {p['asked']} that were asked for"
         what = 'the head alone' if p['name'] == 'head' else 'everything that is not frozen'
         return f"{p['epochs']} epochs{early} of {what} ({p['note'].rstrip('.')})"
-    phases, changed = ', then '.join(map(words, training['phases'])), ' '.join(WORDS[k].format(options[k]) for k in WORDS if options.get(k))
+    phases, changed = ', then '.join(map(words, training['phases'])), ' '.join(WORDS[k].format(options[k]) for k in WORDS if options.get(k) not in (None, 0, 1))
     again = training.get('refit')
     return (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, from {start}; {phases}, "
             f"{options['schedule']}. "

@@ -96,9 +96,10 @@ def watch(learn, config: FitConfig):
 
 def tell_network(net, spec: ModelSpec):
     "Say what is trained, stage by stage, and what a model file of it needs"
-    n = count_parameters(net)
-    say(f"{spec.arch}, {spec.prep.size} px: {n['parameters']:,} parameters, {n['trainable']:,} of them are trained"
-        + (' (trained / all): ' + ', '.join(f"{r['stage']} {r['trainable']:,} / {r['parameters']:,}" for r in stage_table(net))))
+    n, stages = count_parameters(net), stage_table(net)
+    say(f"{spec.arch}, {spec.prep.size} px: {n['parameters']:,} parameters, {n['trainable']:,} of them are trained:")
+    wide = max(len(r['stage']) for r in stages)
+    for r in stages: say(f"    {r['stage']:<{wide}}  {r['trainable']:>12,} of {r['parameters']:>12,}")
     if why := needs_fastsmile(spec): say(f'The model file will need fastsmile to be loaded: {why}.', style='yellow')
 
 # %% ../nbs/17_session.ipynb #788f2f57

@@ -95,7 +95,7 @@ def summary(
     "Mean, lowest and highest over the seeds"
     out = []
     for name, part in rows.groupby('variant', sort=False):
-        good = part[part.error.fillna('') == '']
+        good = part[part.error.isna() | (part.error == '')]  # read from a file, nothing is NaN
         row = dict(variant=name, fits=len(good), failed=len(part) - len(good), epochs=int(part.epochs.iloc[0]))
         for k in (f'valid_{monitor}', *(f'test_{c}' for c in COMPARED)):
             row |= {k: good[k].mean(), f'{k}_min': good[k].min(), f'{k}_max': good[k].max()}

@@ -31,3 +31,12 @@ def test_weights_at_hand(shared, arch, mean):
     assert spec.prep.mean[0] == mean
     net = build(spec, str(shared/'weights'/f'{arch}.safetensors'))
     assert abs(float(net.get_classifier().weight.detach().std())) < 0.1
+
+
+@pytest.mark.parametrize('kw', [dict(pool='catavgmax'), dict(head='mlp:32', dropout=0.2), dict(head='mlp:16', pool='catavgmax')])
+def test_weights_at_hand_under_another_head(shared, kw):
+    from safetensors.torch import load_file
+    from fastsmile.models import build, make_spec
+    file = shared/'weights'/'mobilenetv2_100.safetensors'
+    state, net = load_file(file), build(make_spec('mobilenetv2_100', ['no', 'yes'], size=96, **kw), str(file)).state_dict()
+    assert all(net[k].equal(v) for k, v in state.items() if not k.startswith('classifier'))

@@ -1,0 +1,161 @@
+"""How good a training is on people it has not seen, and what every way against imbalance is worth.
+
+    python benchmarks/balance.py --list                     the parts, done and to do
+    python benchmarks/balance.py --only 'scratch/*'         five person-grouped folds of smiles, the small network from random weights
+    python benchmarks/balance.py --only 'mobilenet/*'       the same with mobilenetv2_100 and ImageNet weights
+    python benchmarks/balance.py --only 'label3/*'          every --balance on the three-way label of smiles
+    python benchmarks/balance.py --only 'emotions/*'        every --balance on the eight emotions
+    python benchmarks/balance.py --tables                   the figures so far, as Markdown
+
+Each part is one `fit`; its row is appended to --out when it is done, and a part that has a row is not run again, so the
+script may be stopped at any time and started once more. --minutes ends it after the part that is running by then.
+The folds are disjoint: every picture is tested once, by a network that has not seen its person; the interval of the five
+together comes from drawing persons. In label3 and emotions the split is the same for all ways (seed 42), the budget too.
+"""
+import argparse
+import fnmatch
+import platform
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from fastsmile import FitConfig, fit, read_source
+from fastsmile.core import write_text
+from fastsmile.evaluate import confusion, intervals, scores
+from fastsmile.options import SourceOptions
+from fastsmile.splits import divide
+from fastsmile.sweep import COMPARED, all_ways, within_budget
+
+SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
+SMALL = dict(arch='resnet10t', model_args='{"channels": [32, 64, 128, 256]}', weights='none', size=64, augment='light')
+FOLDS, SEEDS, ENDS = 5, (1, 2, 3), (('', 'value'), ('_low', 'low'), ('_high', 'high'))
+
+
+@dataclass(frozen=True)
+class Part:
+    "One training"
+    name: str
+    source: Path
+    config: FitConfig
+
+
+def smiles(data: Path, column: str) -> pd.DataFrame:
+    "Path, label and person of the smiles that have a label"
+    return read_source(data/'smiles.zip', SourceOptions(label_col=column, group_col='person')).kept[['path', 'label', 'group']]
+
+
+def fold_parts(kind: str, base: dict, data: Path, work: Path) -> list[Part]:
+    "A part for each fold: its people are test rows, the others are divided by `fit`"
+    rows = smiles(data, 'label')
+    fold = divide(rows.label, rows.group, {k: 1 / FOLDS for k in range(FOLDS)}, seed=0)
+    parts = []
+    for k in range(FOLDS):
+        table = rows.assign(split=['test' if f == k else '' for f in fold])
+        write_text(work/f'fold{k}.csv', table.to_csv(index=False))
+        options = dict(labels=str(work/f'fold{k}.csv'), label_col='label', group_col='group', split_col='split', test=0.0, valid=0.1, calib=0.05)
+        parts.append(Part(f'{kind}/{k}', data/'smiles.zip', FitConfig(**base, **options, monitor='balanced_accuracy', tta='flip')))
+    return parts
+
+
+def way_parts(kind: str, source: Path, options: dict, labels: pd.Series) -> list[Part]:
+    "A part for each way and seed, under one budget"
+    codes = labels.astype('category').cat.codes.sample(frac=0.6, random_state=0).to_numpy()  # about the training rows
+    n = labels.nunique()
+    counts = pd.Series(codes).value_counts().reindex(range(n), fill_value=1).to_numpy()
+    base = FitConfig(**SMALL, **options, epochs=8, lr='0.003', tta='none')
+    return [Part(f'{kind}/{way}/{seed}', source, replace(within_budget(replace(base, balance=way), codes, n), train_seed=seed))
+            for way in all_ways(counts) for seed in SEEDS]
+
+
+def all_parts(data: Path, weights: Path, work: Path) -> list[Part]:
+    mobile = dict(arch='mobilenetv2_100', weights=str(weights/'mobilenetv2_100.safetensors'), size=96, epochs=4, augment='light')
+    emotions = dict(labels=str(data/'legend.csv'), label_col='emotion', group_from=r'(.+)_\d+')
+    faces = read_source(data/'facial_expressions.zip', SourceOptions(**emotions)).kept.label
+    return [*fold_parts('scratch', SMALL | dict(epochs=10), data, work), *fold_parts('mobilenet', mobile, data, work),
+            *way_parts('label3', data/'smiles.zip', dict(label_col='label3', group_col='person'), smiles(data, 'label3').label),
+            *way_parts('emotions', data/'facial_expressions.zip', emotions, faces)]
+
+
+def row_of(part: Part, run, seconds: float) -> dict:
+    "What is written down of a part"
+    row, m = dict(part=part.name, epochs=part.config.epochs, seconds=round(seconds, 1)), run.metrics
+    for s in ('valid', 'test'):
+        row |= {f'{s}_rows': m[s]['rows'], f'{s}_log_loss': m[s]['log_loss'], f'{s}_auc': m[s]['auc'], f'{s}_collapsed': m[s]['collapsed']}
+        row |= {f'{s}_{k}{e}': m[s][k][v] for k in COMPARED for e, v in ENDS}
+    return row | dict(torch=version('torch'), fastai=version('fastai'), machine=platform.machine(), date=time.strftime('%Y-%m-%d'))
+
+
+def file_of(kept: Path, name: str) -> Path:
+    "Where the test predictions of a part are kept"
+    return kept/f"{name.replace('/', '-').replace(':', '-')}.csv"
+
+
+def append(path: Path, row: dict):
+    "One more row; the file is whole at any time"
+    old = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    write_text(path, pd.concat([old, pd.DataFrame([row])]).to_csv(index=False))
+
+
+def fold_line(kind: str, rows: pd.DataFrame, kept: Path) -> str:
+    "The folds of one network in one line: the mean, and all test rows together with persons drawn"
+    b = rows.test_balanced_accuracy
+    line = f'| {kind} | {len(rows)} | {b.mean():.4f} | {b.min():.4f} to {b.max():.4f} |'
+    files = [file_of(kept, p) for p in rows.part]
+    if not all(f.exists() for f in files): return f'{line} | |'
+    made = pd.concat([pd.read_csv(f, keep_default_na=False) for f in files])
+    classes = sorted(made.target.unique())
+    y, pred = (made[c].map(classes.index).to_numpy() for c in ('target', 'label'))
+    low, high = intervals(y, pred, len(classes), made.group)['balanced_accuracy']
+    return f"{line} {scores(confusion(y, pred, len(classes)))['balanced_accuracy']:.4f} ({low:.4f} to {high:.4f}) | {rows.seconds.max():.0f} s |"
+
+
+def tables(out: Path, kept: Path):
+    "Print what is there as Markdown"
+    rows = pd.read_csv(out)
+    kind = rows.part.str.split('/').str[0]
+    print('| network | folds | mean balanced accuracy | over the folds | all rows together (95%) | longest fit |\n|---|---|---|---|---|---|')
+    for k in ('scratch', 'mobilenet'):
+        if (kind == k).any(): print(fold_line(k, rows[kind == k], kept))
+    for k in ('label3', 'emotions'):
+        part = rows[kind == k].assign(way=lambda r: r.part.str.split('/').str[1])
+        if part.empty: continue
+        print(f'\n{k}: mean (lowest to highest) over the seeds, on test\n\n| --balance | fits | epochs | balanced accuracy | macro F1 | accuracy | log loss |\n'
+              '|---|---|---|---|---|---|---|')
+        for way, g in part.groupby('way', sort=False):
+            cells = [f'{g[c].mean():.3f} ({g[c].min():.3f} to {g[c].max():.3f})' for c in ('test_balanced_accuracy', 'test_macro_f1', 'test_accuracy')]
+            print(f"| `{way}` | {len(g)} | {g.epochs.iloc[0]} | {' | '.join(cells)} | {g.test_log_loss.mean():.3f} |")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--only', default='*', help="parts to run, with wildcards: 'scratch/*', 'label3/weighted/1'")
+    p.add_argument('--out', type=Path, default=Path(__file__).with_name('balance.csv'))
+    p.add_argument('--data', type=Path, default=SHARED/'data')
+    p.add_argument('--weights', type=Path, default=SHARED/'weights')
+    p.add_argument('--minutes', type=float, default=1e9, help='begin no part after so many minutes')
+    p.add_argument('--epochs', type=int, help='other epochs than planned, to try the script')
+    p.add_argument('--list', action='store_true')
+    p.add_argument('--tables', action='store_true')
+    a = p.parse_args()
+    kept, end = a.out.with_suffix(''), time.time() + 60 * a.minutes
+    if a.tables: return tables(a.out, kept)
+    done = set(pd.read_csv(a.out).part) if a.out.exists() else set()
+    with tempfile.TemporaryDirectory() as work:
+        for part in all_parts(a.data, a.weights, Path(work)):
+            if not fnmatch.fnmatch(part.name, a.only): continue
+            if a.list or part.name in done or time.time() > end:
+                print(part.name, f'{part.config.epochs} epochs', 'done' if part.name in done else 'to do')
+                continue
+            config = replace(part.config, out=str(Path(work)/part.name.replace('/', '-').replace(':', '-')), **({'epochs': a.epochs} if a.epochs else {}))
+            start = time.time()
+            run = fit(part.source, config)
+            write_text(file_of(kept, part.name), pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).to_csv(index=False))
+            append(a.out, row_of(replace(part, config=config), run, time.time() - start))
+            print(part.name, f"balanced accuracy {run.metrics['test']['balanced_accuracy']['value']:.4f}", flush=True)
+
+
+if __name__ == '__main__': main()
