@@ -64,7 +64,7 @@ def fastsmile(model: Path, size: int, precision: str = 'auto'):
 
 def fastai(model: Path, size: int):
     import timm
-    from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, Resize, ResizeMethod, imagenet_stats)
+    from fastai.vision.all import CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, Resize, ResizeMethod, imagenet_stats
     net = timm.create_model(f'local-dir:{model}', pretrained=True)
     block = DataBlock((ImageBlock, CategoryBlock(vocab=['a', 'b', 'c'])), get_y=lambda p: 'a', item_tfms=Resize(size, method=ResizeMethod.Squish),
                       batch_tfms=Normalize.from_stats(*imagenet_stats))
@@ -140,7 +140,8 @@ def decode_alone(model: Path, size: int):
     return run
 
 
-CONTENDERS = dict(fastsmile=fastsmile, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics, model=model_alone, decode=decode_alone)
+CONTENDERS = dict(fastsmile=fastsmile, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics,
+                  model=model_alone, decode=decode_alone)
 
 
 def busy() -> tuple[float, float]:
@@ -189,6 +190,9 @@ print(label, p[i])
 '''
 
 
+def _first(_): return 'a'  # a label for fastai, which wants one; a name of a module, so that the learner can be exported
+
+
 def cold(args):
     "One picture from a fresh process: `fastsmile predict`, and fastai's load_learner and predict"
     from fastai.vision.all import CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Resize, ResizeMethod
@@ -196,8 +200,8 @@ def cold(args):
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         files, model = pictures(args.source, tmp/'pictures', (400, 533), 8), bundle(args.arch, 224, tmp/'model')
-        block = DataBlock((ImageBlock, CategoryBlock(vocab=['a', 'b', 'c'])), item_tfms=Resize(224, method=ResizeMethod.Squish))
-        learn = Learner(block.dataloaders([(f) for f in files], num_workers=0), timm.create_model(f'local-dir:{model}', pretrained=True),
+        block = DataBlock((ImageBlock, CategoryBlock(vocab=['a', 'b', 'c'])), get_y=_first, item_tfms=Resize(224, method=ResizeMethod.Squish))
+        learn = Learner(block.dataloaders(files, num_workers=0), timm.create_model(f'local-dir:{model}', pretrained=True),
                         loss_func=CrossEntropyLossFlat())
         learn.export(tmp/'export.pkl')
         python = [sys.executable, '-W', 'ignore']
@@ -233,7 +237,8 @@ def growth(args):
         for n in (1_000, 10_000, 100_000):
             (tmp/f'{n}').mkdir()
             for i in range(n): os.link(files[i % 500], tmp/f'{n}'/f'{i:06}.jpg')
-            r = subprocess.run([sys.executable, '-W', 'ignore', '-c', GROW, str(tmp/f'{n}'), str(model), str(tmp/f'{n}.csv')], check=True, capture_output=True, text=True)
+            cmd = [sys.executable, '-W', 'ignore', '-c', GROW, tmp/f'{n}', model, tmp/f'{n}.csv']
+            r = subprocess.run(list(map(str, cmd)), check=True, capture_output=True, text=True)
             rows, failed, seconds, mib = r.stdout.split()
             print(json.dumps(dict(rows=int(rows), failed=int(failed), seconds=round(float(seconds), 1), per_second=round(n / float(seconds)),
                                   peak_mib=round(float(mib)))), flush=True)

@@ -1,6 +1,7 @@
 """From a messy folder of faces to a smile classifier that can be trusted.
 
-    from fastsmile import FitConfig, fit, load_model, load_run
+    from fastsmile import FitConfig, audit, fit, load_model, load_run
+    audit('faces')
     run = fit('faces', FitConfig(arch='densenet161', epochs=5))
     run.predict('new faces', tta=True)
 
@@ -8,8 +9,9 @@ Names are loaded when they are asked for, so that `fastsmile --help` waits neith
 """
 from importlib import import_module
 
-_HOMES = dict(SmileError='core', OptionError='core', SourceOptions='options', FitConfig='options', PredictConfig='options',
-              SampleConfig='options', DemoConfig='options', read_source='table', fit='runs', load_run='runs', load_model='predict', Run='runs')
+_HOMES = dict(SmileError='core', OptionError='core', SourceOptions='options', AuditConfig='options', FitConfig='options', PredictConfig='options',
+              SampleConfig='options', DemoConfig='options', read_source='table', audit='audit_page',
+              fit='runs', load_run='runs', load_model='predict', Run='runs')
 __all__ = [*_HOMES, '__version__']
 
 

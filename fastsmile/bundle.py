@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'Facts', 'Model', 'save_bundle', 'sha256', 'load_bundle']
 
 # %% ../nbs/14_bundle.ipynb #a5c21399
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .balance import decide, probabilities
-from .core import SmileError, atomic, plain, read_json, write_json
+from .balance import LINKS, decide, probabilities
+from .core import OptionError, SmileError, atomic, plain, read_json, write_json
 from .images import Prep
-from .models import ModelSpec
+from .models import ModelSpec, create
 
 # %% ../nbs/14_bundle.ipynb #84edd5a1
 FORMAT = 1  # of fastsmile's key in config.json
@@ -33,6 +33,7 @@ class Facts:
     decide: str          # the rule's name
     metrics: dict = field(default_factory=dict)  # of the run, on valid and test
     origin: dict = field(default_factory=dict)   # data fingerprint, versions, time
+    link: str = 'softmax'  # what the loss made of the logits, from `link_of`
 
 @dataclass(frozen=True)
 class Model:
@@ -46,7 +47,7 @@ class Model:
         logits: np.ndarray, # (N, C)
     ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior; class indices (N,)
         "What the logits say"
-        p = probabilities(np.asarray(logits, dtype=np.float64), np.array(self.facts.shift))
+        p = probabilities(np.asarray(logits, dtype=np.float64), np.array(self.facts.shift), self.facts.link)
         return p, decide(p, np.array(self.facts.offset))
 
 # %% ../nbs/14_bundle.ipynb #e3aeb196
@@ -67,7 +68,7 @@ def save_bundle(
                 crop_mode=prep.crop_mode, num_classes=len(spec.classes), custom_load=False, pool_size=None)
     write_json(folder/'config.json', dict(architecture=spec.arch.split('.')[0], num_classes=len(spec.classes), num_features=model.net.num_features,
         label_names=list(spec.classes), model_args=spec.model_args, pretrained_cfg=cfg,
-        fastsmile=dict(format=FORMAT, arch=spec.arch, sha256=digest, **asdict(model.facts))))
+        fastsmile=dict(format=FORMAT, arch=spec.arch, sha256=digest, hidden=list(spec.hidden), dropout=spec.dropout, **asdict(model.facts))))
 
 def sha256(path) -> str:
     "The SHA-256 of a file, in hex"
@@ -97,9 +98,9 @@ def load_bundle(
         raise SmileError(f'{plain(folder)} needs the architecture {plain(spec.arch)}, which this timm ({timm.__version__}) does not know.',
                          'Install a newer timm.')
     try:
-        net = timm.create_model(spec.arch.split('.')[0], num_classes=len(spec.classes), **spec.model_args)
+        net = create(replace(spec, arch=spec.arch.split('.')[0]))
         net.load_state_dict(load_file(folder/'model.safetensors'))
-    except (RuntimeError, TypeError, ValueError, SafetensorError) as e:
+    except (RuntimeError, TypeError, ValueError, SafetensorError, OptionError) as e:
         raise SmileError(f'The weights in {plain(folder)} do not fit {plain(spec.arch)}: {plain(" ".join(str(e).split()))[:200]}',
                          'Copy the whole folder again.') from None
     return Model(spec, facts, net.eval(), str(folder))
@@ -111,7 +112,9 @@ def _parse(cfg: dict) -> tuple[ModelSpec, Facts]:
     prep = Prep(int(pre['input_size'][-1]), tuple(pre['mean']), tuple(pre['std']), pre['interpolation'], pre['crop_mode'], float(pre['crop_pct']))
     if not 1 <= prep.size <= 4096 or not 0.05 <= prep.crop_pct <= 1:
         raise ValueError(f'input size {prep.size} or crop_pct {prep.crop_pct} is out of range')
-    spec = ModelSpec(own['arch'], tuple(map(str, cfg['label_names'])), prep, dict(cfg['model_args']))
-    facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')))
+    spec = ModelSpec(own['arch'], tuple(map(str, cfg['label_names'])), prep, dict(cfg['model_args']), tuple(map(int, own.get('hidden', ()))),
+                     float(own.get('dropout', 0)))
+    facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')), link=own.get('link', 'softmax'))
+    if facts.link.partition(':')[0] not in LINKS: raise ValueError(f'its link {facts.link!r} is not known')
     if not len(spec.classes) == len(facts.prior) == len(facts.shift) == len(facts.offset): raise ValueError('its lists of classes differ in length')
     return spec, facts

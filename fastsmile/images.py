@@ -33,6 +33,7 @@ def decode(
     data: bytes,                  # a whole image file
     max_pixels: int = MAX_PIXELS, # refuse a picture with more
     prep: 'Prep | None' = None,   # what will be made of it; a JPEG is then decoded no larger than that needs
+    at_least: int | None = None,  # a JPEG may come at half, a quarter or an eighth of its size, while both sides keep this many pixels
 ) -> Image.Image:
     "The picture in `data`: RGB, upright, first frame; raises `ImageError` with the reason"
     if not data: raise ImageError('zero bytes')
@@ -42,7 +43,8 @@ def decode(
     if img.width * img.height > max_pixels: raise ImageError(f'more than {max_pixels:,} pixels: {img.width} x {img.height}')
     try:
         full = img.size
-        if prep and img.format in ('JPEG', 'MPO'): img.draft(None, tuple(REDUCE * v for v in resized(img.size, prep)))
+        least = tuple(REDUCE * v for v in resized(full, prep)) if prep else (at_least, at_least)
+        if least[0] and img.format in ('JPEG', 'MPO'): img.draft(None, least)
         part = round(max(full) / max(img.size))
         img.load()
         img = to_rgb(ImageOps.exif_transpose(img))

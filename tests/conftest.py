@@ -45,9 +45,9 @@ def run(faces, tiny, tmp_path_factory):
     return fit(faces, replace(tiny, out=str(tmp_path_factory.mktemp('runs')/'tiny')))
 
 
-def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', **kwargs) -> bytes:
-    "The bytes of a picture with some structure"
-    rng = np.random.default_rng(0)
+def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', seed=0, **kwargs) -> bytes:
+    "The bytes of a picture with some structure; another seed is another picture"
+    rng = np.random.default_rng(seed)
     img = Image.new('RGB', size, colour)
     img.paste(Image.fromarray(rng.integers(0, 255, (size[1] // 2, size[0] // 2, 3), dtype=np.uint8)))
     buf = io.BytesIO()

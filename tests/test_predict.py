@@ -113,7 +113,8 @@ def test_standard_input(album, run, tmp_path):
 
 
 @pytest.mark.parametrize('where,kw,words', [
-    ('nowhere', {}, 'does not exist'), ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'), ('.', dict(root='.'), 'does not go with'),
+    ('nowhere', {}, 'does not exist'), ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
+    ('.', dict(root='.'), 'does not go with'),
     ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
     ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'is not a folder')])
 def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
@@ -198,7 +199,8 @@ def test_resume_refuses_another_call(album, ask):
         seen = []
         with pytest.raises(KeyboardInterrupt): predict_to_file(album, ask, lambda total: lambda k: (seen.append(k), stop(0) if sum(seen) == n else None))
     interrupted()
-    for change, words in ((dict(tta='flip'), 'tta was none'), (dict(raw=True), 'columns was'), (dict(precision='bf16'), 'precision was fp32'), (dict(bs=8), 'bs was 4')):
+    others = (dict(tta='flip'), 'tta was none'), (dict(raw=True), 'columns was'), (dict(precision='bf16'), 'precision was fp32'), (dict(bs=8), 'bs was 4')
+    for change, words in others:
         with pytest.raises(SmileError, match=words): predict_to_file(album, replace(ask, resume=True, **change))
     with pytest.raises(SmileError, match='The inputs have changed'): predict_to_file(album/'b', replace(ask, resume=True))
     assert predict_to_file(album, ask).resumed == 0  # without --resume from the start
@@ -334,8 +336,8 @@ def test_threads_are_given_back(album, run):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize('arch,kw', [('resnet18', {}), ('mobilenetv2_100', {}), ('densenet121', {}), ('tf_efficientnet_lite0', {}), ('vit_tiny_patch16_224', dict(size=96)),
-                                     ('convnext_atto', {}), ('regnetx_002', {}), ('ghostnet_050', {})])
+@pytest.mark.parametrize('arch,kw', [('resnet18', {}), ('mobilenetv2_100', {}), ('densenet121', {}), ('tf_efficientnet_lite0', {}),
+                                     ('vit_tiny_patch16_224', dict(size=96)), ('convnext_atto', {}), ('regnetx_002', {}), ('ghostnet_050', {})])
 def test_folding_changes_only_the_last_digits(arch, kw):
     import copy
     from fastsmile.engine import fold_norms
@@ -355,7 +357,8 @@ def test_folding_changes_only_the_last_digits(arch, kw):
 def test_predicting_in_a_shell_imports_neither_fastai_nor_pandas(album, run, tmp_path):
     code = f'''
 import sys
-sys.argv = ['fastsmile', 'predict', {str(album)!r}, '--tta', '--model', {str(run.path)!r}, '--out', {str(tmp_path/"p.jsonl")!r}, '--html', {str(tmp_path/"g.html")!r}]
+sys.argv = ['fastsmile', 'predict', {str(album)!r}, '--tta', '--model', {str(run.path)!r},
+            '--out', {str(tmp_path/"p.jsonl")!r}, '--html', {str(tmp_path/"g.html")!r}]
 from fastsmile.cli import main
 try: main()
 except SystemExit as e: print(e.code, {{'fastai', 'pandas', 'matplotlib', 'sklearn'}} & set(sys.modules))

@@ -10,8 +10,10 @@ from conftest import TINY, folder, picture
 
 from fastsmile.balance import plan_draw, prior_of
 from fastsmile.core import OptionError, SmileError
-from fastsmile.models import build, make_spec, param_groups
-from fastsmile.runs import audit_source, build_learner, fit, load_model, load_run
+from fastsmile.data import audit_source
+from fastsmile.models import build, make_spec
+from fastsmile.runs import build_learner, fit, load_model, load_run
+from fastsmile.stages import param_groups
 from fastsmile.table import read_source
 from fastsmile.train import find_rate, suggest
 
@@ -26,8 +28,9 @@ def learner(faces, config, path, device='cpu'):
 
 def test_the_run_folder_is_whole(run):
     files = {p.relative_to(run.path).as_posix() for p in run.path.rglob('*') if p.is_file()}
-    assert files == {'config.json', 'table.csv', 'audit.json', 'history.csv', 'curves.png', 'checkpoints/best.safetensors', 'checkpoints/last.safetensors',
-                     'model/model.safetensors', 'model/config.json', 'predictions_valid.csv', 'predictions_test.csv', 'metrics.json', 'report.html'}
+    assert files == {'config.json', 'table.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png', 'checkpoints/best.safetensors',
+                     'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json', 'balance.json', 'augmented.jpg',
+                     'predictions_valid.csv', 'predictions_test.csv', 'metrics.json', 'report.html'}
     assert run.config['status'] == 'finished' and load_run(run.path).metrics == run.metrics
 
 
@@ -104,7 +107,7 @@ def test_three_groups_hold_every_parameter_once(arch):
 
 
 def test_fewer_rows_than_a_batch_still_train(tmp_path, tiny):
-    files = {f'{c}/{i}.png': picture(c) for c in ('red', 'blue') for i in range(12)}
+    files = {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(12)}
     r = fit(folder(tmp_path/'s', files), replace(tiny, bs=512, out=str(tmp_path/'r')))
     assert np.isfinite(r.history.train_loss).all()
 
@@ -142,7 +145,7 @@ def test_monitor_chooses_the_epoch(faces, tiny, tmp_path):
 
 
 def test_fractions_and_groups(faces, tiny, tmp_path):
-    files = {f'{c}/p{i % 10}_{i}.png': picture(c, size=(20 + i, 20)) for c in ('red', 'blue') for i in range(40)}
+    files = {f'{c}/p{i % 10}_{i}.png': picture(c, size=(20 + i, 20), seed=i) for c in ('red', 'blue') for i in range(40)}
     config = replace(tiny, valid=0.3, test=0.1, calib=0.0, group_from=r'(p\d+)_', epochs=1, out=str(tmp_path/'r'))
     t = pd.read_csv(fit(folder(tmp_path/'s', files), config).path/'table.csv')
     assert t.groupby('group').split.nunique().max() == 1
@@ -150,10 +153,10 @@ def test_fractions_and_groups(faces, tiny, tmp_path):
 
 
 def test_unreadable_pictures_are_named_and_left_out(tmp_path, tiny):
-    files = {f'{c}/{i}.png': picture(c) for c in ('red', 'blue') for i in range(15)} | {'red/broken.png': picture()[:60], 'blue/empty.jpg': b''}
+    files = {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(15)} | {'red/broken.png': picture(seed=99)[:60], 'blue/empty.jpg': b''}
     r = fit(folder(tmp_path/'s', files), replace(tiny, epochs=1, out=str(tmp_path/'r')))
     t = pd.read_csv(r.path/'table.csv', keep_default_na=False).set_index('path')
-    assert t.reason['blue/empty.jpg'] == 'zero bytes' and t.reason['red/broken.png']
+    assert t.reason['blue/empty.jpg'] == 'unreadable: zero bytes' and t.reason['red/broken.png']
     assert (t.reason != '').sum() == 2
 
 
