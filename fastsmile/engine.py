@@ -91,12 +91,13 @@ def batch_size(
     device: str,
     sharers: int = 1, # threads that each hold such a group
     memory: int | None = None, # bytes that are free; asked of the system where None
+    total: int | None = None,  # pictures altogether, where that is known: the sharers then get equal groups
 ) -> int:
     "How many pictures to put through the network at once"
     best = 256 if device != 'cpu' else min(64, max(4, 1 << round(math.log2(8 * (224 / size)**2))))
     each, free = size**2 * 4 * 64, free_memory(device) if memory is None else memory
     while best > 1 and best * each * sharers > free / 4: best //= 2
-    return best
+    return -(-total // (sharers * -(-total // (best * sharers)))) if total and device == 'cpu' else best
 
 # %% ../nbs/15_engine.ipynb #f3dfa578
 class Engine:

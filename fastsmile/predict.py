@@ -160,7 +160,7 @@ def predict_rows(
     choose('--tta-mean', mean, ('probs', 'logits'))
     engine = model if isinstance(model, Engine) else Engine(model, precision, device)
     threads, on_cpu = threads or os.cpu_count() or 1, engine.device == 'cpu'
-    bs = bs or batch_size(engine.model.spec.prep.size, engine.device, threads if on_cpu else 1)
+    bs = bs or batch_size(engine.model.spec.prep.size, engine.device, threads if on_cpu else 1, total=total)
     job = Job(engine, reader, VIEWS[tta], mean, reading or plain_reading(engine.model))
     if on_cpu and total is not None: threads = max(1, min(threads, -(-total // bs)))
     names = iter(names)
@@ -200,7 +200,7 @@ def predict_to_file(
     inputs, model = open_inputs(where, config.image_col, config.root), load_model(config.model)
     engine, reading = Engine(model, config.precision, config.device), plain_reading(model, config.raw)
     threads = config.workers or os.cpu_count() or 1
-    bs = config.bs or batch_size(model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1)
+    bs = config.bs or batch_size(model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1, total=inputs.total)
     views = dict(tta=config.tta, mean=config.tta_mean)
     call = dict(model=read_json(Path(model.where)/'config.json')['fastsmile']['sha256'], precision=engine.precision, bs=bs,
                 columns=columns((), reading), **views)

@@ -290,7 +290,7 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
 
 
 def test_reduced_jpegs_agree(shared):
-    "A JPEG that is decoded at a part of its size gives nearly the same input: 1 of 255 levels in the mean, 3 for 99 in 100"
+    "A JPEG that is decoded at a part of its size gives nearly the same input: 0.8 of 255 levels in the mean, 2 for 99 in 100"
     with zipfile.ZipFile(shared/'data'/'clothing.zip') as z:
         data = [z.read(n) for n in sorted(z.namelist()) if n.endswith('.jpg')][::30]
     off, reduced = [], 0
@@ -299,7 +299,7 @@ def test_reduced_jpegs_agree(shared):
             small = decode(d, prep=prep)
             reduced += small.size != decode(d).size
             off.append(np.abs(prepare(small, prep).astype(int) - prepare(decode(d), prep)).mean())
-    assert reduced > len(off) / 2 and np.mean(off) < 1 and np.percentile(off, 99) < 3
+    assert reduced > len(off) / 2 and np.mean(off) < 0.8 and np.percentile(off, 99) < 2
 
 
 def test_reduced_jpegs_keep_orientation_reasons_and_greys():
