@@ -177,6 +177,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastsmile.cli.progress_bar.__exit__': ('cli.html#progress_bar.__exit__', 'fastsmile/cli.py'),
                                'fastsmile.cli.progress_bar.__init__': ('cli.html#progress_bar.__init__', 'fastsmile/cli.py'),
                                'fastsmile.cli.progress_bar.start': ('cli.html#progress_bar.start', 'fastsmile/cli.py'),
+                               'fastsmile.cli.quick_imports': ('cli.html#quick_imports', 'fastsmile/cli.py'),
                                'fastsmile.cli.translate': ('cli.html#translate', 'fastsmile/cli.py')},
             'fastsmile.core': { 'fastsmile.core.OptionError': ('core.html#optionerror', 'fastsmile/core.py'),
                                 'fastsmile.core.SmileError': ('core.html#smileerror', 'fastsmile/core.py'),

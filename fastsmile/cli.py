@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'parameters', 'translate', 'command', 'grid', 'metrics_tables', 'fit_result', 'comparison_table',
-           'predict_result', 'progress_bar', 'expand', 'main']
+           'quick_imports', 'predict_result', 'progress_bar', 'expand', 'main']
 
-# %% ../nbs/20_cli.ipynb #788289a7
+# %% ../nbs/20_cli.ipynb #c3f8bfda
+import gc
 import inspect
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Annotated
 
@@ -180,12 +182,22 @@ def _archs(pattern, config):
                  [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
             *more], rows
 
+# %% ../nbs/20_cli.ipynb #71aabcce
+@contextmanager
+def quick_imports():
+    "Import without the garbage collector, which would look through all of torch again and again while it is made: a fifth of the start"
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
 # %% ../nbs/20_cli.ipynb #2f70ab03
 @command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; find faces -name '*.jpg' | fastsmile predict -",
          ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, or - for paths on standard input', list[str]))
 def _predict(where, config):
     "One row for every picture: label, confidence, probabilities, or the reason there is none"
-    from fastsmile.predict import predict_to_file
+    with quick_imports(): from fastsmile.predict import predict_to_file
     with progress_bar('predicting') as start: done = predict_to_file(where if len(where) > 1 else where[0], config, start)
     return predict_result(done, config.html)
 

@@ -117,7 +117,7 @@ class Engine:
         prep = model.spec.prep
         self.exact = None if self.precision == 'fp32' else Engine(model, 'fp32', self.device, most)
         self.rule = np.array(model.facts.shift) + np.array(model.facts.offset)
-        self.mean, self.std = (torch.tensor(s, device=self.device).view(1, 3, 1, 1) for s in (prep.mean, prep.std))
+        self.mean, self.std = (torch.tensor(s, device=self.device).repeat(prep.size) for s in (prep.mean, prep.std))  # (size * 3,), of one row
 
     def logits(self,
         pictures: np.ndarray, # (n, size, size, 3), uint8
@@ -144,8 +144,10 @@ class Engine:
         return np.concatenate([self._pass(pictures[:half]), self._pass(pictures[half:])])
 
     def _forward(self, pictures: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)  # (n, 3, size, size), channels last
-        with torch.inference_mode(): return self.net(((x.float() / 255 - self.mean) / self.std).to(self.dtype)).float().cpu().numpy()
+        x = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)  # (n, size, size, 3)
+        rows = x.float().flatten(2).div_(255).sub_(self.mean).div_(self.std)  # (n, size, size * 3), as training's Normalize does
+        x = rows.view(x.shape).permute(0, 3, 1, 2).to(self.dtype)  # (n, 3, size, size), channels last
+        with torch.inference_mode(): return self.net(x).float().cpu().numpy()
 
 def margin(
     scores: np.ndarray, # (n, C)
