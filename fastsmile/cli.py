@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['app', 'parameters', 'translate', 'command', 'grid', 'metrics_tables', 'fit_result', 'comparison_table',
-           'predict_result', 'progress_bar', 'expand', 'main']
+           'quick_imports', 'predict_result', 'progress_bar', 'expand', 'main']
 
-# %% ../nbs/20_cli.ipynb #788289a7
+# %% ../nbs/20_cli.ipynb #1b680979
+import atexit
+import gc
 import inspect
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Annotated
 
@@ -60,7 +63,7 @@ def command(
     name: str,             # as typed
     config,                # the dataclass of its options
     example: str,          # shown below the options
-    argument=None,         # (name, default, help) of what stands before the options
+    argument=None,         # (name, default, help) of what stands before the options; a fourth is its type, where it is no text
 ):
     "Make a command out of a function from (argument, config) to what to print, what `--json` prints, and maybe an exit code"
     def wrap(f):
@@ -77,9 +80,9 @@ def command(
                 raise typer.Exit(translate(e)) from None
         first = []
         if argument:
-            arg, default, help = argument
+            arg, default, help, kind = (*argument, str)[:4]
             first = [inspect.Parameter(arg, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default,
-                                       annotation=Annotated[str, typer.Argument(help=help, show_default=default is not inspect.Parameter.empty)])]
+                                       annotation=Annotated[kind, typer.Argument(help=help, show_default=default is not inspect.Parameter.empty)])]
         last = inspect.Parameter('json', inspect.Parameter.KEYWORD_ONLY, default=False,
                                  annotation=Annotated[bool, typer.Option('--json', help='print the result as JSON')])
         run.__signature__ = inspect.Signature([*first, *parameters(config), last])
@@ -182,23 +185,40 @@ def _archs(pattern, config):
                  [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
             *more], rows
 
-# %% ../nbs/20_cli.ipynb #a983c36b
-@command('predict', PredictConfig, 'fastsmile predict folder/ --tta --out predictions.csv',
-         ('folder', inspect.Parameter.empty, 'folder or zip of pictures'))
-def _predict(folder, config):
-    "One row for every picture: label, confidence, probabilities, or the reason there is none"
-    from fastsmile.runs import predict
-    with progress_bar('predicting') as start: done = predict(folder, config, start)
-    return predict_result(done)
+# %% ../nbs/20_cli.ipynb #71aabcce
+@contextmanager
+def quick_imports():
+    "Import without the garbage collector, which would look through all of torch again and again while it is made: a fifth of the start"
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # bindings that count their objects when the process ends shall find none of ours
+        gc.enable()
 
-def predict_result(done) -> tuple:
+# %% ../nbs/20_cli.ipynb #2f70ab03
+@command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; find faces -name '*.jpg' | fastsmile predict -",
+         ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, or - for paths on standard input', list[str]))
+def _predict(where, config):
+    "One row for every picture: label, confidence, probabilities, or the reason there is none"
+    with quick_imports(): from fastsmile.predict import predict_to_file
+    with progress_bar('predicting') as start: done = predict_to_file(where if len(where) > 1 else where[0], config, start)
+    return predict_result(done, config.html)
+
+def predict_result(done, page=None) -> tuple:
     "What `predict` prints"
-    good = done.rows - len(done.errors)
+    good, fresh = done.rows - done.failed, done.rows - done.resumed
     shown = [grid(f'{done.rows} pictures', ['label', 'rows', 'share'], [(c, n, f'{n / max(1, good):.1%}') for c, n in done.labels.items()])]
-    if done.errors:
-        shown.append(grid(f'{len(done.errors)} without a prediction', ['picture', 'reason'], done.errors[:10]))
-        if len(done.errors) > 10: shown.append(f'and {len(done.errors) - 10} more, see the column error')
-    return [*shown, f'predictions: {plain(done.out)}'], dict(rows=done.rows, labels=done.labels, errors=dict(done.errors), out=done.out)
+    if done.failed:
+        shown.append(grid(f'{done.failed} without a prediction', ['picture', 'reason'], done.errors[:10]))
+        if done.failed > 10: shown.append(f'and {done.failed - 10} more, see the column error')
+    shown.append('probabilities: ' + done.how['probabilities'])
+    shown.append(f'{fresh} pictures in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.how["precision"]}'
+                 + (f'; {done.resumed} were there from before' if done.resumed else ''))
+    pages = [f'gallery: {plain(page)}'] if page else []
+    result = dict(rows=done.rows, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out,
+                  resumed=done.resumed, seconds=done.seconds, **done.how)
+    return [*shown, f'predictions: {plain(done.out)}', *pages], result | (dict(html=page) if page else {})
 
 # %% ../nbs/20_cli.ipynb #79ecda6b
 class progress_bar:
@@ -212,7 +232,7 @@ class progress_bar:
                             console=Console(stderr=True), transient=True)
         if sys.stderr.isatty(): self.bar.start()
         return self.start
-    def start(self, total: int):
+    def start(self, total: int | None):
         task = self.bar.add_task(self.what, total=total, rate='')
         def tick(n):
             speed = self.bar.tasks[task].speed
@@ -231,13 +251,14 @@ def _demo(config):
     say(f'1/3 draw {draw.n} faces with the flaws of a real data set. Alone: {command_line("sample", [faces], draw)}', style='bold')
     from fastsmile.sample import sample
     sample(faces, draw)
-    from fastsmile.runs import demo_config, fit, predict
+    from fastsmile.predict import predict_to_file
+    from fastsmile.runs import demo_config, fit
     options = demo_config(config)
     say(f'2/3 audit, train, evaluate, report. Alone: {command_line("fit", [faces], options)}', style='bold')
     run = fit(faces, options)
     ask = PredictConfig(model=str(run.path), tta='flip', out=str(out/'predictions.csv'))
     say(f'3/3 predict a folder. Alone: {command_line("predict", [faces/"happy_images"], ask)}', style='bold')
-    done = predict(faces/'happy_images', ask)
+    done = predict_to_file(faces/'happy_images', ask)
     trained, predicted = fit_result(run), predict_result(done)
     return [*trained[0], *predicted[0], f'Look at {plain(run.report)} in a browser. Next: fastsmile fit YOUR_FOLDER'], dict(fit=trained[1],
             predict=predicted[1])

@@ -44,7 +44,7 @@ class Pictures:
         if self.kept:
             with ThreadPoolExecutor(os.cpu_count()) as pool: self.data = np.stack(list(pool.map(self._read, names)))
 
-    def _read(self, name: str) -> np.ndarray: return prepare(self.reader.image(name), self.prep)
+    def _read(self, name: str) -> np.ndarray: return prepare(self.reader.image(name, self.prep), self.prep)
 
     def __call__(self, name: str) -> TensorImage: # (3, size, size), uint8
         "One picture; one that is not among the kept is read"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['predict_split', 'measure', 'measure_all', 'fit', 'new_net', 'fit_once', 'recorded', 'write_audit', 'origin_of',
-           'compare_fits', 'fit_folds', 'Run', 'load_run', 'load_model', 'predict', 'demo_config']
+           'compare_fits', 'fit_folds', 'Run', 'load_run', 'demo_config']
 
 # %% ../nbs/18_runs.ipynb #316b7522
 import platform
@@ -20,12 +20,13 @@ from .bundle import Model, load_bundle, save_bundle
 from .checks import audit_record
 from .core import SmileError, atomic, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
 from .data import Data, Review, divide_rows, fold_rows, look
+from .engine import pick_device
 from .evaluate import evaluate_predictions
 from .folds import write_folds
 from .loaders import Pictures
 from .models import ModelSpec, build, needs_fastsmile
 from .options import DemoConfig, FitConfig, command_line
-from .predict import Summary, columns, open_folder, pick_device, predict_rows, write_predictions
+from .predict import columns, load_model, predict_rows
 from .report import verdict, write_plots, write_report
 from .session import build_learner, refit_all, spec_of, tell_network, train, write_balance, write_preview
 from .stages import count_parameters, freeze_before, stage_table
@@ -42,8 +43,8 @@ def predict_split(
 ) -> pd.DataFrame: # `columns` and target, group
     "Predictions on the rows of one split"
     rows = data.rows[data.rows.split == split].reset_index(drop=True)
-    made = pd.DataFrame(list(predict_rows(model, data.source.reader, rows.path, tta, config.bs, config.device)), columns=columns(model.spec.classes))
-    return made.assign(target=rows.label, group=rows.group)
+    made = predict_rows(model, data.source.reader, rows.path, tta, device=config.device, precision='fp32', total=len(rows))
+    return pd.DataFrame(list(made), columns=columns(model.spec.classes)).assign(target=rows.label, group=rows.group)
 
 def measure(
     made: pd.DataFrame, # from `predict_split`
@@ -67,7 +68,7 @@ def measure_all(
         if not (data.rows.split == split).any(): continue
         made = predict_split(model, data, split, config)
         with atomic(path/f'predictions_{split}.csv') as tmp: made.to_csv(tmp, index=False)
-        out[split] = measure(made, model.spec.classes)
+        out[split] = measure(made, model.spec.classes) | dict(precision='fp32')
     if 'test' in out and config.tta != 'none':
         out['test_tta'] = dict(views=config.tta, **measure(predict_split(model, data, 'test', config, config.tta), model.spec.classes))
     write_json(path/'metrics.json', out)
@@ -227,7 +228,7 @@ class Run:
     @property
     def verdict(self) -> str: return verdict(self.metrics)['text']
     @cached_property
-    def model(self) -> Model: return load_bundle(self.path)
+    def model(self) -> Model: return load_model(self.path)
 
     @cached_property
     def options(self) -> FitConfig:
@@ -258,25 +259,6 @@ def load_run(
         raise SmileError(f'{plain(path)} is not a finished run' + (f' (its status is {status}).' if status else '.'),
                          'Name a folder that `fastsmile fit` has finished.')
     return Run(path)
-
-def load_model(
-    path=None, # a run folder or a bundle; the newest finished run where None
-) -> Model:
-    "Load a model that predicts"
-    return load_bundle(newest_run() if path is None else path)
-
-# %% ../nbs/18_runs.ipynb #cb6ddf0c
-def predict(
-    where,  # a folder or a zip of pictures
-    config, # a `PredictConfig`
-    progress=None, # called with the number of pictures; returns a function that is called for each row
-) -> Summary:
-    "Write a row for every picture; says which model it uses"
-    model = load_model(config.model)
-    say(f'model: {model.where} ({model.spec.arch}, {model.spec.prep.size} px)')
-    reader, names = open_folder(where)
-    rows = predict_rows(model, reader, names, config.tta, config.bs, config.device, config.workers)
-    return write_predictions(rows, model.spec.classes, config.out, progress(len(names)) if progress else lambda n: None)
 
 # %% ../nbs/18_runs.ipynb #03cbd219
 def demo_config(

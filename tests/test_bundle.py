@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
+from fastsmile.bundle import Facts, Model, load_bundle, save_bundle, sha256
 from fastsmile.core import SmileError
 from fastsmile.models import build, make_spec
 
@@ -60,3 +60,43 @@ def test_unknown_architecture_broken_json_missing_files(tmp_path):
     (tmp_path/'m'/'config.json').write_text('{')
     with pytest.raises(SmileError, match='cannot be read as JSON'): load_bundle(tmp_path/'m')
     with pytest.raises(SmileError, match='holds no model'): load_bundle(tmp_path)
+
+
+def test_changed_and_cut_weights_are_refused(tmp_path):
+    bundle(tmp_path/'m')
+    weights = tmp_path/'m'/'model.safetensors'
+    data = weights.read_bytes()
+    for other in (data[:-1], data[:100], b'', data[:-1] + bytes([data[-1] ^ 1])):
+        weights.write_bytes(other)
+        with pytest.raises(SmileError, match='checksum'): load_bundle(tmp_path/'m')
+
+
+def test_a_pickle_is_explained_and_not_executed(tmp_path):
+    "As the model, as a run folder's content, and as weights whose checksum is right"
+    import pickle
+
+    class Evil:
+        def __reduce__(self): return (open, (str(tmp_path/'pwned'), 'w'))
+    evil = pickle.dumps(dict(weight=Evil()))
+    for name in ('export.pkl', 'model.pth', 'model.pt', 'model.zip'):
+        (tmp_path/name).write_bytes(evil)
+        with pytest.raises(SmileError, match='can run code when they are opened'): load_bundle(tmp_path/name)
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'export.pkl').write_bytes(evil)
+    with pytest.raises(SmileError, match='holds no model'): load_bundle(tmp_path/'run')
+    bundle(tmp_path/'m')
+    (tmp_path/'m'/'model.safetensors').write_bytes(evil)
+    cfg = json.loads((tmp_path/'m'/'config.json').read_text())
+    cfg['fastsmile']['sha256'] = sha256(tmp_path/'m'/'model.safetensors')
+    (tmp_path/'m'/'config.json').write_text(json.dumps(cfg))
+    with pytest.raises(SmileError, match='do not fit'): load_bundle(tmp_path/'m')
+    assert not (tmp_path/'pwned').exists()
+
+
+def test_a_bundle_that_is_cut_off_while_it_is_written_is_none(tmp_path, monkeypatch):
+    bundle(tmp_path/'m')
+    monkeypatch.setattr('fastsmile.bundle.write_json', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt): bundle(tmp_path/'new')
+    with pytest.raises(SmileError, match='holds no model'): load_bundle(tmp_path/'new')
+    with pytest.raises(KeyboardInterrupt): bundle(tmp_path/'m', size=64, model_args='{"channels": [8, 16, 32, 64]}')
+    with pytest.raises(SmileError, match='checksum'): load_bundle(tmp_path/'m')  # new weights, old JSON

@@ -38,12 +38,18 @@ def test_help_is_quick():
 
 @pytest.mark.parametrize('args,code,words', [(['fit', 'nowhere'], 1, 'does not exist'), (['fit', '--bs', 'many'], 2, "'--bs'"),
                                              (['fit', '--epochs', '-3'], 2, 'out of range'),
-                                             (['predict', 'nowhere', '--model', 'x'], 1, 'no model'), (['predict'], 2, 'folder'), (['smile'], 2, 'smile'),
-                                             (['sample', '/proc/x'], 1, 'cannot be made'), (['predict', '.', '--tta', 'upside-down'], 2, '')])
+                                             (['predict', 'nowhere'], 1, 'does not exist'), (['predict'], 2, "'where'"), (['smile'], 2, 'smile'),
+                                             (['sample', '/proc/x'], 1, 'cannot be made'), (['predict', '.', '--tta=upside-down'], 2, 'upside-down')])
 def test_bad_input_is_one_line_and_a_code(args, code, words, tmp_path):
     r = shell(*args, cwd=tmp_path)
     assert r.returncode == code and words in r.stderr and 'Traceback' not in r.stderr and not r.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    (tmp_path/'a.png').write_bytes(picture())
+    r = shell('predict', 'a.png', '--model', 'x', cwd=tmp_path)
+    assert r.returncode == 1 and 'no model' in r.stderr and 'Traceback' not in r.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -36,10 +36,10 @@ def test_the_run_folder_is_whole(run):
 
 def test_predict_gives_the_validation_rows_again(run, faces):
     valid = pd.read_csv(run.path/'predictions_valid.csv')
-    again = run.predict(faces, bs=5).set_index('path').loc[valid.path].reset_index()
+    again = run.predict(faces, bs=5, precision='fp32').set_index('path').loc[valid.path].reset_index()
     p = [c for c in valid if c.startswith('p_')]
     assert np.abs(again[p].astype(float).to_numpy() - valid[p].to_numpy()).max() < 1e-4
-    assert again.label.tolist() == valid.label.tolist()
+    assert again.label.tolist() == valid.label.tolist() and run.metrics['valid']['precision'] == 'fp32'
 
 
 def test_the_same_seed_gives_the_same_run(run, faces, tiny, tmp_path):

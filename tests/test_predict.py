@@ -1,0 +1,396 @@
+"Every input gets its row, whatever it is and whatever happens; a run that is killed goes on; what is quicker says the same."
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import folder, picture
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from fastsmile.core import OptionError, SmileError
+from fastsmile.images import Folder, Prep, decode, prepare
+from fastsmile.inputs import in_order, open_inputs
+from fastsmile.options import PredictConfig
+from fastsmile.predict import VIEWS, load_model, plain_reading, predict_rows, predict_to_file
+
+
+@pytest.fixture(scope='module')
+def album(tmp_path_factory):
+    "Forty pictures in two folders, and one that is broken"
+    colours = ['navy', 'red', 'olive', 'white', 'teal', 'gray', 'pink', 'gold']
+    files = {f'{"ab"[i % 2]}/{i:02}.{"jpg" if i % 3 else "png"}': picture(colours[i % 8], (30 + i, 40), 'JPEG' if i % 3 else 'PNG') for i in range(40)}
+    return folder(tmp_path_factory.mktemp('album'), files | {'a/broken.jpg': b'no picture'})
+
+
+@pytest.fixture
+def ask(run, tmp_path):
+    "Options of a prediction with the tiny run's model"
+    return PredictConfig(model=str(run.path), out=str(tmp_path/'out'/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2)
+
+
+def rows_of(path): return list(csv.DictReader(open(path, newline='', encoding='utf-8', errors='surrogateescape')))
+
+
+def shell(*args, cwd=None, stdin=None):
+    return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, input=stdin,
+                          env=os.environ | dict(COLUMNS='160', TERM='dumb'))
+
+
+# what to predict on
+
+def test_a_folder_is_walked_in_order_and_loops_end(album, ask, tmp_path):
+    (album/'a'/'loop').symlink_to(album)
+    (album/'a'/'self.jpg').symlink_to(album/'a'/'self.jpg')
+    (album/'.hidden').mkdir()
+    (album/'.hidden'/'x.png').write_bytes(picture())
+    try: done = predict_to_file(album, ask)
+    finally: (album/'a'/'loop').unlink(); (album/'a'/'self.jpg').unlink()
+    rows = rows_of(ask.out)
+    assert done.rows == len(rows) == 42 and done.failed == 2 and [r['path'] for r in rows] == sorted(r['path'] for r in rows)
+    assert {r['path']: r['error'] for r in rows if r['error']}['a/broken.jpg'] == 'not an image that can be read'
+    assert all(not r['label'] and not r['confidence'] for r in rows if r['error'])
+
+
+def test_lists_give_a_row_for_each_line(album, ask, tmp_path):
+    lines = ['b/01.jpg', 'a/00.png', 'b/01.jpg', 'gone.jpg', 'a/broken.jpg', str(album/'a'/'02.jpg'), '../../etc/passwd', 'ä\udcff.jpg']
+    (album/'list.txt').write_bytes(b'\xef\xbb\xbf' + '\r\n'.join([*lines[:3], '', *lines[3:]]).encode('utf-8', 'surrogateescape'))
+    predict_to_file(album/'list.txt', ask)
+    rows = rows_of(ask.out)
+    assert [r['path'] for r in rows] == lines
+    assert [bool(r['error']) for r in rows] == [False, False, False, True, True, False, True, True]
+    whole = {r['path']: r for r in predict_rows(load_model(ask.model), Folder(album), ['b/01.jpg'])}
+    assert abs(float(rows[0]['confidence']) - whole['b/01.jpg']['confidence']) < 1e-5
+    predict_to_file(album/'list.txt', replace(ask, root=str(tmp_path)))
+    assert sum(not r['error'] for r in rows_of(ask.out)) == 1  # the absolute one
+
+
+@pytest.mark.parametrize('text,column,names', [
+    ('id,image\n1,a/00.png\n2,b/01.jpg\n', None, ['a/00.png', 'b/01.jpg']), ('id;Path\n1;a/00.png\n', None, ['a/00.png']),
+    ('who,face\nAnn,a/00\n"Bob, Jr.",\nEve,b/01\n', 'face', ['a/00', '', 'b/01']), ('a/00,happy\nb/01,sad\n', '1', ['a/00', 'b/01']),
+    ('face\nb/01.jpg\n', 'FACE', ['b/01.jpg'])])
+def test_a_column_of_a_csv(album, ask, text, column, names):
+    (album/'t.csv').write_text(text)
+    predict_to_file(album/'t.csv', replace(ask, image_col=column))
+    rows = rows_of(ask.out)
+    assert [r['path'] for r in rows] == names and [bool(r['error']) for r in rows] == [not n for n in names]
+
+
+def test_predictions_are_an_input_again(album, ask, tmp_path):
+    predict_to_file(album, ask)
+    first = rows_of(ask.out)
+    predict_to_file(ask.out, replace(ask, root=str(album), out=str(tmp_path/'again.csv')))
+    assert rows_of(tmp_path/'again.csv') == first
+
+
+def test_zip_pattern_and_pictures(album, ask, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z:
+        for p in sorted(album.rglob('*.*g')): z.write(p, p.relative_to(album).as_posix())
+    predict_to_file(album, ask)
+    want = {r['path']: r['confidence'] for r in rows_of(ask.out)}
+    predict_to_file(tmp_path/'z.zip', ask)
+    assert {r['path']: r['confidence'] for r in rows_of(ask.out)} == want
+    monkeypatch.chdir(album)
+    for where, n in (('**/*.png', 14), ('a/*', 21), (['b', 'a/00.png', 'a/00.png'], 22), ('a/02.jpg', 1), (['a/02.jpg', 'a/broken.jpg'], 2)):
+        done = predict_to_file(where, ask)
+        rows = rows_of(ask.out)
+        assert done.rows == len(rows) == n and all((album/r['path']).exists() for r in rows)
+
+
+def test_standard_input(album, run, tmp_path):
+    r = shell('predict', '-', '--model', run.path, '--out', tmp_path/'p.csv', cwd=album, stdin='b/01.jpg\n\nno.jpg\na/00.png\n')
+    assert r.returncode == 0, r.stderr
+    assert [(x['path'], x['error']) for x in rows_of(tmp_path/'p.csv')] == [('b/01.jpg', ''), ('no.jpg', 'no such file'), ('a/00.png', '')]
+
+
+@pytest.mark.parametrize('where,kw,words', [
+    ('nowhere', {}, 'does not exist'), ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
+    ('.', dict(root='.'), 'does not go with'),
+    ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
+    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'is not a folder')])
+def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
+    folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'bad.zip': b'PK\x03\x04 no zip'})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SmileError, match=words): open_inputs(where, **kw)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters='\0'), max_size=6), max_size=40), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_sorting_on_disk_is_sorting(names, run):
+    n, out = in_order(names, run)
+    assert n == len(names) and list(out) == sorted(names)
+
+
+# what comes out
+
+def test_the_three_formats_say_the_same(album, ask, tmp_path):
+    pq = pytest.importorskip('pyarrow.parquet')
+    for kind in ('csv', 'jsonl', 'parquet'): predict_to_file(album, replace(ask, out=str(tmp_path/f'p.{kind}')))
+    rows = rows_of(tmp_path/'p.csv')
+    lines = [json.loads(line) for line in open(tmp_path/'p.jsonl')]
+    table = pq.read_table(tmp_path/'p.parquet')
+    assert [r['path'] for r in rows] == [r['path'] for r in lines] == table['path'].to_pylist()
+    assert [float(r['confidence']) if r['confidence'] else None for r in rows] == [r['confidence'] for r in lines] == table['confidence'].to_pylist()
+    assert [r['error'] for r in rows] == table['error'].to_pylist() and not list(tmp_path.glob('*.part*'))
+
+
+def test_raw_probabilities_have_columns_of_their_own(album, ask):
+    done = predict_to_file(album, replace(ask, raw=True))
+    assert 'raw_ columns as the network gives them' in done.how['probabilities'] and 'corrected' in done.how['probabilities']
+    row, model = rows_of(ask.out)[0], load_model(ask.model)
+    raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
+    shifted = raw * np.exp(model.facts.shift)
+    assert np.abs(shifted / shifted.sum() - p).max() < 1e-9 < np.abs(raw - p).max()
+    assert 'as training saw them' in plain_reading(replace(model, facts=replace(model.facts, shift=[0.] * 3))).words
+
+
+def killed(args, part, least, cwd=None):
+    "Start a run, kill it when its part has so many rows, and return how many it had"
+    p = subprocess.Popen([sys.executable, '-m', 'fastsmile', *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd)
+    end = time.time() + 60
+    while time.time() < end and p.poll() is None and (not part.exists() or part.read_bytes().count(b'\n') <= least): time.sleep(0.005)
+    assert p.poll() is None, 'the run ended before it was killed'
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    return part.read_bytes().count(b'\n')
+
+
+def test_a_killed_run_goes_on(album, run, ask, tmp_path):
+    names = sorted(n.relative_to(album).as_posix() for n in album.rglob('*.*g')) * 60
+    (tmp_path/'l.txt').write_text('\n'.join(names))
+    same = replace(ask, root=str(album), bs=8, tta='flip', out=str(tmp_path/'p.csv'))
+    args = f'predict {tmp_path}/l.txt --root {album} --model {run.path} --bs 8 --tta flip --precision fp32 --device cpu --workers 2 --out {same.out}'.split()
+    out, part = tmp_path/'p.csv', tmp_path/'p.csv.part'
+    assert killed(args, part, 300) < len(names) and not out.exists()
+    with open(part, 'a') as f: f.write('a/00.png,half a ro')  # a row that was cut off
+    done = predict_to_file(tmp_path/'l.txt', replace(same, resume=True))
+    assert done.resumed >= 296 and done.rows == len(names) == sum(done.labels.values()) + done.failed and not part.exists()
+    predict_to_file(tmp_path/'l.txt', replace(same, out=str(tmp_path/'whole.csv')))
+    assert (tmp_path/'whole.csv').read_bytes() == out.read_bytes() and [r['path'] for r in rows_of(out)] == names
+
+
+def test_what_a_run_has_done_is_on_disk(album, ask):
+    "At most the group that is being written is not there when the process dies"
+    seen = []
+    def progress(total):
+        def tick(n):
+            seen.append(n)
+            if sum(seen) == 23: raise KeyboardInterrupt
+        return tick
+    with pytest.raises(KeyboardInterrupt): predict_to_file(album, ask, progress)
+    part = ask.out + '.part'
+    assert 23 - len(rows_of(part)) < 4 and not os.path.exists(ask.out)
+    done = predict_to_file(album, replace(ask, resume=True))
+    assert done.resumed == 20 and done.rows == 41
+
+
+def test_resume_refuses_another_call(album, ask):
+    def stop(total): raise KeyboardInterrupt
+    def interrupted(n=9):
+        seen = []
+        with pytest.raises(KeyboardInterrupt): predict_to_file(album, ask, lambda total: lambda k: (seen.append(k), stop(0) if sum(seen) == n else None))
+    interrupted()
+    others = (dict(tta='flip'), 'tta was none'), (dict(raw=True), 'columns was'), (dict(precision='bf16'), 'precision was fp32'), (dict(bs=8), 'bs was 4')
+    for change, words in others:
+        with pytest.raises(SmileError, match=words): predict_to_file(album, replace(ask, resume=True, **change))
+    with pytest.raises(SmileError, match='The inputs have changed'): predict_to_file(album/'b', replace(ask, resume=True))
+    assert predict_to_file(album, ask).resumed == 0  # without --resume from the start
+    assert predict_to_file(album, replace(ask, resume=True)).resumed == 0  # nothing to go on with
+
+
+def test_two_writers_of_one_file(album, ask):
+    pytest.importorskip('fcntl')
+    from fastsmile.outputs import Sheet
+    with Sheet(ask.out, ['path', 'error'], [], {}):
+        with pytest.raises(SmileError, match='Another process is writing'): predict_to_file(album, ask)
+
+
+@pytest.mark.parametrize('out,words', [('p.xlsx', 'not known'), ('/proc/p.csv', 'cannot be written')])
+def test_outputs_that_cannot_be_written(album, ask, out, words):
+    with pytest.raises(SmileError, match=words): predict_to_file(album, replace(ask, out=out))
+
+
+# what the numbers are
+
+def test_tta_is_the_mean_over_its_views(album, run):
+    model, reader = run.model, Folder(album)
+    names = [n for n in reader.names() if 'broken' not in n]
+    def probs(**kw): return np.array([[r[f'p_{c}'] for c in model.spec.classes] for r in predict_rows(model, reader, names, device='cpu', **kw)])
+    plain = probs()
+    for tta in ('flip', 'crops', 'full'):
+        a, b = probs(tta=tta), probs(tta=tta, mean='logits')
+        assert np.abs(a - plain).max() > 1e-6 and np.abs(a - b).max() > 1e-9 and np.abs(a.sum(1) - 1).max() < 1e-9 and np.abs(b.sum(1) - 1).max() < 1e-9
+        assert np.array_equal(a, probs(tta=tta))
+    assert not any(v.mirror for v in VIEWS['crops']) and {v.zoom for v in VIEWS['full']} == {1.0, 0.9}
+    mirrored = np.array([[r[f'p_{c}'] for c in model.spec.classes] for r in predict_rows(model, Mirrored(album), names, tta='flip', device='cpu')])
+    assert np.abs(mirrored - probs(tta='flip')).max() < 1e-6  # flip does not tell a picture from its mirror image
+
+
+class Mirrored(Folder):
+    def image(self, name, prep=None): return super().image(name, prep).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def test_views_need_the_memory_of_one(album, run, monkeypatch):
+    "The network never sees more pictures at once than a group has, however many views there are"
+    from fastsmile.engine import Engine
+    most = []
+    real = Engine._forward
+    monkeypatch.setattr(Engine, '_forward', lambda self, x: (most.append(len(x)), real(self, x))[1])
+    list(predict_rows(run.model, Folder(album), Folder(album).names(), tta='full', bs=8, device='cpu'))
+    assert max(most) == 8
+
+
+def test_a_network_without_numbers_gives_a_reason(album, run, tmp_path):
+    model = load_model(run.path)
+    with torch.no_grad(): model.net.get_classifier().bias[0] = float('nan')
+    rows = list(predict_rows(model, Folder(album), Folder(album).names(), device='cpu'))
+    assert len(rows) == 41 and all(r['error'] for r in rows) and not any(r['label'] for r in rows)
+
+
+def test_fp16_that_overflows_is_made_again(album, run):
+    model = load_model(run.path)
+    with torch.no_grad(): model.net.get_classifier().weight.mul_(1e6)
+    a, b = ([r['label'] for r in predict_rows(model, Folder(album), Folder(album).names(), device='cpu', precision=p)] for p in ('fp16', 'fp32'))
+    assert a == b
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
+    "A network with real weights, its head fitted to smiles: the top class is the same on 99.5% of 600 pictures"
+    from sklearn.linear_model import LogisticRegression
+    from fastsmile.bundle import Facts, Model
+    from fastsmile.engine import Engine
+    from fastsmile.images import Zip
+    from fastsmile.models import build, make_spec
+    reader, spec = Zip(shared/'data'/'smiles.zip'), make_spec('mobilenetv2_100', ['no', 'yes'], size=64)
+    with open(shared/'data'/'smiles.csv', newline='') as f: label = {os.path.basename(next(iter(r.values()))): r['label'] for r in csv.DictReader(f)}
+    names = np.random.default_rng(0).permutation([n for n in reader.names() if os.path.basename(n) in label])[:1200].tolist()
+    net = build(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
+    y = np.array([label[os.path.basename(n)] == 'smile' for n in names])
+    x = np.stack([prepare(reader.image(n), spec.prep) for n in names])
+    body = build(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
+    body.reset_classifier(0)
+    features = Engine(Model(spec, Facts([.5, .5], [0, 0], [0, 0], 'argmax'), body), device='cpu').logits(x)
+    fit = LogisticRegression(C=0.1, max_iter=300).fit(features[:600], y[:600])
+    with torch.no_grad():
+        net.get_classifier().weight.copy_(torch.from_numpy(np.concatenate([-fit.coef_, fit.coef_]) / 2))
+        net.get_classifier().bias.copy_(torch.from_numpy(np.concatenate([-fit.intercept_, fit.intercept_]) / 2))
+    model = Model(spec, Facts([.5, .5], [0, 0], [0, 0], 'argmax'), net)
+    exact, quick = (Engine(model, p, 'cpu').logits(x[600:]).argmax(1) for p in ('fp32', precision))
+    assert (exact == y[600:]).mean() > 0.8 and (exact == quick).mean() >= 0.995
+
+
+def test_reduced_jpegs_agree(shared):
+    "A JPEG that is decoded at a part of its size gives nearly the same input: 0.8 of 255 levels in the mean, 2 for 99 in 100"
+    with zipfile.ZipFile(shared/'data'/'clothing.zip') as z:
+        data = [z.read(n) for n in sorted(z.namelist()) if n.endswith('.jpg')][::30]
+    off, reduced = [], 0
+    for prep in (Prep(size=36), Prep(size=32, interpolation='bicubic', crop_mode='center', crop_pct=0.9)):
+        for d in data:
+            small = decode(d, prep=prep)
+            reduced += small.size != decode(d).size
+            off.append(np.abs(prepare(small, prep).astype(int) - prepare(decode(d), prep)).mean())
+    assert reduced > len(off) / 2 and np.mean(off) < 0.8 and np.percentile(off, 99) < 2
+
+
+def test_reduced_jpegs_keep_orientation_reasons_and_greys():
+    img, exif = Image.new('L', (800, 400), 60), Image.Exif()
+    img.paste(200, (0, 0, 400, 400))
+    exif[0x0112] = 6
+    buf = io.BytesIO()
+    img.save(buf, 'JPEG', exif=exif)
+    small = decode(buf.getvalue(), prep=Prep(size=50))
+    assert small.mode == 'RGB' and small.size == (100, 200) and small.getpixel((50, 10))[0] > 180
+    from fastsmile.images import ImageError
+    with pytest.raises(ImageError, match='truncated'): decode(buf.getvalue()[:-200], prep=Prep(size=50))
+
+
+def test_memory_that_runs_out_halves_the_groups(album, run, monkeypatch):
+    from fastsmile.engine import Engine
+    real = Engine._forward
+    def forward(self, x):
+        if len(x) > 3: raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes")
+        return real(self, x)
+    names = Folder(album).names()
+    want = [r['confidence'] for r in predict_rows(run.model, Folder(album), names, bs=16, device='cpu')]
+    monkeypatch.setattr(Engine, '_forward', forward)
+    got = [r['confidence'] for r in predict_rows(run.model, Folder(album), names, bs=16, device='cpu')]
+    assert all(abs(a - b) < 1e-6 if a != '' else b == '' for a, b in zip(want, got))
+    monkeypatch.setattr(Engine, '_forward', lambda self, x: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(SmileError, match='not enough memory'): list(predict_rows(run.model, Folder(album), names, device='cpu'))
+
+
+def test_threads_are_given_back(album, run):
+    before = torch.get_num_threads()
+    list(predict_rows(run.model, Folder(album), Folder(album).names(), bs=2, threads=3, device='cpu'))
+    next(predict_rows(run.model, Folder(album), Folder(album).names(), bs=2, threads=3, device='cpu'))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize('arch,kw', [('resnet18', {}), ('mobilenetv2_100', {}), ('densenet121', {}), ('tf_efficientnet_lite0', {}),
+                                     ('vit_tiny_patch16_224', dict(size=96)), ('convnext_atto', {}), ('regnetx_002', {}), ('ghostnet_050', {})])
+def test_folding_changes_only_the_last_digits(arch, kw):
+    import copy
+    from fastsmile.engine import fold_norms
+    from fastsmile.models import build, make_spec
+    torch.manual_seed(0)
+    net = build(make_spec(arch, ['a', 'b'], **kw)).eval()
+    for m in net.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): m.running_mean.normal_(0, 0.1); m.running_var.uniform_(0.5, 2); m.bias.data.normal_(0, 0.1)
+    folded = copy.deepcopy(net)
+    n, norms = fold_norms(folded), sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    assert n > 0 if norms else n == 0
+    x = torch.randn(2, 3, kw.get('size', 64), kw.get('size', 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): a, b = net(x), folded(x)
+    assert (a - b).abs().max() < 1e-4 * max(1, a.abs().max())
+
+
+def test_predicting_in_a_shell_imports_neither_fastai_nor_pandas(album, run, tmp_path):
+    code = f'''
+import sys
+sys.argv = ['fastsmile', 'predict', {str(album)!r}, '--tta', '--model', {str(run.path)!r},
+            '--out', {str(tmp_path/"p.jsonl")!r}, '--html', {str(tmp_path/"g.html")!r}]
+from fastsmile.cli import main
+try: main()
+except SystemExit as e: print(e.code, {{'fastai', 'pandas', 'matplotlib', 'sklearn'}} & set(sys.modules))
+'''
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.stdout.splitlines()[-1] == '0 set()' and (tmp_path/'g.html').exists() and (tmp_path/'p.jsonl').exists()
+
+
+def test_memory_does_not_grow_with_rows(run, tmp_path):
+    "Ten times the rows, the same peak"
+    (tmp_path/'one.png').write_bytes(picture())
+    code = '''
+import resource, sys
+from fastsmile.options import PredictConfig
+from fastsmile.predict import predict_to_file
+predict_to_file(sys.argv[1], PredictConfig(model=sys.argv[2], out=sys.argv[1] + '.csv', device='cpu'))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+'''
+    peaks = []
+    for n in (500, 5000):
+        (tmp_path/f'{n}.txt').write_text('one.png\n' * n)
+        r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path/f'{n}.txt'), str(run.path)], capture_output=True, text=True, check=True)
+        peaks.append(int(r.stdout.splitlines()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 30, peaks  # MiB
+
+
+def test_the_options_reach_the_command_line(album, run, tmp_path):
+    args = ['predict', album, '--model', run.path, '--out', tmp_path/'p.csv', '--json']
+    plain = json.loads(shell(*args).stdout)
+    assert plain['rows'] == 41 and plain['failed'] == 1 and plain['errors'] == [dict(path='a/broken.jpg', error='not an image that can be read')]
+    other = json.loads(shell(*args, '--precision', 'bf16', '--tta', '--tta-mean', 'logits').stdout)
+    assert other['precision'].startswith('bf16 on cpu') and other['views'] == 'flip, mean of logits'
+    r = shell('predict', album/'a'/'00.png', album/'b'/'01.jpg', '--model', run.path, '--out', tmp_path/'p.csv')
+    assert r.returncode == 0 and '2 pictures' in r.stdout and 'probabilities: p_ columns corrected' in r.stdout and 'a second' in r.stdout
+    with pytest.raises(OptionError): replace(PredictConfig(), precision='fp8')
