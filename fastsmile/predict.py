@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .balance import decide
 from .bundle import Model
+from .calibrate import Reading, reread
 from .core import OptionError, SmileError, atomic, choose, plain
 from .images import Folder, ImageError, Prep, Zip, prepare
 from .options import TTA
@@ -106,7 +106,7 @@ def answer(
     with torch.inference_mode(): logits = model.net((x.float() / 255 - mean) / std)
     p, _ = model.read(logits.float().cpu().numpy())
     p = p.reshape(n, v, -1).mean(1)
-    return p, decide(p, np.array(model.facts.offset))
+    return p, model.facts.calibration.read(p)[0]
 
 # %% ../nbs/15_predict.ipynb #1e3e4ebf
 def columns(classes) -> list[str]:
@@ -157,20 +157,21 @@ def write_predictions(
     classes,
     path,            # .csv or .jsonl, replaced when all rows are there
     tick=lambda n: None, # called with 1 for each row
+    more=(),         # columns after the usual ones
 ) -> Summary:
     "Write rows as they come; the file appears when it is whole"
     kind, labels, errors, n = writer(path), Counter(), [], 0
     with atomic(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
-        table = csv.DictWriter(f, columns(classes), lineterminator='\n') if kind == 'csv' else None
+        table = csv.DictWriter(f, [*columns(classes), *more], lineterminator='\n') if kind == 'csv' else None
         if table: table.writeheader()
         for r in rows:
             if table: table.writerow(r)
             else: f.write(json.dumps({k: None if v == '' and k != 'error' else v for k, v in r.items()}, ensure_ascii=False) + '\n')
             if r['error']: errors.append((r['path'], r['error']))
-            else: labels[r['label']] += 1
+            else: labels[r['label'] or 'withheld'] += 1
             n += 1
             tick(1)
-    return Summary(n, {c: labels[c] for c in classes}, errors, str(path))
+    return Summary(n, {c: labels[c] for c in (*classes, 'withheld') if c in classes or c in labels}, errors, str(path))
 
 # %% ../nbs/15_predict.ipynb #968ae3fc
 def open_folder(
@@ -194,9 +195,12 @@ def predict(self: Model,
     bs: int = 64,
     device: str | None = None,
     threads: int | None = None,
-): # a DataFrame with `columns`, a row per picture
+    reading: Reading = Reading(), # calibrated probabilities, another rule, abstention, sets
+): # a DataFrame with `columns` and those of `reading`, a row per picture
     "Predict every picture of a folder or a zip"
     import pandas as pd
     reader, names = open_folder(where)
     tta = {True: 'flip', False: 'none'}.get(tta, tta)
-    return pd.DataFrame(list(predict_rows(self, reader, names, tta, bs, device, threads)), columns=columns(self.spec.classes))
+    rows, classes = predict_rows(self, reader, names, tta, bs, device, threads), self.spec.classes
+    if reading != Reading(): rows = reread(rows, classes, self.facts.calibration, reading)
+    return pd.DataFrame(list(rows), columns=[*columns(classes), *reading.columns(classes)])

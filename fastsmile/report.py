@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'INK', 'BLUE', 'ORANGE', 'PRIOR_WORDS', 'RULE_WORDS', 'verdict', 'chart', 'curve_chart', 'rate_chart',
-           'draw_rates', 'balance_chart', 'report_context', 'training_words', 'reading_words', 'write_report',
-           'write_plots']
+           'draw_rates', 'balance_chart', 'report_context', 'training_words', 'rule_words', 'reading_words',
+           'write_report', 'write_plots']
 
 # %% ../nbs/17_report.ipynb #ac36afe9
 import io
@@ -17,8 +17,9 @@ import pandas as pd
 
 from .core import atomic, plain, read_json, write_text
 
-# %% ../nbs/17_report.ipynb #dfb31119
-SCORE_NAMES = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro F1', weighted_f1='weighted F1')
+# %% ../nbs/17_report.ipynb #ba25360a
+SCORE_NAMES = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro F1', weighted_f1='weighted F1',
+                   mcc="Matthews' correlation", kappa="Cohen's kappa")
 
 def verdict(
     metrics: dict, # from metrics.json
@@ -126,7 +127,7 @@ def report_context(
     if (run/'lr_find.csv').exists(): charts['lr'] = rate_chart(pd.read_csv(run/'lr_find.csv'))
     return dict(run=run.name, config=o | dict(size=config['model']['size']), audit=audit, splits=splits, balance=balance, charts=charts,
                 verdict=verdict(metrics), parts={k: metrics[k] for k in ('test', 'valid') if k in metrics}, tta=metrics.get('test_tta'),
-                score_names=SCORE_NAMES, training=training_words(o, t, config['model']), reading=reading_words(o),
+                score_names=SCORE_NAMES, training=training_words(o, t, config['model']), reading=reading_words(o, metrics['calibration']),
                 command=config['command'], origin=config['origin'] | dict(finished=config.get('finished')))
 
 def training_words(options: dict, training: dict, model: dict) -> str:
@@ -141,12 +142,19 @@ def training_words(options: dict, training: dict, model: dict) -> str:
 
 PRIOR_WORDS = dict(weighted='Training drew every class equally often; the probabilities are shifted back to the shares that the classes have in the data.',
                    none='Training saw the classes in their own shares.')
-RULE_WORDS = dict(balanced='The label is the class that wins where all classes are equally common, which serves balanced accuracy; '
-                           'it need not be the likeliest one.', argmax='The label is the likeliest class.')
+RULE_WORDS = dict(argmax='The label is the likeliest class.',
+                  balanced='The label is the class that wins where all classes are equally common, which serves balanced accuracy; '
+                           'it need not be the likeliest one.',
+                  cost='The label is the one with the least expected cost; it need not be the likeliest one.')
 
-def reading_words(options: dict) -> str:
+def rule_words(rule: str) -> str:
+    "What a decision rule does, in a sentence"
+    return RULE_WORDS.get(rule, f'The label follows from class weights that were fitted on calib so that the {SCORE_NAMES.get(rule, rule)} is highest; '
+                                'it need not be the likeliest class.')
+
+def reading_words(options: dict, calibration: dict) -> str:
     "How probabilities and labels are to be read"
-    return f"{PRIOR_WORDS[options['balance']]} {RULE_WORDS[options['decide']]} The confidence is the probability of the label."
+    return f"{PRIOR_WORDS[options['balance']]} {rule_words(calibration['rule'])} The confidence is the probability of the label."
 
 # %% ../nbs/17_report.ipynb #a7098041
 def write_report(

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 from conftest import folder, picture
 
-from fastsmile.options import DemoConfig, FitConfig, PredictConfig, SampleConfig, flag
+from fastsmile.options import CalibrateConfig, DemoConfig, EvaluateConfig, FitConfig, PredictConfig, SampleConfig, flag
 
 
 def shell(*args, cwd=None, **env):
@@ -19,7 +19,8 @@ def shell(*args, cwd=None, **env):
     return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
 
 
-@pytest.mark.parametrize('name,config', [('fit', FitConfig), ('predict', PredictConfig), ('sample', SampleConfig), ('demo', DemoConfig)])
+@pytest.mark.parametrize('name,config', [('fit', FitConfig), ('predict', PredictConfig), ('sample', SampleConfig), ('demo', DemoConfig),
+                                         ('evaluate', EvaluateConfig), ('calibrate', CalibrateConfig)])
 def test_help_shows_every_option_and_an_example(name, config):
     r = shell(name, '--help')
     assert r.returncode == 0 and f'fastsmile {name}' in r.stdout.split('Example')[1]
