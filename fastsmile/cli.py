@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 
 from .core import OptionError, SmileError, jsonable, plain, say
-from .options import (TTA, CalibrateConfig, DemoConfig, EvaluateConfig, FitConfig, PredictConfig, SampleConfig, flag)
+from .options import (TTA, CalibrateConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig, PredictConfig, ReportConfig, SampleConfig,
+                               flag)
 
 # %% ../nbs/20_cli.ipynb #5ab8abe8
 def parameters(
@@ -213,6 +214,25 @@ def _calibrate(run, config):
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
     return [*metrics_tables(m), *m['calibration']['notes'], *calibration_words(m['calibration'], part['classes'])], m
+
+@command('report', ReportConfig, 'fastsmile report runs/resnet18', RUN)
+def _report(run, config):
+    "Write the page and the model card of a finished run again, from what stands in its folder"
+    from fastsmile.review import report
+    page = report(run, config)
+    return [f'report: {plain(page)}'], dict(report=str(page))
+
+@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion', RUN,
+         ('images', [], "pictures or folders to explain; without any, the rows that measured the run"))
+def _explain(run, images, config):
+    "Where the model looks: saliency, Grad-CAM, average faces, the worst mistakes, the nearest training pictures"
+    from fastsmile.review import explain
+    r = explain(run, tuple(images), config)
+    rows = r['pictures'].get('asked') or r['pictures'].get('mistakes', [])
+    shown = grid('pictures' if 'asked' in r['pictures'] else 'the most confident mistakes', ['picture', 'label', 'true', 'probability'],
+                 [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}") for p in rows])
+    return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corners'].items()), *r['notes'],
+            f"page: {plain(r['page'])}"], r
 
 # %% ../nbs/20_cli.ipynb #79ecda6b
 class progress_bar:
