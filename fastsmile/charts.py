@@ -72,7 +72,7 @@ def draw_rates(ax, curve: pd.DataFrame):
     for (phase, part), colour in zip(curve.groupby('phase', sort=False), (BLUE, ORANGE)):
         ax.plot(part.lr, part.smooth, color=colour, label=f'{phase}: {part.taken.iloc[0]:.1e}')
         ax.axvline(part.taken.iloc[0], color=colour, lw=0.8, ls=':')
-    ax.set(xscale='log', xlabel='learning rate', ylim=(None, 1.5 * curve.smooth.iloc[0]))
+    ax.set(xscale='log', xlabel='learning rate', ylim=(0.8 * curve.smooth.min(), 1.5 * curve.smooth.iloc[0]))
     ax.set_title('learning-rate search', fontsize=9)
     ax.legend(frameon=False, fontsize=8)
 
@@ -118,7 +118,7 @@ def interval_chart(
             ax.plot(v, i, 'o', color=BLUE, ms=5)
         if level is not None: ax.axvline(level, color=INK, lw=0.8, ls=':')
         ax.set_yticks(range(len(rows)), [_safe(r[0]) for r in rows])
-        ax.invert_yaxis()
+        ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_xlabel(title)
     words = '; '.join(f'{n} {v:.3f}, {low:.3f} to {high:.3f}' for n, v, low, high in rows)
     return chart(draw, f'{title}: {words}', size=(5.5, 0.9 + 0.36 * len(rows)))

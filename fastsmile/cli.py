@@ -17,8 +17,8 @@ from typing import Annotated
 import typer
 
 from .core import OptionError, SmileError, jsonable, plain, say
-from .options import (TTA, CalibrateConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig, PredictConfig, ReportConfig, SampleConfig,
-                               flag)
+from .options import (TTA, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig, PredictConfig, ReportConfig,
+                               SampleConfig, flag)
 
 # %% ../nbs/20_cli.ipynb #5ab8abe8
 def parameters(
@@ -233,6 +233,18 @@ def _explain(run, images, config):
                  [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}") for p in rows])
     return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corners'].items()), *r['notes'],
             f"page: {plain(r['page'])}"], r
+
+@command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
+         ('runs', [], 'two finished run folders or more; the first is what the others are compared against'))
+def _compare(runs, config):
+    "Runs side by side on the same rows: metrics with intervals, paired tests against the first, costs, options that differ"
+    from fastsmile.compare import COSTS, compare
+    r = compare(runs, config)
+    names = [n['name'] for n in r['runs']]
+    table = [[METRIC_NAMES[k], *('{} ({})'.format(*span(n['metrics'][k])) for n in r['runs'])] for k in METRIC_NAMES]
+    shown = [grid(f"{r['part']}, {r['rows']} rows", ['', *names], table + [[t, *(n[k] for n in r['runs'])] for k, t in COSTS.items()])]
+    if r['options']: shown.append(grid('options that differ', ['', *names], [(k, *v) for k, v in r['options'].items()]))
+    return [*shown, *filter(None, [r['note']]), *(n['words'] for n in r['runs'][1:]), f"page: {plain(r['page'])}"], r
 
 # %% ../nbs/20_cli.ipynb #79ecda6b
 class progress_bar:

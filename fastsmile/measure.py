@@ -192,7 +192,7 @@ def slice_names(
 ) -> pd.Series:
     "The slice of each row; an `OptionError` where there is no such column"
     by = 'group' if by == 'person' and 'person' not in frame else by
-    if by in frame: return _quarters(frame[by]) if by != 'group' else frame.group.where(frame.group != '', '(nobody named)')
+    if by in frame: return _quarters(frame[by]).replace('', '(nobody named)' if by == 'group' else '(empty)')
     if by == 'size' and 'width' in frame: return _quarters(np.sqrt(pd.to_numeric(frame.width) * pd.to_numeric(frame.height)).round(), ' px')
     if by == 'source': return frame.path.map(lambda p: str(PurePosixPath(p).parent))
     own = [c for c in frame if not c.startswith('p_') and c not in ('path', 'confidence', 'error', 'reason')]

@@ -201,7 +201,7 @@ class ExplainConfig(Options):
 @dataclass(frozen=True)
 class ReportConfig(Options):
     "Everything `report` can be told"
-    explain: bool = opt(True, 'make the pictures of the section on explanations again; needs the source')
+    keep_pictures: bool = opt(False, 'leave the pictures of the explanations as they are: neither the model nor the source is needed')
 
 @dataclass(frozen=True)
 class CompareConfig(Options):

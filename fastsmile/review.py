@@ -158,7 +158,7 @@ def report(
     from fastsmile.report import write_report
     run = finished(run)
     write_json(run/'metrics.json', measure_run(run, calibration_of(model_facts(run)), read_json(run/'config.json')['options']['tta']))
-    if config.explain: redraw(run)
+    if not config.keep_pictures: redraw(run)
     write_card(run)
     return write_report(run)
 
