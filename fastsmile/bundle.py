@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'Facts', 'Model', 'save_bundle', 'sha256', 'load_bundle']
 
 # %% ../nbs/14_bundle.ipynb #a5c21399
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .balance import LINKS, decide, probabilities
+from .balance import LINKS, probabilities
+from .calibrate import Calibration, calibration_of, stored
 from .core import OptionError, SmileError, atomic, plain, read_json, write_json
 from .images import Prep
 from .models import ModelSpec, create
 
-# %% ../nbs/14_bundle.ipynb #84edd5a1
-FORMAT = 1  # of fastsmile's key in config.json
+# %% ../nbs/14_bundle.ipynb #c5f701a6
+FORMAT = 2  # of fastsmile's key in config.json; 1 had one decision rule and no calibration, and is read
 
 @dataclass(frozen=True)
 class Facts:
@@ -34,6 +35,14 @@ class Facts:
     metrics: dict = field(default_factory=dict)  # of the run, on valid and test
     origin: dict = field(default_factory=dict)   # data fingerprint, versions, time
     link: str = 'softmax'  # what the loss made of the logits, from `link_of`
+    calibration: Calibration | None = None       # how probabilities are read; where None, the rule above alone
+
+    def __post_init__(self):
+        if self.calibration is None: object.__setattr__(self, 'calibration', calibration_of(dict(prior=self.prior, decide=self.decide, offset=self.offset)))
+
+    def calibrated(self, calibration: Calibration) -> 'Facts':
+        "The same facts, read with `calibration`"
+        return Facts(**{f.name: getattr(self, f.name) for f in fields(self)} | stored(calibration) | dict(calibration=calibration))
 
 @dataclass(frozen=True)
 class Model:
@@ -48,7 +57,7 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior; class indices (N,)
         "What the logits say"
         p = probabilities(np.asarray(logits, dtype=np.float64), np.array(self.facts.shift), self.facts.link)
-        return p, decide(p, np.array(self.facts.offset))
+        return p, self.facts.calibration.read(p)[0]
 
 # %% ../nbs/14_bundle.ipynb #e3aeb196
 def save_bundle(
@@ -114,7 +123,11 @@ def _parse(cfg: dict) -> tuple[ModelSpec, Facts]:
         raise ValueError(f'input size {prep.size} or crop_pct {prep.crop_pct} is out of range')
     spec = ModelSpec(own['arch'], tuple(map(str, cfg['label_names'])), prep, dict(cfg['model_args']), tuple(map(int, own.get('hidden', ()))),
                      float(own.get('dropout', 0)))
-    facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')), link=own.get('link', 'softmax'))
+    facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')), link=own.get('link', 'softmax'),
+                  calibration=calibration_of(own))
     if facts.link.partition(':')[0] not in LINKS: raise ValueError(f'its link {facts.link!r} is not known')
     if not len(spec.classes) == len(facts.prior) == len(facts.shift) == len(facts.offset): raise ValueError('its lists of classes differ in length')
+    c = facts.calibration
+    if not c.temperature > 0 or {len(spec.classes)} != {len(v) for v in (*c.offsets.values(), c.least, *(c.cost or []))}:
+        raise ValueError('its calibration does not fit its classes')
     return spec, facts

@@ -48,6 +48,8 @@ def review(
     plan = merge_plans(plan, plan_others(single))
     if edited is not None: plan = overrule(plan, edited, set(frame.path))
     table = apply_plan(frame, plan, seen.facts.error)
+    for side in ('width', 'height'):  # for figures by size
+        if side not in table: table[side] = table.path.map(seen.facts[side])
     return Review(source, table, worst_first(single + same + class_findings(table.label[table.reason == ''])), plan, seen)
 
 # %% ../nbs/08_data.ipynb #bde23f0d

@@ -13,17 +13,17 @@ import pandas as pd
 
 from .core import atomic, read_json, write_json, write_text
 from .evaluate import evaluate_predictions
-from .report import SCORE_NAMES, verdict
+from .report import SCORE_NAMES, render, verdict
 
 # %% ../nbs/17_folds.ipynb #1c789369
 def spread(
     folds: list[dict], # metrics of each fold's test rows
-) -> dict: # score -> mean, std, min, max over the folds
+) -> dict: # score -> mean, std, min, max over the folds that have it
     "How the folds differ"
     out = {}
     for k in SCORE_NAMES:
-        v = np.array([f[k]['value'] for f in folds])
-        out[k] = dict(mean=float(v.mean()), std=float(v.std(ddof=1)), min=float(v.min()), max=float(v.max()))
+        v = np.array([f[k]['value'] for f in folds if f[k]['value'] is not None])
+        if len(v) > 1: out[k] = dict(mean=float(v.mean()), std=float(v.std(ddof=1)), min=float(v.min()), max=float(v.max()))
     return out
 
 # %% ../nbs/17_folds.ipynb #a96e68b1
@@ -48,7 +48,5 @@ def write_folds(
 
 def write_page(path: Path, metrics: dict, command: str):
     "report.html of a cross-validation"
-    from jinja2 import Environment, PackageLoader
-    env = Environment(loader=PackageLoader('fastsmile'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_text(path/'report.html', env.get_template('folds.html.j2').render(run=path.name, m=metrics['test'], folds=metrics['folds'], spread=metrics['spread'],
-        verdict=verdict(metrics), score_names=SCORE_NAMES, command=command))
+    write_text(path/'report.html', render('folds.html.j2', dict(run=path.name, m=metrics['test'], folds=metrics['folds'], spread=metrics['spread'],
+                                                                verdict=verdict(metrics), score_names=SCORE_NAMES, command=command)))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .core import plain, write_text
 from .images import ImageError, Prep
+from .outputs import WITHHELD
 
 # %% ../nbs/15_gallery.ipynb #f7360179
 def thin(
@@ -39,7 +40,7 @@ def pick_rows(
     each, kept = max(3, most // max(1, len(classes))), {c: [] for c in classes}
     for r in rows:
         if r['error']: continue
-        mine = kept.setdefault(r['label'], [])
+        mine = kept.setdefault(r['label'] or WITHHELD, [])
         mine.append(r)
         if len(mine) > 4 * each: mine[:] = thin(mine, each)
     return {c: thin(v, each) for c, v in kept.items() if v}

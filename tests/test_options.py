@@ -135,7 +135,7 @@ def test_calibration_with_and_without_the_way_back(way, loss):
 def test_the_prior_that_is_asked_for(data, tiny, tmp_path):
     share = tmp_path/'prior.json'
     share.write_text(json.dumps(dict(zip(data.classes, (0.2, 0.2, 0.6)))))
-    facts = {p: learner(data, replace(tiny, prior=p), tmp_path)[1] for p in ('data', 'uniform', str(share))}
+    facts = {p: learner(data, replace(tiny, prior=p, decide='balanced'), tmp_path)[1] for p in ('data', 'uniform', str(share))}
     z = np.random.default_rng(0).normal(size=(5, 3))
     p = {k: probabilities(z, np.array(f.shift), f.link) for k, f in facts.items()}
     def moved(p, by): return p * by / (p * by).sum(1, keepdims=True)
@@ -293,13 +293,13 @@ def test_refit_trains_on_train_and_valid(faces, tiny, tmp_path, run):
     drawn = r.history.filter(like='drawn_').sum(axis=1)
     assert drawn.iloc[-1] > drawn.iloc[0] and 'trained again' in r.report.read_text()
     assert not r.model.net.state_dict()['fc.weight'].equal(load_file(r.path/'checkpoints'/'best.safetensors')['fc.weight'])
-    assert set(r.metrics) == {'valid', 'test'}
+    assert set(r.metrics) == {'valid', 'test', 'calibration'}
 
 
 # Comparisons
 
 def test_a_sweep_of_rates_with_seeds(faces, tiny, tmp_path):
-    r = fit(faces, replace(tiny, lr_sweep='1e-5,5e-3', seeds=2, epochs=1, tta='none', out=str(tmp_path/'r')))
+    r = fit(faces, replace(tiny, lr_sweep='1e-5,5e-3', seeds=2, decide='balanced', epochs=1, tta='none', out=str(tmp_path/'r')))
     c = r.comparison
     assert c.variant.tolist() == ['lr 1e-05'] * 2 + ['lr 0.005'] * 2 and c.seed.tolist() == [1, 2, 1, 2]
     assert c.valid_loss.nunique() == 4 and c.epochs.tolist() == [1] * 4

@@ -21,7 +21,7 @@ from fastsmile.core import OptionError, SmileError
 from fastsmile.images import Folder, Prep, decode, prepare
 from fastsmile.inputs import in_order, open_inputs
 from fastsmile.options import PredictConfig
-from fastsmile.predict import VIEWS, load_model, plain_reading, predict_rows, predict_to_file
+from fastsmile.predict import VIEWS, load_model, reading_of, predict_rows, predict_to_file
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +150,7 @@ def test_raw_probabilities_have_columns_of_their_own(album, ask):
     raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
     shifted = raw * np.exp(model.facts.shift)
     assert np.abs(shifted / shifted.sum() - p).max() < 1e-9 < np.abs(raw - p).max()
-    assert 'as training saw them' in plain_reading(replace(model, facts=replace(model.facts, shift=[0.] * 3))).words
+    assert 'as training saw them' in reading_of(replace(model, facts=replace(model.facts, shift=[0.] * 3))).words
 
 
 def killed(args, part, least, cwd=None):

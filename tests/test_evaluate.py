@@ -1,0 +1,247 @@
+"Metrics are scikit-learn's, intervals cover, what is fitted on calib holds on other rows; evaluate and calibrate on a run."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import folder, picture
+from sklearn import metrics as sk
+
+from fastsmile.calibrate import Wish, calibration_of, fit_calibration, fit_rule, fit_sets, fit_temperature, temper
+from fastsmile.core import OptionError, SmileError
+from fastsmile.evaluate import BINS, calibration_gap, confusion, difference, draw_weights, estimates, evaluate_predictions, intervals, mcnemar, scores, spans
+from fastsmile.measure import model_facts, read_saved
+from fastsmile.options import CalibrateConfig, EvaluateConfig
+
+
+def made(n=300, classes=4, seed=0, ties=True):
+    rng = np.random.default_rng(seed)
+    y = rng.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    probs = rng.dirichlet(np.ones(classes), n) * 0.6 + 0.4 * np.eye(classes)[np.where(rng.random(n) < 0.6, y, rng.integers(0, classes, n))]
+    if ties: probs = np.round(probs, 1) + 0.02  # many equal scores
+    return y, probs / probs.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize('classes,ties', [(2, False), (2, True), (5, False), (5, True)])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_metrics_agree_with_scikit_learn(classes, ties, weighted):
+    y, p = made(classes=classes, ties=ties)
+    w = np.random.default_rng(1).integers(0, 4, len(y)).astype(float) if weighted else np.ones(len(y))
+    pred = p.argmax(1)
+    got, each = estimates(y, pred, p, w[None])
+    kw = dict(sample_weight=w)
+    want = dict(accuracy=sk.accuracy_score(y, pred, **kw), balanced_accuracy=sk.balanced_accuracy_score(y, pred, **kw),
+                macro_f1=sk.f1_score(y, pred, average='macro', **kw), weighted_f1=sk.f1_score(y, pred, average='weighted', **kw),
+                mcc=sk.matthews_corrcoef(y, pred, **kw), kappa=sk.cohen_kappa_score(y, pred, **kw), log_loss=sk.log_loss(y, p, labels=range(classes), **kw),
+                auc=np.mean([sk.roc_auc_score(y == c, p[:, c], **kw) for c in range(classes)]),
+                average_precision=np.mean([sk.average_precision_score(y == c, p[:, c], **kw) for c in range(classes)]),
+                brier=sk.brier_score_loss(y, p, labels=range(classes), **kw) if classes > 2 else sk.brier_score_loss(y, p[:, 1], **kw))
+    for k, v in want.items(): assert abs(float(got[k][0]) - v) < 1e-9, k
+    prf = sk.precision_recall_fscore_support(y, pred, labels=range(classes), zero_division=0, **kw)
+    for c in range(classes):
+        one = (y == c).astype(int), (pred == c).astype(int)
+        want = dict(precision=prf[0][c], recall=prf[1][c], f1=prf[2][c], auc=sk.roc_auc_score(one[0], p[:, c], **kw), mcc=sk.matthews_corrcoef(*one, **kw),
+                    kappa=sk.cohen_kappa_score(*one, **kw), average_precision=sk.average_precision_score(one[0], p[:, c], **kw),
+                    log_loss=sk.log_loss(one[0], p[:, c], **kw), brier=sk.brier_score_loss(one[0], p[:, c], **kw))
+        for k, v in want.items(): assert abs(float(each[k][0, c]) - v) < 1e-9, (c, k)
+
+
+def test_calibration_error_by_hand():
+    y, p = made()
+    sure, right = p.max(1), p.argmax(1) == y
+    bins = np.minimum((np.ceil(sure * BINS) - 1).astype(int), BINS - 1)
+    by_hand = sum(abs(sure[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+    assert abs(calibration_gap(sure, right, np.ones((1, len(y))))[0] - by_hand) < 1e-12
+
+
+def test_intervals_cover_at_their_rate():
+    "People with 1 to 5 pictures each, right together or wrong together: the bootstrap by person covers, the one by row does not"
+    rng, truth, trials, people = np.random.default_rng(0), 0.8, 1000, 120
+    hit = dict(person=0, row=0)
+    for i in range(trials):
+        person = np.repeat(np.arange(people), rng.integers(1, 6, people))
+        right = rng.random(len(person)) < rng.beta(truth * 2, (1 - truth) * 2, people)[person]  # skill of each person; its mean is the truth
+        for k, ids in dict(person=person, row=np.arange(len(person))).items():
+            if k == 'row' and i % 5: continue
+            low, high = spans([dict(a=(w * right).sum(1) / w.sum(1)) for w in draw_weights(ids, 300, seed=i)], ids.max() + 1)['a']
+            hit[k] += low <= truth <= high
+    assert 0.93 <= hit['person'] / trials <= 0.97
+    assert hit['row'] / (trials / 5) < 0.92
+    y = np.zeros(len(right), int)  # and this is what `intervals` gives
+    whole = intervals(y, np.where(right, 0, 1), np.full((len(y), 2), 0.5), [f'{g:03}' for g in person], draws=300, seed=1)[0]['accuracy']
+    parts = spans([dict(a=(w * right).sum(1) / w.sum(1)) for w in draw_weights(person, 300, seed=1)], people)['a']
+    assert np.allclose(whole, parts)
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals_apart():
+    y, p = made(600, 3)
+    pred = p.argmax(1)
+    two = np.where((pred != y) & (np.arange(len(y)) % 10 == 0), y, pred)
+    d = difference(y, (pred, p), (two, p))['accuracy']
+    alone = intervals(y, pred, p)[0]['accuracy']
+    assert d['low'] > 0 and d['high'] - d['low'] < (alone[1] - alone[0]) / 2
+    m = mcnemar(y, pred, two)
+    assert m['only_one'] == 0 and m['only_two'] == int((two != pred).sum()) and abs(m['p'] - 2 * 0.5**m['only_two']) < 1e-12
+    assert mcnemar(y, pred, pred)['p'] == 1
+
+
+def test_one_class_alone_and_rows_without_a_class_do_not_fail():
+    p = np.array([[.9, .1], [.8, .2]])
+    m = evaluate_predictions([0, 0], [0, 0], p, ['a', 'b'])
+    assert np.isnan(m['auc']['value']) and m['accuracy']['value'] == 1 and m['collapsed'] is False
+
+
+def sharp(n, seed, factor=2.5, prior=(.6, .25, .15)):
+    rng = np.random.default_rng(seed)
+    y = rng.choice(3, n, p=prior)
+    z = 1.4 * (1.4 * np.eye(3)[y] + rng.normal(size=(n, 3))) + np.log(prior)
+    e = np.exp(factor * (z - z.max(1, keepdims=True)))
+    return y, e / e.sum(1, keepdims=True)
+
+
+def test_temperature_mends_the_calibration_error():
+    y, p = sharp(600, 1)
+    ty, tp = sharp(4000, 2)
+    t = fit_temperature(p, y)
+    def ece(q): return evaluate_predictions(ty, q.argmax(1), q, 'abc', draws=10)['ece']['value']
+    assert 2 < t < 3 and ece(tp) > 0.08 and ece(temper(tp, t)) < 0.03
+    assert fit_temperature(np.array([[1., 0., 0.]]), np.array([0])) > 0.3  # a single certain row moves little
+
+
+@pytest.mark.parametrize('metric', ['macro_f1', 'balanced_accuracy', 'mcc'])
+def test_a_fitted_rule_serves_its_metric_on_other_rows_and_hardly_ever_hurts(metric):
+    gains = []
+    ty, tp = sharp(6000, 99)
+    for seed in range(8):
+        y, p = sharp(300, seed)
+        offset, _ = fit_rule(p, y, np.array([.6, .25, .15]), metric)
+        gains.append(float(scores(confusion(ty, (np.log(tp) + offset).argmax(1), 3))[metric] - scores(confusion(ty, tp.argmax(1), 3))[metric]))
+    assert np.mean(gains) > -0.002 and min(gains) > -0.02
+    if metric == 'balanced_accuracy': assert np.mean(gains) > 0.02
+
+
+def test_few_rows_of_calib_change_nothing_and_say_so():
+    y, p = sharp(45, 3)
+    made = fit_calibration(p, y, [.6, .25, .15], Wish('macro_f1'))
+    assert made.offsets['macro_f1'] == [0, 0, 0] and 'fewer than two classes' in made.notes[-1]
+
+
+def test_sets_keep_their_promise_for_each_class():
+    cover = []
+    for seed in range(20):
+        (y, p), (ty, tp) = sharp(400, seed), sharp(2000, 100 + seed)
+        inside = tp >= fit_sets(p, y, 0.9)
+        cover.append([(inside[ty == c, c]).mean() for c in range(3)])
+    assert np.allclose(np.mean(cover, 0), 0.9, atol=0.025)
+
+
+def test_evaluate_needs_no_model_and_no_torch(run, tmp_path):
+    import shutil
+    copy = shutil.copytree(run.path, tmp_path/'r', ignore=shutil.ignore_patterns('*.safetensors'))
+    code = ("import sys; from fastsmile.review import evaluate; from fastsmile.options import EvaluateConfig\n"
+            f"m = evaluate({str(copy)!r}, config=EvaluateConfig(by=('group',)))\n"
+            "import json; print(json.dumps([m['metrics']['macro_f1']['value'], sorted({'torch', 'timm', 'fastai'} & set(sys.modules))]))")
+    value, loaded = json.loads(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout)
+    assert loaded == [] and value == run.metrics['test']['macro_f1']['value']
+
+
+def test_evaluate_by_column_rule_and_coverage(run):
+    from fastsmile.review import evaluate
+    plain_, other = (evaluate(run.path, config=c) for c in (EvaluateConfig(), EvaluateConfig(by=('label', 'size', 'source'), threshold='balanced',
+                                                                                            min_confidence=0.99, draws=200)))
+    assert set(other['slices']) == {'label', 'size', 'source'} and sum(s['rows'] for s in other['slices']['size']) == other['metrics']['rows']
+    assert other['calibration']['rule'] == 'balanced' and other['metrics']['confusion'] != plain_['metrics']['confusion']
+    assert other['calibration']['abstain']['confidence'] == 0.99 and plain_['calibration']['abstain']['confidence'] < 0.99
+    low, high = (evaluate(run.path, config=EvaluateConfig(coverage=c, draws=100))['calibration']['abstain']['covered'] for c in (0.3, 0.9))
+    assert low < high
+    assert plain_['tta']['difference']['accuracy']['low'] <= plain_['tta']['difference']['accuracy']['high']
+    with pytest.raises(OptionError, match='no such column'): evaluate(run.path, config=EvaluateConfig(by=('age',)))
+    with pytest.raises(OptionError, match='Accepted: argmax'): evaluate(run.path, config=EvaluateConfig(threshold='cost'))
+    valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
+    assert valid['of'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
+
+
+def test_evaluate_on_another_source(run, tmp_path):
+    from fastsmile.review import evaluate
+    classes = run.config['model']['classes']
+    src = folder(tmp_path/'s', {f'{c}/{i}.png': picture(['red', 'blue', 'green'][k]) for k, c in enumerate(classes) for i in range(4)}
+                 | {f'{classes[0]}/x.png': b'no'})
+    r = evaluate(run.path, src, EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100))
+    rows = pd.read_csv(tmp_path/'o'/'predictions.csv')
+    assert r['metrics']['rows'] == len(rows) == 12 and r['metrics']['failed'] == 1 and 'tta' not in r
+    assert r['metrics']['accuracy']['value'] == (rows.label == rows.target).mean()
+    (src/classes[0]).rename(src/'frown')
+    with pytest.raises(SmileError, match='does not know frown'): evaluate(run.path, src, EvaluateConfig())
+    renamed = evaluate(run.path, src, EvaluateConfig(rename=(f'frown={classes[0]}',), out=str(tmp_path/'p'), tta='none', draws=100))
+    assert renamed['metrics']['accuracy'] == r['metrics']['accuracy']
+    with pytest.raises(SmileError, match='was trained on'): evaluate(run.path, run.config['source'])
+
+
+def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_path):
+    import shutil
+    from fastsmile.review import calibrate
+    copy = shutil.copytree(run.path, tmp_path/'r')
+    classes = run.config['model']['classes']
+    cost = tmp_path/'c.csv'
+    cost.write_text('true,' + ','.join(classes) + '\n' + '\n'.join(f'{c},' + ','.join('0' if c == d else '50' if i == 2 else '1' for d in classes)
+                                                                  for i, c in enumerate(classes)))
+    before = read_saved(copy, 'test').frame
+    m = calibrate(copy, CalibrateConfig(cost=str(cost), min_confidence=0.77, set_level=0.8))
+    after = read_saved(copy, 'test').frame
+    assert (after.label == classes[2]).sum() > (before.label == classes[2]).sum()
+    p = [c for c in before if c.startswith('p_')]
+    assert (after[p] == before[p]).all().all() and m['test']['macro_f1']['value'] != run.metrics['test']['macro_f1']['value']
+    kept = calibration_of(model_facts(copy))
+    assert (kept.rule, kept.confidence, kept.coverage, kept.level) == ('cost', 0.77, None, 0.8)
+    from fastsmile.runs import load_run
+    again = load_run(copy).predict(run.config['source']).set_index('path').label  # the file is loaded, and says the same
+    assert again.loc[after.path].tolist() == after.label.tolist()
+
+
+def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
+    from dataclasses import replace
+    from fastsmile.runs import fit
+    def rule(**kw): return fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'-'.join(kw.values())), **kw))
+    auto, plain_ = rule(monitor='balanced_accuracy'), rule(decide='argmax', monitor='macro_f1')
+    assert auto.metrics['calibration']['rule'] == 'balanced' and auto.model.facts.decide == 'balanced'
+    assert plain_.metrics['calibration']['rule'] == 'argmax' and (plain_.path/'predictions_calib.csv').exists()
+    assert auto.model.facts.calibration.offsets == auto.model.facts.calibration.offsets | {'argmax': [0, 0, 0]}
+
+
+def test_no_rows_of_calib_is_said(faces, tiny, tmp_path):
+    from dataclasses import replace
+    from fastsmile.runs import fit
+    r = fit(faces, replace(tiny, epochs=1, calib=0.0, out=str(tmp_path/'r')))
+    assert 'no rows in calib' in r.metrics['calibration']['notes'][0] and r.model.facts.calibration.temperature == 1
+
+
+def test_predict_reads_probabilities_as_asked(run, tmp_path):
+    from fastsmile.options import PredictConfig
+    from fastsmile.predict import predict_to_file
+    classes, faces = run.config['model']['classes'], run.config['source'] + '/happy_images'
+
+    def ask(name, **kw):
+        done = predict_to_file(faces, PredictConfig(model=str(run.path), out=str(tmp_path/f'{name}.csv'), **kw))
+        return pd.read_csv(tmp_path/f'{name}.csv', dtype=str, keep_default_na=False), done
+    plain_, _ = ask('plain')
+    p = [f'p_{c}' for c in classes]
+    good = plain_.error == ''
+    cal, _ = ask('calibrated', calibrated=True, sets=True)
+    assert (cal[p] == plain_[p]).all().all() and (cal.label == plain_.label).all()
+    q = cal[good][[f'calibrated_{c}' for c in classes]].astype(float).to_numpy()
+    t = run.model.facts.calibration.temperature
+    assert np.allclose(q, temper(plain_[good][p].astype(float).to_numpy(), t)) and abs(t - 1) > 1e-3
+    assert (cal[good].set != '').any() and set('|'.join(cal.set).split('|')) <= {*classes, ''}
+    assert [float(r.confidence) for r in cal[good].itertuples()] == [float(r[f'calibrated_{r.label}']) for _, r in cal[good].iterrows()]
+    balanced, _ = ask('balanced', threshold='balanced')
+    assert (balanced.label != plain_.label).any()
+    every, _ = ask('every', threshold=f'{classes[2]}=0')
+    none, _ = ask('none', threshold=f'{classes[0]}=1')
+    assert set(every[good].label) == {classes[2]} and classes[0] not in set(none[good].label)
+    with pytest.raises(OptionError, match='neither a rule'): ask('x', threshold='frown=2')
+    held, done = ask('abstain', abstain=True)
+    least = run.model.facts.calibration.confidence
+    sure = np.array([float(r[f'calibrated_{r.label}']) >= least for _, r in cal[good].iterrows()])
+    assert (held[good].label != '').tolist() == sure.tolist() and (held[good].withheld != '').sum() == (~sure).sum() == done.labels['withheld'] > 0
