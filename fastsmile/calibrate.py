@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PULL', 'LEAST', 'GRID', 'FOLDS', 'SERVES', 'temper', 'fit_temperature', 'fit_rule', 'read_costs', 'fit_abstain',
            'fit_sets', 'rule_for', 'Calibration', 'calibration_of', 'stored', 'Wish', 'plain_calibration',
-           'fit_calibration', 'Request', 'reread']
+           'fit_calibration', 'Request', 'decided', 'reread']
 
 # %% ../nbs/13_calibrate.ipynb #8b3f024c
 from dataclasses import asdict, dataclass, field
@@ -266,6 +266,20 @@ class Request:
         raise OptionError(f'--threshold {self.threshold!r} is neither a rule of this model nor CLASS=P.',
                           f'Accepted: {", ".join(known)}; or one of {", ".join(classes)} with a probability, e.g. {classes[0]}=0.8.')
 
+def decided(
+    probs: np.ndarray,        # (N, C) under the data's prior
+    classes,
+    calibration: Calibration,
+    request: Request = Request(),
+) -> tuple[np.ndarray, ...]: # labels (N,), calibrated probabilities (N, C), whether the label is withheld (N,), the sets (N, C) bool
+    "What probabilities say, as `request` asks"
+    rule, only, bar = request.least(classes, calibration.rules)
+    label, p = calibration.read(probs, rule)
+    if only is not None:
+        others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
+        label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
+    return label, p, (p[np.arange(len(p)), label] < calibration.confidence) & request.abstain, calibration.sets(p)
+
 def reread(
     probs: np.ndarray,        # (N, C) under the data's prior
     classes,
@@ -273,16 +287,12 @@ def reread(
     request: Request = Request(),
 ) -> list[dict]: # label, confidence, p_CLASS, and the columns of `request`
     "The cells of rows, as `request` asks"
-    rule, only, bar = request.least(classes, calibration.rules)
-    label, p = calibration.read(probs, rule)
-    if only is not None:
-        others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
-        label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
+    label, p, unsure, sets = decided(probs, classes, calibration, request)
     at = np.arange(len(p))
     columns = {f'p_{c}': probs[:, i] for i, c in enumerate(classes)}
     if request.calibrated: columns |= {f'calibrated_{c}': p[:, i] for i, c in enumerate(classes)}
-    names, unsure = np.array(classes, dtype=object)[label], (p[at, label] < calibration.confidence) & request.abstain
+    names = np.array(classes, dtype=object)[label]
     out = dict(label=np.where(unsure, '', names), confidence=(p if request.calibrated else np.asarray(probs))[at, label]) | columns
     if request.abstain: out['withheld'] = np.where(unsure, names, '')
-    if request.sets: out['set'] = np.array(['|'.join(c for c, i in zip(classes, row) if i) for row in calibration.sets(p)], dtype=object)
+    if request.sets: out['set'] = np.array(['|'.join(c for c, i in zip(classes, row) if i) for row in sets], dtype=object)
     return [dict(zip(out, r)) for r in zip(*(v.tolist() for v in out.values()))]
