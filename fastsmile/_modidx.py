@@ -570,6 +570,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastsmile.predict.View': ('predict.html#view', 'fastsmile/predict.py'),
                                    'fastsmile.predict.answer': ('predict.html#answer', 'fastsmile/predict.py'),
                                    'fastsmile.predict.columns': ('predict.html#columns', 'fastsmile/predict.py'),
+                                   'fastsmile.predict.fitted': ('predict.html#fitted', 'fastsmile/predict.py'),
                                    'fastsmile.predict.in_flight': ('predict.html#in_flight', 'fastsmile/predict.py'),
                                    'fastsmile.predict.load_model': ('predict.html#load_model', 'fastsmile/predict.py'),
                                    'fastsmile.predict.look': ('predict.html#look', 'fastsmile/predict.py'),

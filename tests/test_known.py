@@ -68,7 +68,8 @@ def test_known_pictures_take_their_label_and_are_marked(there, ask):
     assert 'known pictures of' in done.how['probabilities'] and sum(done.labels.values()) == 6
 
 
-@pytest.mark.parametrize('kw', [dict(abstain=True), dict(calibrated=True), dict(sets=True, raw=True), dict(tta='full'), dict(out='p.jsonl'), dict(html='g.html')])
+@pytest.mark.parametrize('kw', [dict(abstain=True), dict(calibrated=True), dict(sets=True, raw=True), dict(tta='full'), dict(out='p.jsonl'),
+                                dict(html='g.html')])
 def test_known_beside_other_options(there, ask, tmp_path, kw):
     kw = {k: str(tmp_path/v) if k in ('out', 'html') else v for k, v in kw.items()}
     ask = replace(ask, **kw)
@@ -166,6 +167,11 @@ def test_marked_rows_are_never_measured(there, run, ask, tmp_path):
         r = evaluate(run.path, out, EvaluateConfig(label_col='truth', draws=100, tta='none', out=str(tmp_path/'e')))
         assert r['metrics']['rows'] == 2 and r['metrics']['failed'] == 1  # the two that are new, and the broken one
     finally: out.unlink()
+
+
+def test_from_python(there, run):
+    rows = run.predict(there/'new', known=there/'old')
+    assert rows.label[:2].tolist() == [YES, OTHER] and rows.known.ne('').sum() == 4 and 'known' not in run.predict(there/'new')
 
 
 def test_in_a_shell(there, run, tmp_path):

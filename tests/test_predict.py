@@ -266,6 +266,24 @@ def test_names_that_are_hard_to_write(run, ask, tmp_path):
     assert [json.loads(r)['path'] for r in open(tmp_path/'p.jsonl', errors='surrogateescape')] == sorted(names)
 
 
+@pytest.mark.parametrize('asked', ['calibrated', 'sets', 'abstain'])
+def test_what_was_never_fitted_is_refused(album, ask, tmp_path, asked):
+    "A model without rows in calib has no calibrated probabilities, sets or threshold to give"
+    from fastsmile.bundle import save_bundle
+    from fastsmile.calibrate import plain_calibration
+    model = load_model(ask.model)
+    save_bundle(replace(model, facts=model.facts.calibrated(plain_calibration(model.facts.prior, 'argmax'))), tmp_path/'plain')
+    with pytest.raises(OptionError, match=f'--{asked}: this model was not calibrated'):
+        predict_to_file(album, replace(ask, model=str(tmp_path/'plain'), **{asked: True}))
+
+
+def test_the_input_is_never_replaced(album, ask, tmp_path):
+    (tmp_path/'t.csv').write_text(f'path\n{album}/a/00.png\n')
+    for out in (tmp_path/'t.csv', tmp_path/'x'/'..'/'t.csv'):
+        with pytest.raises(OptionError, match='is the input'): predict_to_file(tmp_path/'t.csv', replace(ask, out=str(out)))
+    assert (tmp_path/'t.csv').read_text().startswith('path')
+
+
 def test_every_column_has_its_type_in_parquet(album, ask, tmp_path):
     pq, pa = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('pyarrow')
     all_ = dict(raw=True, calibrated=True, abstain=True, sets=True)
