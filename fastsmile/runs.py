@@ -19,7 +19,7 @@ import pandas as pd
 from .album import fill_album
 from .bundle import Model, load_bundle, save_bundle
 from .card import write_card
-from .core import SmileError, atomic, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
+from .core import SmileError, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
 from .data import Data, Review, divide_rows, fold_rows, look, write_audit
 from .engine import pick_device
 from .folds import write_folds
