@@ -19,8 +19,8 @@ import pandas as pd
 from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
-from .core import SmileError, atomic, jsonable, new_run, plain, read_json, say, write_json, write_text
-from .data import Review, review, tell
+from .core import SmileError, jsonable, new_run, plain, read_json, say, write_text
+from .data import Review, review, tell, write_audit
 from .images import ImageError
 from .options import AuditConfig, command_line
 from .table import read_source
@@ -160,9 +160,7 @@ def audit(
     looked = review(read, config, oof, config.workers, progress(read.frame.path.nunique()) if progress else None)
     tell(looked.found)
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
-    with atomic(path/'table.csv') as tmp: looked.table.to_csv(tmp, index=False)
-    with atomic(path/'plan.csv') as tmp: looked.plan.to_csv(tmp, index=False)
-    write_json(path/'audit.json', audit_record(looked.table, looked.found))
+    write_audit(looked, path)
     write_page(looked, path/'audit.html', command_line('audit', [source], config))
     return Audit(path, looked.table, looked.found, looked.plan)
 

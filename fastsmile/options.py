@@ -245,8 +245,8 @@ class PredictConfig(Options):
     resume: bool = opt(False, 'go on where a run of the same command was killed')
     image_col: str | None = opt(None, 'column of the file name where the input is a CSV (default: path, file_name, image, ...), or its number, from 1, '
                                 'in a CSV without a header', metavar='COL')
-    root: str | None = opt(None, 'folder that the paths in a list or a CSV start from (default: its own folder; the current one for standard input)',
-                           metavar='DIR')
+    root: str | None = opt(None, 'folder or zip that the paths in a list or a CSV start from (default: its own folder; the current one for standard input)',
+                           metavar='DIR|ZIP')
     raw: bool = opt(False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class shares")
     html: str | None = opt(None, 'write a page of thumbnails by class and confidence, too', metavar='FILE')
     thumbs: int = opt(600, 'most thumbnails on that page', least=1, most=20000)

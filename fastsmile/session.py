@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .balance import PLAIN_RULES, Balance, balance_record, decision_offset, link_of, plan_balance, prior_of, prior_shift, target_prior
+from .balance import Balance, balance_record, decision_offset, link_of, plan_balance, prior_of, prior_shift, target_prior
 from .bundle import Facts
-from .calibrate import rule_for
+from .calibrate import rule_for, unfitted
 from .callbacks import Judge, Live
 from .core import atomic, say, seed_everything, sub_seed, write_json
 from .loaders import LoaderSpec, Pictures, make_loaders, mixing, preview
@@ -43,8 +43,8 @@ def plan_training(
     "What training does against imbalance, and the facts that its model will carry"
     y, (loss, value) = rows[rows.split == 'train'].label.map(classes.index).to_numpy(), config.asked().loss
     balance = plan_balance(y, len(classes), config.balance, config.training_seed)
-    target, rule = target_prior(config.prior, prior_of(y, len(classes)), classes), rule_for(config.decide, config.monitor)
-    rule = rule if rule in PLAIN_RULES else 'argmax'  # what is fitted on calib comes after the training
+    target = target_prior(config.prior, prior_of(y, len(classes)), classes)
+    rule = unfitted(rule_for(config.decide, config.monitor))  # what is fitted on calib comes after the training
     return balance, Facts(target.tolist(), prior_shift(target, balance.prior).tolist(), decision_offset(rule, target).tolist(), rule,
                           link=link_of(loss, value))
 
