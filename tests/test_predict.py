@@ -17,12 +17,12 @@ from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fastsmile.calibrate import Request
+from fastsmile.reading import Request, reading_of
 from fastsmile.core import OptionError, SmileError, read_json, write_json
 from fastsmile.images import Folder, Prep, decode, prepare
 from fastsmile.inputs import in_order, open_inputs
 from fastsmile.options import PredictConfig
-from fastsmile.predict import VIEWS, answer, load_model, reading_of, predict_rows, predict_to_file
+from fastsmile.predict import VIEWS, answer, load_model, predict_rows, predict_to_file
 
 
 @pytest.fixture(scope='module')
