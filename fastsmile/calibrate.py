@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PULL', 'LEAST', 'GRID', 'FOLDS', 'SERVES', 'temper', 'fit_temperature', 'unfitted', 'fit_rule', 'read_costs',
            'fit_abstain', 'fit_sets', 'rule_for', 'Calibration', 'calibration_of', 'stored', 'Wish',
-           'plain_calibration', 'fit_calibration', 'Request', 'reread']
+           'plain_calibration', 'fit_calibration']
 
 # %% ../nbs/13_calibrate.ipynb #8b3f024c
 from dataclasses import asdict, dataclass, field
@@ -250,47 +250,3 @@ def fit_calibration(
     label, p = made.read(probs)
     sure = fit_abstain(p[np.arange(len(y)), label], wish.coverage) if wish.confidence is None else wish.confidence
     return Calibration(**made.as_dict() | dict(confidence=sure, coverage=wish.coverage if wish.confidence is None else None))
-
-# %% ../nbs/13_calibrate.ipynb #922b19a9
-@dataclass(frozen=True)
-class Request:
-    "What `predict` was asked for beyond labels and probabilities"
-    calibrated: bool = False     # add calibrated_CLASS; confidence is then theirs
-    threshold: str | None = None # a rule, or CLASS=P
-    abstain: bool = False        # no label below the model's threshold; the column `withheld` holds it
-    sets: bool = False           # add `set`, labels joined by |
-
-    def columns(self, classes) -> list[str]:
-        "The columns that come after the usual ones"
-        return [f'calibrated_{c}' for c in classes] * self.calibrated + ['withheld'] * self.abstain + ['set'] * self.sets
-
-    def least(self, classes, known) -> tuple[str | None, int | None, float]: # rule, class index, its least probability
-        "What `threshold` means; an `OptionError` where it is neither a rule nor CLASS=P"
-        if self.threshold is None or self.threshold in known: return self.threshold, None, 0.
-        name, _, value = self.threshold.rpartition('=')
-        try: p = float(value)
-        except ValueError: p = -1.
-        if name in classes and 0 <= p <= 1: return None, list(classes).index(name), p
-        raise OptionError(f'--threshold {self.threshold!r} is neither a rule of this model nor CLASS=P.',
-                          f'Accepted: {", ".join(known)}; or one of {", ".join(classes)} with a probability, e.g. {classes[0]}=0.8.')
-
-def reread(
-    probs: np.ndarray,        # (N, C) under the data's prior
-    classes,
-    calibration: Calibration,
-    request: Request = Request(),
-) -> list[dict]: # label, confidence, p_CLASS, and the columns of `request`
-    "The cells of rows, as `request` asks"
-    rule, only, bar = request.least(classes, calibration.rules)
-    label, p = calibration.read(probs, rule)
-    if only is not None:
-        others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
-        label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
-    at = np.arange(len(p))
-    columns = {f'p_{c}': probs[:, i] for i, c in enumerate(classes)}
-    if request.calibrated: columns |= {f'calibrated_{c}': p[:, i] for i, c in enumerate(classes)}
-    names, unsure = np.array(classes, dtype=object)[label], (p[at, label] < calibration.confidence) & request.abstain
-    out = dict(label=np.where(unsure, '', names), confidence=(p if request.calibrated else np.asarray(probs))[at, label]) | columns
-    if request.abstain: out['withheld'] = np.where(unsure, names, '')
-    if request.sets: out['set'] = np.array(['|'.join(c for c, i in zip(classes, row) if i) for row in calibration.sets(p)], dtype=object)
-    return [dict(zip(out, r)) for r in zip(*(v.tolist() for v in out.values()))]

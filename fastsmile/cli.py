@@ -61,8 +61,9 @@ def _archs(pattern, config):
                  [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
             *more], rows
 
-# %% ../nbs/20_cli.ipynb #2f70ab03
-@command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; find faces -name '*.jpg' | fastsmile predict -",
+# %% ../nbs/20_cli.ipynb #bade6836
+@command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
+         "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces",
          ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, or - for paths on standard input', list[str]))
 def _predict(where, config):
     "One row for every picture: label, confidence, probabilities, or the reason there is none"

@@ -260,6 +260,15 @@ class PredictConfig(Options):
                                       'probability P', metavar='RULE|CLASS=P')
     abstain: bool = opt(False, "no label below the model's threshold of confidence; the column withheld says which it was")
     sets: bool = opt(False, 'add a column with every label that the set of the row holds, joined by |')
+    known: str | None = opt(None, 'labelled pictures: a source, or a run for those it used. A copy of one takes its label; the column known says of which',
+                            metavar='SOURCE|RUN')
+    known_labels: str | None = opt(None, 'file of the labels of --known, where it does not stand beside its pictures', metavar='FILE')
+    known_label_col: str | None = opt(None, 'column of the class in the table of --known', metavar='COL')
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = [flag(n) for n in ('known_labels', 'known_label_col') if getattr(self, n)]
+        if given and not self.known: raise OptionError(f'{" and ".join(given)} without --known.', 'Name the labelled pictures with --known SOURCE.')
 
 # %% ../nbs/01_options.ipynb #5bc8fbc2
 @dataclass(frozen=True)
