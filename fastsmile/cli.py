@@ -240,15 +240,17 @@ def _evaluate(run, source, config):
     from fastsmile.review import evaluate
     r = evaluate(run, source, config)
     m, base = r['metrics'], r['metrics']['baseline']
-    tta = r.get('tta')
-    head = ['', 'value', '95% interval', 'majority', *(['tta ' + tta['views'], 'difference'] if tta else [])]
-    def line(k):
-        more = [span(tta[k])[0], span(tta['difference'][k])[1]] if tta else []
-        return [METRIC_NAMES[k], *span(m[k]), f'{base[k]:.3f}' if k in base else '', *more]
-    shown = [grid(f"{r['of']}, {m['rows']} rows" + (f", {m['failed']} without a prediction" if m['failed'] else ''), head, [line(k) for k in METRIC_NAMES]),
+    left_out = len(r['copies']) if not config.anyway else 0
+    title = f"{r['of']}, {m['rows']} rows" + (f", {m['failed']} without a prediction" if m['failed'] else '') + (
+        f', {left_out} that taught the model left out' if left_out else '')
+    shown = [grid(title, ['', 'value', '95% interval', 'majority'],
+                  [(METRIC_NAMES[k], *span(m[k]), f'{base[k]:.3f}' if k in base else '') for k in METRIC_NAMES]),
              grid('classes', ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows'],
                   [[c['label'], *(f'{c[k]:.3f}' for k in ('precision', 'recall', 'f1')), '{:.3f} to {:.3f}'.format(*c['intervals']['f1']),
                     '' if c['auc'] is None else f"{c['auc']:.3f}", c['support']] for c in m['per_class']])]
+    if tta := r.get('tta'):
+        shown.append(grid(f"with test-time augmentation ({tta['views']})", ['', 'value', 'difference', '95% interval'],
+                          [(METRIC_NAMES[k], span(tta[k])[0], *span(tta['difference'][k])) for k in METRIC_NAMES]))
     for by, rows in r['slices'].items(): shown += slice_tables(by, rows)
     return [*shown, *calibration_words(r['calibration'], m['classes']), *([f"written: {plain(r['out'])}"] if r['out'] else [])], r
 
@@ -263,9 +265,11 @@ def calibration_words(c: dict, classes: list) -> list[str]:
     a, s = c['abstain'], c['sets']
     held = ', '.join(f"{k} {b['covered']:.1%}" for k, b in zip(classes, s['by_class']) if b['covered'] is not None)
     before, after = (c[k]['ece']['value'] for k in ('before', 'after'))
-    return [f"rule: {c['rule']}; calibration error {before:.3f}, after temperature {c['temperature']:.2f} {after:.3f}",
-            f"abstaining below {a['confidence']:.3f}: {a['covered']:.1%} of rows get a label, balanced accuracy {a['balanced_accuracy']:.3f} "
-            f"(all rows {a['without']['balanced_accuracy']:.3f})",
+    paid = {r['rule']: r['cost'] for r in c['rules'] if 'cost' in r}
+    return [*([f"mean cost {paid['cost']:.3f}, of the likeliest class {paid['argmax']:.3f}"] if paid else []),
+            f"rule: {c['rule']}; calibration error {before:.3f}, after temperature {c['temperature']:.2f} {after:.3f}",
+            f"abstaining below {a['confidence']:.3f}: {a['covered']:.1%} of rows get a label, accuracy {a['accuracy']:.3f} "
+            f"(all rows {a['without']['accuracy']:.3f}), balanced {a['balanced_accuracy']:.3f} ({a['without']['balanced_accuracy']:.3f})",
             f"sets of level {s['level']:g} hold the true class for {held}; {s['size']:.2f} labels each"]
 
 @command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', RUN)
@@ -274,7 +278,7 @@ def _calibrate(run, config):
     from fastsmile.review import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
-    return [*metrics_tables(m), *m['calibration']['notes'], *calibration_words(m['calibration'], part['classes'])], m
+    return [*metrics_tables(m), *calibration_words(m['calibration'], part['classes'])], m
 
 @command('report', ReportConfig, 'fastsmile report runs/resnet18', RUN)
 def _report(run, config):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from .calibrate import calibration_of
 from .charts import interval_chart
 from .core import SmileError, plain, read_json, write_text
 from .evaluate import METRICS, difference, evaluate_predictions, mcnemar
-from .measure import Saved, model_facts, read_saved
-from .options import CompareConfig
+from .folds import folds_of
+from .measure import Saved
+from .options import CompareConfig, EvaluateConfig
 from .report import SCORE_NAMES, render
-from .review import finished
+from .review import finished, reading_for, saved_parts
 
 # %% ../nbs/19_compare.ipynb #4ca84fb4
 def shared_rows(
@@ -50,11 +50,11 @@ def compare(
     config: CompareConfig = CompareConfig(),
 ) -> dict: # runs, rows, part, options, note, page
     "Compare finished runs and write the page"
-    runs = [finished(r) for r in runs]
+    runs = [finished(r, folds=True) for r in runs]
     if len(runs) < 2: raise SmileError('There is only one run.', 'Name two runs or more: fastsmile compare RUN RUN.')
     names = short_names(runs)
-    saved, note = shared_rows([read_saved(r, config.part) for r in runs], names, config.anyway)
-    read = [(calibration_of(model_facts(r)).read(s.probs)[0], s.probs) for r, s in zip(runs, saved)]
+    saved, note = shared_rows([saved_parts(r, config.part)[0] for r in runs], names, config.anyway)
+    read = [(reading_for(r, s, EvaluateConfig()).read(s.probs)[0], s.probs) for r, s in zip(runs, saved)]
     y, groups = saved[0].y, saved[0].groups
     rows = [dict(name=n, path=str(r), metrics={k: m[k] for k in METRICS}, baseline=m['baseline'], **costs_of(r)) for n, r, (label, p) in zip(names, runs, read)
             for m in [evaluate_predictions(y, label, p, saved[0].classes, groups, config.draws)]]
@@ -76,11 +76,11 @@ def short_names(runs: list[Path]) -> list[str]:
 COSTS = dict(parameters='parameters', seconds='seconds of training', images_per_second='images per second in training', device='device')
 
 def costs_of(run: Path) -> dict: # of COSTS
-    "What a run cost"
-    config, history = read_json(run/'config.json'), pd.read_csv(run/'history.csv')
-    t = config['training']
-    return dict(parameters=f"{config['model']['parameters']:,}", seconds=f"{t['seconds']:.0f}", device=t['device'],
-                images_per_second=f'{history.images_per_second.median():.0f}')
+    "What a run cost; a cross-validation all of its folds together"
+    each = [(read_json(f/'config.json'), pd.read_csv(f/'history.csv')) for f in folds_of(run) or [run]]
+    one = each[0][0]
+    return dict(parameters=f"{one['model']['parameters']:,}", seconds=f"{sum(c['training']['seconds'] for c, _ in each):.0f}", device=one['training']['device'],
+                images_per_second=f'{pd.concat([h.images_per_second for _, h in each]).median():.0f}')
 
 def differing(options: list[dict]) -> dict: # option -> its value in each run
     "The options that are not the same in all runs; where the run stands is none of them"

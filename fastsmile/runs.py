@@ -34,6 +34,7 @@ from .session import build_learner, refit_all, spec_of, tell_network, train, wri
 from .stages import count_parameters, freeze_before, stage_table
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
+from .taught import write_taught
 
 # %% ../nbs/18_runs.ipynb #00b4ce74
 def predict_split(
@@ -142,8 +143,9 @@ def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device
     return dict(training=training)
 
 def write_audit(data: Data, path: Path):
-    "table.csv, audit.json and plan.csv of a run"
+    "table.csv, taught.csv, audit.json and plan.csv of a run"
     with atomic(path/'table.csv') as tmp: data.table.to_csv(tmp, index=False)
+    write_taught(data.taught, path)
     write_json(path/'audit.json', audit_record(data.table, data.found))
     with atomic(path/'plan.csv') as tmp: data.plan.to_csv(tmp, index=False)
 
@@ -209,7 +211,7 @@ def fit_folds(
         for i, data in enumerate(folds):
             say(f'training fold {i} of {len(folds)}', style='bold')
             fit_once(source, data, spec, new_net(spec, once), once, new_run(path/f'fold_{i}', spec.arch), device, command=command)
-        write_folds(path, spec.classes, command)
+        write_folds(path, command)
     write_json(path/'config.json', record | dict(status='cross-validated', finished=now()))
     return Run(path)
 
