@@ -208,7 +208,8 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     for c in classes: (tmp_path/'s'/c).mkdir(parents=True)
     where = tmp_path/'s'/classes[0]
     shutil.copy(source/rows['train'][0], where/'same.jpg')
-    with Image.open(source/rows['valid'][0]) as im: im.convert('RGB').resize((im.width * 2 // 3, im.height * 2 // 3)).save(where.parent/classes[1]/'smaller.png')
+    with Image.open(source/rows['valid'][0]) as im:
+        im.convert('RGB').resize((im.width * 2 // 3, im.height * 2 // 3)).save(where.parent/classes[1]/'smaller.png')
     for i, p in enumerate(rows['test'][:6]): shutil.copy(source/p, tmp_path/'s'/classes[i % 3]/f'{i}.jpg')
     ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
     r = evaluate(run.path, tmp_path/'s', ask)
