@@ -51,7 +51,7 @@ def translate(
     if isinstance(e, KeyboardInterrupt):
         say('stopped.', style='bold')
         return 130
-    if isinstance(e, BrokenPipeError): return 1  # who read our output has left
+    if isinstance(e, BrokenPipeError | SystemExit): return 1  # who read our output has left; Rich makes a SystemExit of it
     say(f'error: something failed inside fastsmile: {type(e).__name__}: {plain(e)[:300]}', style='bold red')
     say('Run it again with FASTSMILE_DEBUG=1 to see where.')
     return 1
@@ -306,7 +306,7 @@ def _compare(runs, config):
     from fastsmile.compare import COSTS, compare
     r = compare(runs, config)
     names = [n['name'] for n in r['runs']]
-    table = [[METRIC_NAMES[k], *('{} ({})'.format(*span(n['metrics'][k])) for n in r['runs'])] for k in METRIC_NAMES]
+    table = [[METRIC_NAMES[k], *('{} {}'.format(*span(n['metrics'][k])).replace(' to ', '–') for n in r['runs'])] for k in METRIC_NAMES]
     shown = [grid(f"{r['part']}, {r['rows']} rows", ['', *names], table + [[t, *(n[k] for n in r['runs'])] for k, t in COSTS.items()])]
     if r['options']: shown.append(grid('options that differ', ['', *names], [(k, *v) for k, v in r['options'].items()]))
     return [*shown, *filter(None, [r['note']]), *(n['words'] for n in r['runs'][1:]), f"page: {plain(r['page'])}"], r
