@@ -283,6 +283,7 @@ class EvaluateConfig(SourceOptions):
     tta: str = opt('flip', 'test-time augmentation measured beside none, where SOURCE is predicted', accepts=TTA)
     bs: int = opt(64, 'pictures in a batch', least=1, most=8192)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
+    anyway: bool = opt(False, 'measure pictures of SOURCE, too, that the model was trained on')
     out: str | None = opt(None, 'folder for predictions.csv and metrics.json (default with SOURCE: RUN/evaluations/NAME)', metavar='DIR')
 
 @dataclass(frozen=True)
