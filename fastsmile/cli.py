@@ -79,7 +79,7 @@ def _evaluate(run, source, config):
     "All metrics with intervals, by slice too; from saved predictions, or on another labelled source"
     from fastsmile.review import evaluate
     r = evaluate(run, source, config)
-    return evaluation_tables(r), r
+    return evaluation_tables(r, config.anyway), r
 
 @command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', RUN)
 def _calibrate(run, config):
@@ -87,7 +87,7 @@ def _calibrate(run, config):
     from fastsmile.review import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
-    return [*metrics_tables(m), *m['calibration']['notes'], *calibration_words(m['calibration'], part['classes'])], m
+    return [*metrics_tables(m), *calibration_words(m['calibration'], part['classes'])], m
 
 @command('report', ReportConfig, 'fastsmile report runs/resnet18', RUN)
 def _report(run, config):

@@ -48,7 +48,7 @@ def translate(
     if isinstance(e, KeyboardInterrupt):
         say('stopped.', style='bold')
         return 130
-    if isinstance(e, BrokenPipeError): return 1  # who read our output has left
+    if isinstance(e, BrokenPipeError | SystemExit): return 1  # who read our output has left; Rich makes a SystemExit of it
     say(f'error: something failed inside fastsmile: {type(e).__name__}: {plain(e)[:300]}', style='bold red')
     say('Run it again with FASTSMILE_DEBUG=1 to see where.')
     return 1

@@ -20,6 +20,7 @@ from .plan import apply_plan, merge_plans, overrule, plan_copies, plan_others, r
 from .scan import Examiner, Scan, fingerprint, scan
 from .splits import divide, split_rows
 from .table import Source
+from .taught import taught_rows
 
 # %% ../nbs/08_data.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Data:
     found: list[Finding]
     fingerprint: str
     plan: pd.DataFrame | None = None  # as `plan.csv` has it
+    taught: pd.DataFrame | None = None # fingerprints, from `taught_rows`
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -105,7 +107,8 @@ def divide_rows(
     used = table[table.reason == ''].split.value_counts()
     parts = ', '.join(f'{s} {used[s]}' for s in ('train', 'calib', 'valid', 'test') if s in used)
     say(f'{used.sum()} rows are used ({parts}), {(table.reason != "").sum()} set aside.')
-    return Data(looked.source, table, worst_first(found), fingerprint(table[table.reason == ''], looked.seen.facts), looked.plan)
+    return Data(looked.source, table, worst_first(found), fingerprint(table[table.reason == ''], looked.seen.facts), looked.plan,
+                taught_rows(table, looked.seen))
 
 def write_audit(
     made: Review | Data,

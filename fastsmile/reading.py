@@ -52,7 +52,7 @@ def decided(
     if only is not None:
         others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
         label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
-    return label, p, (p[np.arange(len(p)), label] < calibration.confidence) & request.abstain, calibration.sets(p)
+    return label, p, ~calibration.sure(p, label) & request.abstain, calibration.sets(p)
 
 def reread(
     probs: np.ndarray,        # (N, C) under the data's prior

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['predict_split', 'predict_parts', 'fit', 'new_net', 'fit_once', 'recorded', 'explain_run', 'origin_of', 'compare_fits',
-           'fit_folds', 'Run', 'load_run', 'demo_config']
+           'fit_folds', 'status_of', 'resume', 'Run', 'load_run', 'demo_config']
 
 # %% ../nbs/18_runs.ipynb #316b7522
 import platform
@@ -19,7 +19,7 @@ import pandas as pd
 from .album import fill_album
 from .bundle import Model, load_bundle, save_bundle
 from .card import write_card
-from .core import SmileError, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
+from .core import OptionError, SmileError, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
 from .data import Data, Review, divide_rows, fold_rows, look, write_audit
 from .engine import pick_device
 from .folds import write_folds
@@ -29,10 +29,12 @@ from .models import ModelSpec, build, needs_fastsmile
 from .options import DemoConfig, ExplainConfig, FitConfig, command_line
 from .predict import columns, load_model, predict_rows
 from .report import verdict, write_plots, write_report
+from .resume import STATE
 from .session import build_learner, refit_all, spec_of, tell_network, train, write_balance, write_preview
 from .stages import count_parameters, freeze_before, stage_table
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
+from .taught import write_taught
 
 # %% ../nbs/18_runs.ipynb #00b4ce74
 def predict_split(
@@ -64,8 +66,10 @@ def predict_parts(
 def fit(
     source,                        # a folder, a zip, a CSV or an array file
     config: FitConfig = FitConfig(),
+    into: Path | None = None,      # the folder of a run that was stopped, to go on with
 ) -> 'Run':
     "Source to report; raises `SmileError` where the input is at fault"
+    if config.resume: return resume(source, config)
     device = pick_device(config.device)
     spec_of(config, ())  # a wrong name costs no waiting
     read = read_source(source, config)
@@ -75,9 +79,9 @@ def fit(
     looked = look(read, config)
     if lost := sorted(set(spec.classes) - set(looked.table.label[looked.table.reason == ''])):
         raise SmileError(f'No picture of {", ".join(lost)} can be read.', 'Leave the class out with --drop-class.')
-    if config.folds: return fit_folds(source, looked, spec, config, device)
+    if config.folds: return fit_folds(source, looked, spec, config, device, into)
     data = divide_rows(looked, config)
-    path = new_run(config.out, spec.arch)
+    path = into or new_run(config.out, spec.arch)
     if config.compares: return compare_fits(source, data, spec, config, path, device)
     return fit_once(source, data, spec, net, config, path, device)
 
@@ -92,18 +96,24 @@ def fit_once(
     spec: ModelSpec,
     net,               # from `new_net`
     config: FitConfig, # of one training
-    path: Path,        # an empty run folder
+    path: Path,        # an empty run folder, or that of a run that was stopped
     device: str,
     pictures: Pictures | None = None, # where they are decoded already
     command: str | None = None,       # that asked for it, where it is a part of something
 ) -> 'Run':
     "Train, measure and report into `path`"
+    before = status_of(path)
+    if before == 'finished': return Run(path)  # of a comparison or a cross-validation that was stopped
+    if before and (old := read_json(path/'config.json')['origin']['data']) != data.fingerprint:
+        raise SmileError(f'{plain(source)} is not what {plain(path)} was trained on (fingerprint {data.fingerprint}, then {old}).',
+                         'Train again without --resume.')
     tell_network(net, spec)
     record = dict(status='running', started=now(), command=command or command_line('fit', [source], config), source=str(Path(source).absolute()),
                   options=config.as_dict(), model=dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec),
                                                        stages=stage_table(net), **count_parameters(net)), origin=origin_of(data, config))
-    with recorded(path, record): record |= _fit(data, spec, net, config, path, device, pictures)
+    with recorded(path, record): record |= _fit(data, spec, net, config, path, device, pictures, before is not None)
     write_json(path/'config.json', record | dict(status='finished', finished=now()))
+    for f in (path/'checkpoints').rglob(STATE): f.unlink()  # best and last stay
     write_card(path)
     write_report(path)
     return Run(path)
@@ -117,16 +127,17 @@ def recorded(path: Path, record: dict):
         write_json(path/'config.json', record | dict(status='failed', error=f'{type(e).__name__}: {e}'))
         raise
 
-def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device: str, pictures: Pictures | None) -> dict:
+def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device: str, pictures: Pictures | None, resume: bool) -> dict:
     "What `fit` does inside its run folder; returns what config.json will say of it"
     write_audit(data, path)
+    write_taught(data.taught, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, pictures)
-    training, done = train(learn, config, path)
+    training, done = train(learn, config, path, resume)
     model = Model(spec, facts, learn.model.eval(), str(path/'model'))
     if config.refit_all:
         predict_parts(model, data, config, path, ('valid',))
-        learn, facts, training = refit_all(learn, data, spec, start, config, done, training)
+        learn, facts, training = refit_all(learn, data, spec, start, config, done, training, resume)
         model = Model(spec, facts, learn.model.eval(), str(path/'model'))
         predict_parts(model, data, config, path, ('calib', 'test', 'test_tta'))
     else: predict_parts(model, data, config, path)
@@ -171,17 +182,20 @@ def compare_fits(
     train_rows, rows, failed = data.rows[data.rows.split == 'train'], [], ''
     pictures = Pictures(data.source.reader, spec.prep, data.rows[data.rows.split.isin(['train', 'valid'])].path)
     todo = variants(config, train_rows.label.map(spec.classes.index).to_numpy(), len(spec.classes))
-    for i, v in enumerate(todo):
-        say(f'{i + 1}/{len(todo)}: {v.name}, seed {v.config.training_seed}', style='bold')
-        folder = new_run(path/'fits'/v.folder, spec.arch)
-        try: fit_once(source, data, spec, new_net(spec, v.config), v.config, folder, device, pictures)
-        except SmileError as e:
-            failed = e.message
-            say(f'{v.name} failed: {failed}', style='red')
-        rows.append(result_row(v, *outcome(folder)))
-    best = write_comparison(path, rows, config.monitor)
-    if best is None: raise SmileError(f'Every training failed, the last one so: {failed}', 'See the folders under fits/.')
-    adopt(path, best, command_line('fit', [source], config), config.as_dict())
+    command = command_line('fit', [source], config)
+    record = dict(status='running', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())
+    with recorded(path, record):
+        for i, v in enumerate(todo):
+            say(f'{i + 1}/{len(todo)}: {v.name}, seed {v.config.training_seed}', style='bold')
+            folder = path/'fits'/v.folder if status_of(path/'fits'/v.folder) else new_run(path/'fits'/v.folder, spec.arch)
+            try: fit_once(source, data, spec, new_net(spec, v.config), v.config, folder, device, pictures)
+            except SmileError as e:
+                failed = e.message
+                say(f'{v.name} failed: {failed}', style='red')
+            rows.append(result_row(v, *outcome(folder)))
+        best = write_comparison(path, rows, config.monitor)
+        if best is None: raise SmileError(f'Every training failed, the last one so: {failed}', 'See the folders under fits/.')
+    adopt(path, best, command, config.as_dict())
     write_report(path)
     return Run(path)
 
@@ -192,19 +206,42 @@ def fit_folds(
     spec: ModelSpec,
     config: FitConfig,
     device: str,
+    into: Path | None = None, # the folder of one that was stopped
 ) -> 'Run':
     "Train once per fold, and put the folds together"
     folds, once = fold_rows(looked, config), replace(config, folds=None, out=None)
-    path, command = new_run(config.out, f'{spec.arch}-{config.folds}-folds'), command_line('fit', [source], config)
+    path, command = into or new_run(config.out, f'{spec.arch}-{config.folds}-folds'), command_line('fit', [source], config)
     record = dict(status='running', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())
     with recorded(path, record):
         write_audit(folds[0], path)
         for i, data in enumerate(folds):
             say(f'training fold {i} of {len(folds)}', style='bold')
-            fit_once(source, data, spec, new_net(spec, once), once, new_run(path/f'fold_{i}', spec.arch), device, command=command)
-        write_folds(path, spec.classes, command)
+            folder = path/f'fold_{i}' if status_of(path/f'fold_{i}') else new_run(path/f'fold_{i}', spec.arch)
+            fit_once(source, data, spec, new_net(spec, once), once, folder, device, command=command)
+        write_folds(path, command)
     write_json(path/'config.json', record | dict(status='cross-validated', finished=now()))
     return Run(path)
+
+# %% ../nbs/18_runs.ipynb #93d10eb4
+def status_of(path: Path) -> str | None:
+    "The status of a run folder: running, failed, finished, cross-validated; None where it is none"
+    return read_json(path/'config.json').get('status') if (path/'config.json').exists() else None
+
+def resume(
+    source,            # where it was; '.' means the one of the run
+    config: FitConfig, # with `resume` and nothing besides
+) -> 'Run':
+    "Go on with a run that was stopped"
+    path = Path(config.resume)
+    status = status_of(path)
+    if status is None: raise SmileError(f'{plain(path)} is not a run folder.', 'Name the folder of a run that was stopped.')
+    if status in ('finished', 'cross-validated'): raise SmileError(f'{plain(path)} is finished.', 'There is nothing to go on with.')
+    if replace(config, resume=None) != FitConfig():
+        raise OptionError('--resume goes with no other option.', 'A run goes on with the options that it was begun with.')
+    record = read_json(path/'config.json')
+    if str(source) != '.' and Path(source).absolute() != Path(record['source']):
+        raise SmileError(f'{plain(path)} was trained on {plain(record["source"])}, not on {plain(source)}.', f'fastsmile fit --resume {plain(path)}')
+    return fit(record['source'], Run(path).options, path)
 
 # %% ../nbs/18_runs.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -255,7 +292,7 @@ def load_run(
 ) -> Run:
     "Open a run folder; a `SmileError` where it is none or did not finish"
     path = newest_run() if path is None else Path(path)
-    status = read_json(path/'config.json').get('status') if (path/'config.json').exists() else None
+    status = status_of(path)
     if status == 'cross-validated': raise SmileError(f'{plain(path)} is a cross-validation.', 'Each of its folders fold_0, fold_1, ... is a run.')
     if status != 'finished':
         raise SmileError(f'{plain(path)} is not a finished run' + (f' (its status is {status}).' if status else '.'),

@@ -29,20 +29,22 @@ def metrics_tables(metrics: dict) -> list:
             grid('classes', ['class', 'precision', 'recall', 'F1', 'rows'], each)]
 
 def evaluation_tables(
-    r: dict, # from `evaluate`
+    r: dict,      # from `evaluate`
+    anyway: bool, # were pictures measured that taught the model?
 ) -> list:
-    "All scores beside the baseline and test-time augmentation, each class, each slice, what was fitted on calib"
+    "All scores beside the baseline, each class, test-time augmentation, each slice, what was fitted on calib"
     from fastsmile.report import SCORE_NAMES
     m, base = r['metrics'], r['metrics']['baseline']
-    tta = r.get('tta')
-    head = ['', 'value', '95% interval', 'majority', *(['tta ' + tta['views'], 'difference'] if tta else [])]
-    def line(k):
-        more = [span(tta[k])[0], span(tta['difference'][k])[1]] if tta else []
-        return [SCORE_NAMES[k], *span(m[k]), f'{base[k]:.3f}' if k in base else '', *more]
-    shown = [grid(f"{r['of']}, {m['rows']} rows" + (f", {m['failed']} without a prediction" if m['failed'] else ''), head, [line(k) for k in SCORE_NAMES]),
+    left_out = len(r['copies']) if not anyway else 0
+    title = f"{r['of']}, {m['rows']} rows" + (f", {m['failed']} without a prediction" if m['failed'] else '') + (
+        f', {left_out} that taught the model left out' if left_out else '')
+    shown = [grid(title, ['', 'value', '95% interval', 'majority'], [(t, *span(m[k]), f'{base[k]:.3f}' if k in base else '') for k, t in SCORE_NAMES.items()]),
              grid('classes', ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows'],
                   [[c['label'], *(f'{c[k]:.3f}' for k in ('precision', 'recall', 'f1')), '{:.3f} to {:.3f}'.format(*c['intervals']['f1']),
                     '' if c['auc'] is None else f"{c['auc']:.3f}", c['support']] for c in m['per_class']])]
+    if tta := r.get('tta'):
+        shown.append(grid(f"with test-time augmentation ({tta['views']})", ['', 'value', 'difference', '95% interval'],
+                          [(t, span(tta[k])[0], *span(tta['difference'][k])) for k, t in SCORE_NAMES.items()]))
     for by, rows in r['slices'].items(): shown += slice_tables(by, rows)
     return [*shown, *calibration_words(r['calibration'], m['classes']), *([f"written: {plain(r['out'])}"] if r['out'] else [])]
 
@@ -57,9 +59,11 @@ def calibration_words(c: dict, classes: list) -> list[str]:
     a, s = c['abstain'], c['sets']
     held = ', '.join(f"{k} {b['covered']:.1%}" for k, b in zip(classes, s['by_class']) if b['covered'] is not None)
     before, after = (c[k]['ece']['value'] for k in ('before', 'after'))
-    return [f"rule: {c['rule']}; calibration error {before:.3f}, after temperature {c['temperature']:.2f} {after:.3f}",
-            f"abstaining below {a['confidence']:.3f}: {a['covered']:.1%} of rows get a label, balanced accuracy {a['balanced_accuracy']:.3f} "
-            f"(all rows {a['without']['balanced_accuracy']:.3f})",
+    paid = {r['rule']: r['cost'] for r in c['rules'] if 'cost' in r}
+    return [*([f"mean cost {paid['cost']:.3f}, of the likeliest class {paid['argmax']:.3f}"] if paid else []),
+            f"rule: {c['rule']}; calibration error {before:.3f}, after temperature {c['temperature']:.2f} {after:.3f}",
+            f"abstaining below {a['confidence']:.3f}: {a['covered']:.1%} of rows get a label, accuracy {a['accuracy']:.3f} "
+            f"(all rows {a['without']['accuracy']:.3f}), balanced {a['balanced_accuracy']:.3f} ({a['without']['balanced_accuracy']:.3f})",
             f"sets of level {s['level']:g} hold the true class for {held}; {s['size']:.2f} labels each"]
 
 def comparison_tables(
@@ -69,7 +73,7 @@ def comparison_tables(
     from fastsmile.compare import COSTS
     from fastsmile.report import SCORE_NAMES
     names = [n['name'] for n in r['runs']]
-    table = [[SCORE_NAMES[k], *('{} ({})'.format(*span(n['metrics'][k])) for n in r['runs'])] for k in SCORE_NAMES]
+    table = [[SCORE_NAMES[k], *('{} {}'.format(*span(n['metrics'][k])).replace(' to ', '–') for n in r['runs'])] for k in SCORE_NAMES]
     shown = [grid(f"{r['part']}, {r['rows']} rows", ['', *names], table + [[t, *(n[k] for n in r['runs'])] for k, t in COSTS.items()])]
     if r['options']: shown.append(grid('options that differ', ['', *names], [(k, *v) for k, v in r['options'].items()]))
     return [*shown, *filter(None, [r['note']]), *(n['words'] for n in r['runs'][1:]), f"page: {plain(r['page'])}"]

@@ -78,3 +78,11 @@ def test_names_that_attack_do_not_reach_the_terminal(tmp_path, run):
     folder(tmp_path/'new', {'\x1b[31mred\n.png': picture(), '<b>x</b>.png': b'no'})
     r = shell('predict', 'new', '--model', run.path, cwd=tmp_path)
     assert r.returncode == 0 and '\x1b[31m' not in r.stdout + r.stderr
+
+
+def test_a_reader_that_leaves_is_no_failure(capsys, monkeypatch):
+    from fastsmile.console import translate
+    monkeypatch.delenv('FASTSMILE_QUIET')
+    for left in (BrokenPipeError(), SystemExit(1)): assert translate(left) == 1  # `fastsmile compare ... | head`: Rich leaves with SystemExit
+    assert 'failed inside' not in capsys.readouterr().err
+    assert translate(ValueError('x')) == 1 and 'failed inside' in capsys.readouterr().err
