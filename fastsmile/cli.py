@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'RUN', 'METRIC_NAMES', 'parameters', 'translate', 'command', 'grid', 'metrics_tables', 'fit_result',
-           'comparison_table', 'quick_imports', 'predict_result', 'span', 'slice_tables', 'calibration_words',
-           'progress_bar', 'expand', 'main']
+           'verdict_line', 'comparison_table', 'quick_imports', 'predict_result', 'span', 'slice_tables',
+           'calibration_words', 'progress_bar', 'expand', 'main']
 
 # %% ../nbs/20_cli.ipynb #1b680979
 import atexit
@@ -162,8 +162,15 @@ def _fit(source, config):
 def fit_result(run) -> tuple:
     "What `fit` prints"
     compared, rows = comparison_table(run)
-    return [*compared, *metrics_tables(run.metrics), run.verdict, f'run: {plain(run.path)}', f'report: {plain(run.report)}'], dict(path=str(run.path),
-            verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
+    shown = [*compared, *metrics_tables(run.metrics), verdict_line(run.metrics), f'run: {plain(run.path)}', f'report: {plain(run.report)}']
+    return shown, dict(path=str(run.path), verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
+
+def verdict_line(metrics: dict):
+    "The verdict; in red where the model is of no use"
+    from rich.text import Text
+    from fastsmile.report import verdict
+    v = verdict(metrics)
+    return Text(plain(v['text']), style='bold red' if v['tone'] == 'bad' else '')
 
 def comparison_table(run) -> tuple[list, list]: # Rich tables; the rows of the comparison
     "The trainings that a run compared, with the spread over seeds; nothing where it was one"
