@@ -85,8 +85,8 @@ def balance_chart(have: dict, drawn: dict, asked: dict | None = None) -> str:
         if asked: ax.plot([asked.get(c, 0) for c in have], at + 0.2, '|', color=INK, ms=12, label='asked')
         ax.set_yticks(at, [_safe(c) for c in have])
         ax.invert_yaxis()
-        ax.legend(frameon=False, fontsize=8)
-    return chart(draw, 'class balance', size=(5.5, 0.9 + 0.42 * len(have)))
+        ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
+    return chart(draw, 'class balance', size=(4.6, 1.2 + 0.42 * len(have)))
 
 # %% ../nbs/16_charts.ipynb #949efac0
 def reliability_chart(
@@ -122,4 +122,4 @@ def interval_chart(
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_xlabel(title)
     words = '; '.join(f'{n} {v:.3f}, {low:.3f} to {high:.3f}' for n, v, low, high in rows)
-    return chart(draw, f'{title}: {words}', size=(5.5, 0.9 + 0.36 * len(rows)))
+    return chart(draw, f'{title}: {words}', size=(4.6, 0.9 + 0.36 * len(rows)))

@@ -136,10 +136,9 @@ def measure_calibration(
     "Before and after temperature, each rule, abstention and sets, measured on rows that fitted none of them"
     y, probs, n = saved.y, saved.probs, len(saved.classes)
     label, p = calibration.read(probs)
-    rules = [*calibration.offsets, *(['cost'] if calibration.cost else [])]
-    read = {r: calibration.read(probs, r)[0] for r in rules}
-    table = [dict(rule=r, own=r == calibration.rule, **{k: float(v) for k, v in scores(confusion(y, read[r], n)).items()},
-                  recall=[float((read[r][y == c] == c).mean()) if (y == c).any() else None for c in range(n)]) for r in rules]
+    read = {r: calibration.read(probs, r)[0] for r in calibration.rules}
+    table = [dict(rule=r, own=r == calibration.rule, weights=calibration.weights(r), **{k: float(v) for k, v in scores(confusion(y, read[r], n)).items()},
+                  recall=[float((read[r][y == c] == c).mean()) if (y == c).any() else None for c in range(n)]) for r in calibration.rules]
     if calibration.cost:
         for row in table: row['cost'] = float(np.array(calibration.cost)[y, read[row['rule']]].mean())
     return dict(rule=calibration.rule, temperature=calibration.temperature, notes=calibration.notes, rows=calibration.rows, before=honest(saved, probs, draws),
@@ -148,7 +147,7 @@ def measure_calibration(
 
 def abstention(y, label, calibrated: np.ndarray, calibration: Calibration) -> dict:
     "What is left, and how good it is, where labels below the threshold are withheld"
-    sure = calibrated[np.arange(len(y)), label] >= calibration.confidence
+    sure = calibration.sure(calibrated, label)
     n, all_, kept = calibrated.shape[1], scores(confusion(y, label, calibrated.shape[1])), scores(confusion(y[sure], label[sure], calibrated.shape[1]))
     return dict(asked=calibration.coverage, confidence=calibration.confidence, covered=float(sure.mean()), rows=int(sure.sum()),
                 covered_by_class=[float(sure[y == c].mean()) if (y == c).any() else None for c in range(n)],
@@ -236,14 +235,14 @@ QUARTERS = 12  # a column of numbers with more values than this is cut into quar
 
 def slice_names(
     frame: pd.DataFrame, # of `Saved`
-    by: str,             # a column; or group (person), size, source (the folder of the file)
+    by: str,             # a column; label is the true one; or group (person), size, source (the folder of the file)
 ) -> pd.Series:
     "The slice of each row; an `OptionError` where there is no such column"
-    by = 'group' if by == 'person' and 'person' not in frame else by
+    by = dict(label='target', person='group' if 'person' not in frame else by).get(by, by)
     if by in frame: return _quarters(frame[by]).replace('', '(nobody named)' if by == 'group' else '(empty)')
     if by == 'size' and 'width' in frame: return _quarters(np.sqrt(pd.to_numeric(frame.width) * pd.to_numeric(frame.height)).round(), ' px')
     if by == 'source': return frame.path.map(lambda p: str(PurePosixPath(p).parent))
-    own = [c for c in frame if not c.startswith('p_') and c not in ('path', 'confidence', 'error', 'reason')]
+    own = [c for c in frame if not c.startswith('p_') and c not in ('path', 'target', 'confidence', 'error', 'reason')]
     raise OptionError(f'--by {by!r}: the predictions have no such column.', f'There are: {", ".join([*own, "source"] + ["size"] * ("width" in frame))}.')
 
 def _quarters(values: pd.Series, unit: str = '') -> pd.Series:

@@ -11,7 +11,7 @@ __all__ = ['FAIL_ON', 'PRECISION', 'METHODS', 'AuditConfig', 'ArchsConfig', 'Pre
 # %% ../nbs/01_options.ipynb #49ac0dd2
 from dataclasses import dataclass
 
-from .core import choose
+from .core import OptionError, choose
 from .fields import DECIDE, HASH, TTA, DataOptions, DecideOptions, Options, SourceOptions, command_line, flag, opt
 from .fitting import MONITOR, RESIZE, FitConfig
 
@@ -47,8 +47,8 @@ class PredictConfig(Options):
     resume: bool = opt(False, 'go on where a run of the same command was killed')
     image_col: str | None = opt(None, 'column of the file name where the input is a CSV (default: path, file_name, image, ...), or its number, from 1, '
                                 'in a CSV without a header', metavar='COL')
-    root: str | None = opt(None, 'folder that the paths in a list or a CSV start from (default: its own folder; the current one for standard input)',
-                           metavar='DIR')
+    root: str | None = opt(None, 'folder or zip that the paths in a list or a CSV start from (default: its own folder; the current one for standard input)',
+                           metavar='DIR|ZIP')
     raw: bool = opt(False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class shares")
     html: str | None = opt(None, 'write a page of thumbnails by class and confidence, too', metavar='FILE')
     thumbs: int = opt(600, 'most thumbnails on that page', least=1, most=20000)
@@ -61,6 +61,15 @@ class PredictConfig(Options):
                                       'probability P', metavar='RULE|CLASS=P')
     abstain: bool = opt(False, "no label below the model's threshold of confidence; the column withheld says which it was")
     sets: bool = opt(False, 'add a column with every label that the set of the row holds, joined by |')
+    known: str | None = opt(None, 'labelled pictures: a source, or a run for those it used. A copy of one takes its label; the column known says of which',
+                            metavar='SOURCE|RUN')
+    known_labels: str | None = opt(None, 'file of the labels of --known, where it does not stand beside its pictures', metavar='FILE')
+    known_label_col: str | None = opt(None, 'column of the class in the table of --known', metavar='COL')
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = [flag(n) for n in ('known_labels', 'known_label_col') if getattr(self, n)]
+        if given and not self.known: raise OptionError(f'{" and ".join(given)} without --known.', 'Name the labelled pictures with --known SOURCE.')
 
 # %% ../nbs/01_options.ipynb #bde23f0d
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class EvaluateConfig(SourceOptions):
     tta: str = opt('flip', 'test-time augmentation measured beside none, where SOURCE is predicted', accepts=TTA)
     bs: int = opt(64, 'pictures in a batch', least=1, most=8192)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
+    anyway: bool = opt(False, 'measure pictures of SOURCE, too, that the model was trained on')
     out: str | None = opt(None, 'folder for predictions.csv and metrics.json (default with SOURCE: RUN/evaluations/NAME)', metavar='DIR')
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -123,9 +125,25 @@ def test_a_fitted_rule_serves_its_metric_on_other_rows_and_hardly_ever_hurts(met
 
 
 def test_few_rows_of_calib_change_nothing_and_say_so():
-    y, p = sharp(45, 3)
+    y, p = sharp(10, 3)
     made = fit_calibration(p, y, [.6, .25, .15], Wish('macro_f1'))
     assert made.offsets['macro_f1'] == [0, 0, 0] and 'fewer than two classes' in made.notes[-1]
+
+
+def test_one_weight_is_fitted_on_forty_rows_where_the_likeliest_class_is_always_the_same():
+    "A weak model under 70% of one class: its likeliest class is nearly always that one, though it knows something of the others"
+    prior, gains = np.array([.72, .19, .09]), []
+    def weak(n, seed):
+        rng = np.random.default_rng(seed)
+        y = rng.choice(3, n, p=prior)
+        e = np.exp(0.5 * (rng.normal(size=(n, 3)) + 0.5 * np.eye(3)[y])) * prior
+        return y, e / e.sum(1, keepdims=True)
+    ty, tp = weak(6000, 99)
+    for seed in range(12):
+        y, p = weak(40, seed)
+        offset, note = fit_rule(p, y, prior, 'macro_f1')
+        gains.append(float(scores(confusion(ty, (np.log(tp) + offset).argmax(1), 3))['macro_f1'] - scores(confusion(ty, tp.argmax(1), 3))['macro_f1']))
+    assert np.mean(gains) > 0.05 and min(gains) > -0.01 and 'no weight of their own' in note
 
 
 def test_sets_keep_their_promise_for_each_class():
@@ -151,6 +169,7 @@ def test_evaluate_by_column_rule_and_coverage(run):
     from fastsmile.review import evaluate
     plain_, other = (evaluate(run.path, config=c) for c in (EvaluateConfig(), EvaluateConfig(by=('label', 'size', 'source'), threshold='balanced',
                                                                                             min_confidence=0.99, draws=200)))
+    assert {s['slice']: s['rows'] for s in other['slices']['label']} == {c['label']: c['support'] for c in plain_['metrics']['per_class']}  # the true class
     assert set(other['slices']) == {'label', 'size', 'source'} and sum(s['rows'] for s in other['slices']['size']) == other['metrics']['rows']
     assert other['calibration']['rule'] == 'balanced' and other['metrics']['confusion'] != plain_['metrics']['confusion']
     assert other['calibration']['abstain']['confidence'] == 0.99 and plain_['calibration']['abstain']['confidence'] < 0.99
@@ -179,6 +198,34 @@ def test_evaluate_on_another_source(run, tmp_path):
     with pytest.raises(SmileError, match='was trained on'): evaluate(run.path, run.config['source'])
 
 
+def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monkeypatch):
+    import shutil
+    from PIL import Image
+    from fastsmile.review import evaluate
+    source, classes = Path(run.config['source']), run.config['model']['classes']
+    table = pd.read_csv(run.path/'table.csv', dtype=str, keep_default_na=False)
+    rows = {s: table[(table.reason == '') & (table.split == s)].path.tolist() for s in ('train', 'valid', 'test')}
+    for c in classes: (tmp_path/'s'/c).mkdir(parents=True)
+    where = tmp_path/'s'/classes[0]
+    shutil.copy(source/rows['train'][0], where/'same.jpg')
+    with Image.open(source/rows['valid'][0]) as im:
+        im.convert('RGB').resize((im.width * 2 // 3, im.height * 2 // 3)).save(where.parent/classes[1]/'smaller.png')
+    for i, p in enumerate(rows['test'][:6]): shutil.copy(source/p, tmp_path/'s'/classes[i % 3]/f'{i}.jpg')
+    ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
+    r = evaluate(run.path, tmp_path/'s', ask)
+    found = {Path(c['path']).name: (c['of'], c['split'], c['same']) for c in r['copies']}
+    assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'look')}
+    assert r['metrics']['rows'] == 6 and not pd.read_csv(tmp_path/'o'/'predictions.csv').path.str.contains('same|smaller').any()
+    both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))
+    assert both['metrics']['rows'] == 8 and both['copies'] == r['copies']
+    for p in (tmp_path/'s').rglob('[0-9].jpg'): p.unlink()
+    with pytest.raises(SmileError, match='All pictures of the source taught'): evaluate(run.path, tmp_path/'s', ask)
+    old = shutil.copytree(run.path, tmp_path/'old', ignore=shutil.ignore_patterns('taught.csv'))  # as an earlier version left it
+    said = []
+    monkeypatch.setattr('fastsmile.review.say', lambda text, **kw: said.append(text))
+    assert evaluate(old, tmp_path/'s', ask)['metrics']['rows'] == 2 and any('kept no fingerprints' in s for s in said)
+
+
 def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_path):
     import shutil
     from fastsmile.review import calibrate
@@ -201,7 +248,6 @@ def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_pa
 
 
 def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
-    from dataclasses import replace
     from fastsmile.runs import fit
     def rule(**kw): return fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'-'.join(kw.values())), **kw))
     auto, plain_ = rule(monitor='balanced_accuracy'), rule(decide='argmax', monitor='macro_f1')
@@ -211,7 +257,6 @@ def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
 
 
 def test_no_rows_of_calib_is_said(faces, tiny, tmp_path):
-    from dataclasses import replace
     from fastsmile.runs import fit
     r = fit(faces, replace(tiny, epochs=1, calib=0.0, out=str(tmp_path/'r')))
     assert 'no rows in calib' in r.metrics['calibration']['notes'][0] and r.model.facts.calibration.temperature == 1

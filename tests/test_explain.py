@@ -145,6 +145,16 @@ def test_the_model_card_is_the_hubs(run):
     assert ModelCard.load(run.path/'model'/'README.md').data.eval_results
 
 
+def test_the_card_of_a_model_that_timm_alone_cannot_load_says_so(run, tmp_path):
+    import shutil
+    from fastsmile.card import write_card
+    from fastsmile.core import write_json
+    copy = shutil.copytree(run.path, tmp_path/'r')
+    write_json(copy/'config.json', run.config | dict(model=run.config['model'] | dict(needs_fastsmile='its head has hidden layers (8)')))
+    before, after = ((p/'model'/'README.md').read_text() for p in (run.path, write_card(copy).parent.parent))
+    assert "timm.create_model('local-dir:model'" in before and 'timm.create_model' not in after and 'load_model' in after and 'hidden layers' in after
+
+
 def test_compare_runs_on_the_same_rows(run, faces, tiny, tmp_path):
     from fastsmile.compare import compare
     from fastsmile.runs import fit

@@ -1,12 +1,17 @@
 "Cross-validation: every row held out once, nobody on two sides, one summary."
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from fastsmile.calibrate import calibration_of
+from fastsmile.compare import compare
 from fastsmile.core import OptionError, SmileError, newest_run, read_json
 from fastsmile.data import review
-from fastsmile.options import AuditConfig, DataOptions, FitConfig
+from fastsmile.measure import model_facts, read_saved
+from fastsmile.options import AuditConfig, CalibrateConfig, CompareConfig, DataOptions, EvaluateConfig, FitConfig, ReportConfig
+from fastsmile.review import calibrate, evaluate, explain, report
 from fastsmile.runs import fit, load_run
 from fastsmile.table import read_source
 
@@ -62,3 +67,38 @@ def test_given_test_rows_stay_out(faces, tiny, tmp_path):
 def test_what_does_not_go_with_folds():
     with pytest.raises(OptionError, match='--folds with .* do not go'): FitConfig(folds=3, seeds=2)
     with pytest.raises(OptionError, match='from 2 to 50'): FitConfig(folds=1)
+
+
+def test_a_cross_validation_is_measured_on_what_its_folds_held_out(folds, tmp_path):
+    run = folds[0]
+    r = evaluate(run.path, config=EvaluateConfig(by=('label', 'fold'), draws=200))
+    assert r['metrics']['accuracy']['value'] == run.metrics['test']['accuracy']['value'] and r['metrics']['rows'] == run.metrics['test']['rows']
+    assert [s['rows'] for s in sorted(r['slices']['fold'], key=lambda s: s['slice'])] == [f['rows'] for f in run.metrics['folds']]
+    assert {'calibration', 'spread'} <= set(run.metrics) and r['tta']['difference']['accuracy']['low'] <= r['tta']['difference']['accuracy']['high']
+    saved = read_saved(run.path, 'oof')
+    own = [calibration_of(model_facts(run.path/f'fold_{k}')) for k in range(3)]
+    each = np.array([own[int(k)].read(p[None], 'balanced')[0][0] for k, p in zip(saved.frame.fold, saved.probs)])  # row by row
+    other = evaluate(run.path, config=EvaluateConfig(threshold='balanced', draws=200))
+    assert other['metrics']['accuracy']['value'] == (each == saved.y).mean() and other['calibration']['temperature'] == np.mean([c.temperature for c in own])
+    with pytest.raises(SmileError, match='name a fold'): evaluate(run.path, config=EvaluateConfig(part='valid'))
+    for ask in (lambda: evaluate(run.path, tmp_path), lambda: explain(run.path)):
+        with pytest.raises(SmileError, match='no model of its own'): ask()
+
+
+def test_a_cross_validation_is_compared_with_another_and_calibrated_again(folds, tmp_path):
+    import shutil
+    run = folds[0]
+    copy = shutil.copytree(run.path, tmp_path/'again')
+    m = calibrate(copy, CalibrateConfig(decide='balanced'))
+    assert {read_json(copy/f'fold_{k}'/'metrics.json')['calibration']['rule'] for k in range(3)} == {'balanced'} == {m['calibration']['rule']}
+    made = pd.read_csv(copy/'predictions_oof.csv')
+    assert m['test']['accuracy']['value'] == (made.label == made.target).mean() == read_json(copy/'metrics.json')['test']['accuracy']['value']
+    both = compare([run.path, copy], CompareConfig(out=str(tmp_path/'c.html'), draws=200))
+    first, second = both['runs']
+    assert both['rows'] == run.metrics['test']['rows'] and second['metrics']['accuracy']['value'] == m['test']['accuracy']['value']
+    before = pd.read_csv(run.path/'predictions_oof.csv')
+    changed = ((before.label == before.target) != (made.label == made.target)).sum()
+    assert second['mcnemar']['only_one'] + second['mcnemar']['only_two'] == changed and int(first['seconds']) >= 0
+    with pytest.raises(SmileError, match='rows of these runs differ'): compare([run.path, run.path/'fold_0'], CompareConfig(out=str(tmp_path/'c.html')))
+    (copy/'report.html').unlink()
+    assert 'calibration' in report(copy, ReportConfig(keep_pictures=True)).read_text()

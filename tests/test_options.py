@@ -16,7 +16,6 @@ from fastsmile.balance import class_weights, link_of, plan_balance, prior_of, pr
 from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
 from fastsmile.choices import REFUSED
 from fastsmile.calibrate import Wish, fit_calibration, fit_temperature
-from fastsmile.cli import fit_result
 from fastsmile.core import OptionError, SmileError
 from fastsmile.data import audit_source
 from fastsmile.evaluate import confusion, scores
@@ -31,6 +30,7 @@ from fastsmile.runs import fit, load_run
 from fastsmile.session import build_learner, spec_of, train
 from fastsmile.sweep import Variant, result_row, write_comparison
 from fastsmile.table import read_source
+from fastsmile.tables import fit_result
 from fastsmile.train import find_rate
 
 
