@@ -141,9 +141,9 @@ def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device
         model = Model(spec, facts, learn.model.eval(), str(path/'model'))
         predict_parts(model, data, config, path, ('calib', 'test', 'test_tta'))
     else: predict_parts(model, data, config, path)
+    write_balance(data, spec, config, learn, path)
     calibration, metrics = settle(path, facts.prior, wish_of(config, config.monitor, spec.classes), config.seed, config.tta)
     model = replace(model, facts=facts.calibrated(calibration))
-    write_balance(data, spec, config, learn, path)
     write_preview(learn, config, path)
     kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
     save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=origin_of(data, config))), path/'model')

@@ -62,7 +62,8 @@ def build_learner(
     balance, facts = plan_training(rows, classes, config)
     pictures = pictures or Pictures(data.source.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path)
     dls = make_loaders(rows, LoaderSpec(pictures, classes, balance.draw, config.augment, config.bs, device, config.workers))
-    judge = Judge(np.array(facts.shift), np.array(facts.offset), facts.link)
+    shares = prior_of(balance.draw.labels, len(classes))  # valid has the data's shares, whatever --prior says: its loss is measured under them
+    judge = Judge(prior_shift(shares, balance.prior), np.array(facts.offset) + prior_shift(np.array(facts.prior), shares), facts.link)
     return make_learner(dls, freeze_before(net, config.freeze), path, judge, config.monitor, config.wd, classes, loss=make_loss(*config.asked().loss, balance),
                         groups=config.groups, cbs=mixing(config.augment)), facts
 
