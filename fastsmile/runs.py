@@ -30,7 +30,7 @@ from .options import DemoConfig, ExplainConfig, FitConfig, command_line
 from .predict import columns, load_model, predict_rows
 from .report import verdict, write_plots, write_report
 from .resume import STATE
-from .session import build_learner, refit_all, spec_of, tell_network, train, write_balance, write_preview
+from .session import build_learner, pictures_of, refit_all, spec_of, tell_network, train, write_balance, write_preview
 from .stages import count_parameters, freeze_before, stage_table
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
@@ -180,7 +180,7 @@ def compare_fits(
 ) -> 'Run':
     "Train every variant that `config` asks for; raises `SmileError` where all fail"
     train_rows, rows, failed = data.rows[data.rows.split == 'train'], [], ''
-    pictures = Pictures(data.source.reader, spec.prep, data.rows[data.rows.split.isin(['train', 'valid'])].path)
+    pictures = pictures_of(data, spec, config)
     todo = variants(config, train_rows.label.map(spec.classes.index).to_numpy(), len(spec.classes))
     command = command_line('fit', [source], config)
     record = dict(status='running', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())
