@@ -107,7 +107,7 @@ def _rows_of(where: Path, labels: str | None, label_col: str | None) -> tuple: #
         return source.reader, source.kept
     if labels or label_col: raise OptionError(f'--known-labels and --known-label-col do not go with a run, and {plain(where)} is one.')
     config = read_json(where/'config.json')
-    options = {f.name: config['options'][f.name] for f in fields(SourceOptions)}
+    options = {f.name: config['options'][f.name] for f in fields(SourceOptions) if f.name in config['options']}  # an older run has fewer
     rows = pd.read_csv(where/'table.csv', dtype=str, keep_default_na=False)
     reader = read_source(config['source'], SourceOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})).reader
     return reader, rows[rows.reason == '']

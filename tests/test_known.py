@@ -191,3 +191,14 @@ def test_the_summary_for_machines(there, ask):
     from fastsmile.tables import predict_result
     said = predict_result(predict_to_file(there/'new', ask))[1]
     assert {k: said[k] for k in ('rows', 'known', 'torn', 'failed')} == dict(rows=7, known=2, torn=2, failed=1)
+
+
+def test_the_same_bytes_come_first_and_copies_of_copies_count(tmp_path, monkeypatch):
+    folder(tmp_path/'k', {'a/0.jpg': face(1, 'JPEG', 80), 'a/1.png': face(1), 'b/2.png': face(2)})
+    asked = Folder(tmp_path/'k')
+    known = open_known(tmp_path/'k', ['a', 'b'])
+    assert known.find(asked, 'a/1.png').path == 'a/1.png' and known.find(asked, 'a/0.jpg').path == 'a/0.jpg'
+    both = replace(known, hashes=np.repeat(known.hashes[:1], 3, 0), thumbs=np.repeat(known.thumbs[:1], 3, 0), tints=np.repeat(known.tints[:1], 3, 0))
+    assert [both.find(asked, n).path for n in ('a/0.jpg', 'a/1.png')] == ['a/0.jpg', 'a/1.png']
+    monkeypatch.setattr('fastsmile.duplicates.copies', lambda seen, near: (np.arange(3), np.zeros(3, int)))
+    assert open_known(tmp_path/'k', ['a', 'b']).find(asked, 'b/2.png').labels == ('a', 'b')
