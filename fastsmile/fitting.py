@@ -73,6 +73,7 @@ class FitConfig(DataOptions, DecideOptions):
     calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
     folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ are the runs', least=2, most=50)
     out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
+    resume: str | None = opt(None, 'go on with a run that was stopped, from its last finished epoch and with its own options', metavar='RUN')
     seed: int = opt(42, 'seed of the split, the draws and the weights', least=0)
     train_seed: int | None = opt(None, 'another seed for the draws and the weights, on the same split', least=0)
     seeds: int = opt(1, 'train so many times, with seeds that follow each other, on the same split; the table shows the spread', least=1, most=100)
