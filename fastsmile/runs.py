@@ -218,7 +218,7 @@ def fit_folds(
             say(f'training fold {i} of {len(folds)}', style='bold')
             folder = path/f'fold_{i}' if status_of(path/f'fold_{i}') else new_run(path/f'fold_{i}', spec.arch)
             fit_once(source, data, spec, new_net(spec, once), once, folder, device, command=command)
-        write_folds(path, spec.classes, command)
+        write_folds(path, command)
     write_json(path/'config.json', record | dict(status='cross-validated', finished=now()))
     return Run(path)
 
