@@ -9,9 +9,10 @@ __all__ = ['SIDE', 'AVERAGED', 'MOST', 'SHOWN', 'data_uri', 'Gallery', 'cards', 
 # %% ../nbs/08_audit_page.ipynb #259664a0
 import base64
 import io
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ import pandas as pd
 from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
-from .core import SmileError, atomic, jsonable, new_run, plain, read_json, say, write_json, write_text
-from .data import Review, review, tell
-from .images import ImageError
+from .core import SmileError, jsonable, new_run, plain, read_json, say, write_text
+from .data import Review, review, tell, write_audit
+from .images import Array, ImageError, decode
 from .options import AuditConfig, command_line
 from .table import read_source
 
@@ -37,15 +38,23 @@ def data_uri(img: Image.Image) -> str:
 
 class Gallery:
     "The pictures of a source, small, each decoded once"
-    def __init__(self, reader):
-        self.reader, self.picture = reader, cache(self._picture)
+    def __init__(self, reader): self.reader, self.seen = reader, {}
 
-    def _picture(self, name: str) -> Image.Image | None:
+    def load(self, names):
+        "Decode pictures ahead, on all cores"
+        todo = [n for n in dict.fromkeys(names) if n not in self.seen]
+        with ThreadPoolExecutor(os.cpu_count()) as pool: self.seen |= dict(zip(todo, pool.map(self._small, todo)))
+
+    def _small(self, name: str) -> Image.Image | None:
         "A decoded picture, its longer side at most `SIDE`; None where there is none"
-        try: img = self.reader.image(name)
+        try: img = self.reader.image(name) if isinstance(self.reader, Array) else decode(self.reader.raw(name), at_least=SIDE)
         except ImageError: return None
         img.thumbnail((SIDE, SIDE))
         return img
+
+    def picture(self, name: str) -> Image.Image | None:
+        if name not in self.seen: self.load([name])
+        return self.seen[name]
 
     def thumb(self, name: str) -> str:
         img = self.picture(name)
@@ -61,7 +70,9 @@ class Gallery:
 
     def average(self, names) -> Image.Image | None:
         "The mean of up to `AVERAGED` pictures"
-        some = [p for n in list(names)[:: max(1, len(names) // AVERAGED)][:AVERAGED] if (p := self.picture(n))]
+        chosen = list(names)[:: max(1, len(names) // AVERAGED)][:AVERAGED]
+        self.load(chosen)
+        some = [p for n in chosen if (p := self.picture(n))]
         if not some: return None
         return Image.fromarray(np.mean([np.asarray(p.convert('RGB').resize((SIDE, SIDE))) for p in some], 0).round().astype(np.uint8))
 
@@ -160,9 +171,7 @@ def audit(
     looked = review(read, config, oof, config.workers, progress(read.frame.path.nunique()) if progress else None)
     tell(looked.found)
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
-    with atomic(path/'table.csv') as tmp: looked.table.to_csv(tmp, index=False)
-    with atomic(path/'plan.csv') as tmp: looked.plan.to_csv(tmp, index=False)
-    write_json(path/'audit.json', audit_record(looked.table, looked.found))
+    write_audit(looked, path)
     write_page(looked, path/'audit.html', command_line('audit', [source], config))
     return Audit(path, looked.table, looked.found, looked.plan)
 

@@ -99,6 +99,10 @@ class Listed(Folder):
         if not path.suffix and not path.exists(): name = next((name + s for s in SUFFIXES if (self.root/(name + s)).exists()), name)
         return super().raw(name)
 
+def _below(root: str | None, default) -> Folder:
+    "Where the names of a list lead: a folder, or a zip"
+    return Zip(root) if root and Path(root).is_file() else Listed(root or default)
+
 def lines_of(
     file, # text, open
 ) -> Iterator[str]:
@@ -109,11 +113,11 @@ def lines_of(
 def _of_list(path: Path, column: str | None, root: str | None) -> Inputs:
     def each():
         with open(path, **TEXT) as f: yield from lines_of(f)
-    return Inputs(Listed(root or path.parent), each(), sum(1 for _ in each()), f'the list {plain(path)}')
+    return Inputs(_below(root, path.parent), each(), sum(1 for _ in each()), f'the list {plain(path)}')
 
 def _of_stdin(_, column: str | None, root: str | None) -> Inputs:
     text = open(sys.stdin.fileno(), closefd=False, **TEXT) if hasattr(sys.stdin, 'buffer') else sys.stdin
-    return Inputs(Listed(root or '.'), lines_of(text), None, 'the paths on standard input')
+    return Inputs(_below(root, '.'), lines_of(text), None, 'the paths on standard input')
 
 def _of_csv(path: Path, column: str | None, root: str | None) -> Inputs:
     with open(path, **TEXT) as f: first = f.readline()
@@ -126,7 +130,7 @@ def _of_csv(path: Path, column: str | None, root: str | None) -> Inputs:
                 if i >= skip and row: yield row[at] if at < len(row) else ''
     try: total = sum(1 for _ in each())
     except csv.Error as e: raise SmileError(f'{plain(path)} cannot be read as a CSV: {plain(e)}.', 'Save it again as CSV with quoted fields.') from None
-    return Inputs(Listed(root or path.parent), each(), total, f'column {plain(header[at] if skip else at + 1)} of {plain(path)}')
+    return Inputs(_below(root, path.parent), each(), total, f'column {plain(header[at] if skip else at + 1)} of {plain(path)}')
 
 def column_at(
     header: list[str],    # the first row
@@ -150,7 +154,7 @@ KINDS: dict[str, Callable] = {'.zip': _of_zip, '.csv': _of_csv, '.tsv': _of_csv,
 def open_inputs(
     where,                      # a folder, zip, list, CSV, picture or pattern; `-` for standard input; or a list of pictures, folders and patterns
     image_col: str | None = None, # the column of a CSV
-    root: str | None = None,    # where relative paths of a list or a CSV start
+    root: str | None = None,    # where relative paths of a list or a CSV start: a folder or a zip
 ) -> Inputs:
     "Open what is to be predicted; raises `SmileError` where it is missing or empty, `OptionError` where an option does not go with it"
     words = [str(w) for w in where] if isinstance(where, list | tuple) else [str(where)]
@@ -159,7 +163,8 @@ def open_inputs(
     for name, value, fits in (('--image-col', image_col, _of_csv), ('--root', root, (_of_csv, _of_list, _of_stdin))):
         if value is not None and kind not in (fits if isinstance(fits, tuple) else (fits,)):
             raise OptionError(f'{name} does not go with {plain(" ".join(words))[:80]}.', 'It is for a CSV' + (' or a list.' if name == '--root' else '.'))
-    if root is not None and not Path(root).is_dir(): raise OptionError(f'--root {plain(root)} is not a folder.')
+    if root is not None and not Path(root).is_dir() and not (Path(root).is_file() and Path(root).suffix.lower() == '.zip'):
+        raise OptionError(f'--root {plain(root)} is neither a folder nor a zip.')
     if '-' in words and len(words) > 1: raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
     missing = [w for w in words if w != '-' and not os.path.lexists(w) and not glob.has_magic(w)]
     if missing: raise SmileError(f'{plain(missing[0])} does not exist.', f'Name {ACCEPTED}.')

@@ -185,6 +185,7 @@ class FitConfig(DataOptions, DecideOptions):
     calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
     folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ are the runs', least=2, most=50)
     out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
+    resume: str | None = opt(None, 'go on with a run that was stopped, from its last finished epoch and with its own options', metavar='RUN')
     seed: int = opt(42, 'seed of the split, the draws and the weights', least=0)
     train_seed: int | None = opt(None, 'another seed for the draws and the weights, on the same split', least=0)
     seeds: int = opt(1, 'train so many times, with seeds that follow each other, on the same split; the table shows the spread', least=1, most=100)
@@ -245,8 +246,8 @@ class PredictConfig(Options):
     resume: bool = opt(False, 'go on where a run of the same command was killed')
     image_col: str | None = opt(None, 'column of the file name where the input is a CSV (default: path, file_name, image, ...), or its number, from 1, '
                                 'in a CSV without a header', metavar='COL')
-    root: str | None = opt(None, 'folder that the paths in a list or a CSV start from (default: its own folder; the current one for standard input)',
-                           metavar='DIR')
+    root: str | None = opt(None, 'folder or zip that the paths in a list or a CSV start from (default: its own folder; the current one for standard input)',
+                           metavar='DIR|ZIP')
     raw: bool = opt(False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class shares")
     html: str | None = opt(None, 'write a page of thumbnails by class and confidence, too', metavar='FILE')
     thumbs: int = opt(600, 'most thumbnails on that page', least=1, most=20000)
@@ -259,6 +260,15 @@ class PredictConfig(Options):
                                       'probability P', metavar='RULE|CLASS=P')
     abstain: bool = opt(False, "no label below the model's threshold of confidence; the column withheld says which it was")
     sets: bool = opt(False, 'add a column with every label that the set of the row holds, joined by |')
+    known: str | None = opt(None, 'labelled pictures: a source, or a run for those it used. A copy of one takes its label; the column known says of which',
+                            metavar='SOURCE|RUN')
+    known_labels: str | None = opt(None, 'file of the labels of --known, where it does not stand beside its pictures', metavar='FILE')
+    known_label_col: str | None = opt(None, 'column of the class in the table of --known', metavar='COL')
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = [flag(n) for n in ('known_labels', 'known_label_col') if getattr(self, n)]
+        if given and not self.known: raise OptionError(f'{" and ".join(given)} without --known.', 'Name the labelled pictures with --known SOURCE.')
 
 # %% ../nbs/01_options.ipynb #5bc8fbc2
 @dataclass(frozen=True)

@@ -146,7 +146,9 @@ def rule_words(
     "What the model's decision rule does, in a sentence or two"
     rule = calibration['rule']
     if rule in RULE_WORDS: return RULE_WORDS[rule]
-    name, weights = SCORE_NAMES.get(rule, rule), next((r['weights'] for r in calibration.get('rules', []) if r['own']), None)
+    name, known = SCORE_NAMES.get(rule, rule), {r['rule']: r['weights'] for r in calibration.get('rules', [])}
+    weights = known.get(rule)
+    if weights and sum(abs(a - b) for a, b in zip(weights, known['balanced'])) < 1e-6 and max(weights) > 1.005: return RULE_WORDS['balanced']
     if weights and max(weights) < 1.005: return f'The label is the likeliest class: on calib no class weights served the {name} better.'
     return f'The label follows from class weights that were fitted on calib so that the {name} is highest; it need not be the likeliest class.'
 

@@ -8,22 +8,22 @@ __all__ = ['spec_of', 'plan_training', 'build_learner', 'train', 'watch', 'tell_
 
 # %% ../nbs/17_session.ipynb #3e20d91c
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .balance import PLAIN_RULES, Balance, balance_record, decision_offset, link_of, plan_balance, prior_of, prior_shift, target_prior
+from .balance import Balance, balance_record, decision_offset, link_of, plan_balance, prior_of, prior_shift, target_prior
 from .bundle import Facts
-from .calibrate import rule_for
+from .calibrate import rule_for, unfitted
 from .callbacks import Judge, Live
 from .core import atomic, say, seed_everything, sub_seed, write_json
 from .loaders import LoaderSpec, Pictures, make_loaders, mixing, preview
 from .losses import make_loss
 from .models import ModelSpec, build, make_spec, needs_fastsmile
 from .options import FitConfig
+from .resume import STATE, Snapshot
 from .stages import count_parameters, freeze_before, stage_table
 from .train import extras, make_learner, plan_phases, refit, run_phases
 
@@ -43,8 +43,8 @@ def plan_training(
     "What training does against imbalance, and the facts that its model will carry"
     y, (loss, value) = rows[rows.split == 'train'].label.map(classes.index).to_numpy(), config.asked().loss
     balance = plan_balance(y, len(classes), config.balance, config.training_seed)
-    target, rule = target_prior(config.prior, prior_of(y, len(classes)), classes), rule_for(config.decide, config.monitor)
-    rule = rule if rule in PLAIN_RULES else 'argmax'  # what is fitted on calib comes after the training
+    target = target_prior(config.prior, prior_of(y, len(classes)), classes)
+    rule = unfitted(rule_for(config.decide, config.monitor))  # what is fitted on calib comes after the training
     return balance, Facts(target.tolist(), prior_shift(target, balance.prior).tolist(), decision_offset(rule, target).tolist(), rule,
                           link=link_of(loss, value))
 
@@ -71,22 +71,24 @@ def train(
     learn,             # from `build_learner`
     config: FitConfig,
     path: Path,
+    resume: bool = False, # go on from the state that stands in the run folder
 ) -> tuple[dict, list]: # what the report says of the training; what `run_phases` did
     "Find the rate, run the phases, leave the best weights in the learner"
-    start, pretrained = time.perf_counter(), config.weights != 'none'
+    snap, pretrained = Snapshot(path/'checkpoints'/STATE, resume), config.weights != 'none'
     freeze = config.freeze_epochs if config.freeze_epochs is not None else int(pretrained)
     spread = config.spread or (10 if pretrained else 1)
     watch(learn, config)
     learn.history.talk(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
     phases = plan_phases(config.epochs, freeze, spread, config.freeze == 'head')
-    done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.asked().schedule)
+    if snap.found: say(f"{len(snap.found[1]['rows'])} epochs are done; going on.")
+    done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.asked().schedule, snap=snap)
     curves = [rate.curve.assign(phase=p.name, taken=lr) for p, lr, rate in done if rate]
     if curves:
         with atomic(path/'lr_find.csv') as tmp: pd.concat(curves).to_csv(tmp, index=False)
     ran = [r['phase'] for r in learn.history.rows]
     phases = [dict(name=p.name, epochs=ran.count(p.name), asked=p.epochs, frozen=p.frozen, lr=lr,
                    note=rate.note if rate else f'Learning rate {lr:g}, as given.') for p, lr, rate in done]
-    return dict(phases=phases, best_epoch=learn.keep.best_epoch, device=str(learn.dls.device), seconds=time.perf_counter() - start), done
+    return dict(phases=phases, best_epoch=learn.keep.best_epoch, device=str(learn.dls.device), seconds=snap.seconds), done
 
 def watch(learn, config: FitConfig):
     "Add the callbacks that the options ask for, and a display where somebody looks at a terminal"
@@ -104,8 +106,8 @@ def tell_network(net, spec: ModelSpec):
     for r in stages: say(f"    {r['stage']:<{wide}}  {r['trainable']:>12,} of {r['parameters']:>12,}")
     if why := needs_fastsmile(spec): say(f'The model file will need fastsmile to be loaded: {why}.', style='yellow')
 
-# %% ../nbs/17_session.ipynb #788f2f57
-def refit_all(learn, data, spec: ModelSpec, start: dict, config: FitConfig, done: list, training: dict) -> tuple: # learner, facts, training
+# %% ../nbs/17_session.ipynb #785a080a
+def refit_all(learn, data, spec: ModelSpec, start: dict, config: FitConfig, done: list, training: dict, resume=False) -> tuple: # learner, facts, training
     "Train on train and valid together as the first training did: same rates, as many epochs, no choice"
     say('refit: the same training on train and valid together; the figures of valid are those of the model before it.')
     table = data.table.assign(split=data.table.split.replace('valid', 'train'))
@@ -115,7 +117,8 @@ def refit_all(learn, data, spec: ModelSpec, start: dict, config: FitConfig, done
     net.load_state_dict(start)
     again, facts = build_learner(both, spec, net, config, learn.path, device)
     watch(again, config)
-    refit(again, learn, done, config.training_seed, config.asked().schedule)
+    snap = Snapshot(learn.keep.folder/'refit'/STATE, resume)
+    refit(again, learn, done, config.training_seed, config.asked().schedule, snap)
     more = len(again.history.rows) - sum(p['epochs'] for p in training['phases'])
     return again, facts, training | dict(refit=dict(rows=len(again.dls.train_ds), epochs=more))
 

@@ -69,7 +69,7 @@ def from_folders(
     opts: SourceOptions,
 ) -> pd.DataFrame:
     "Rows from class folders, below folders of splits or not; empty where there are no two classes"
-    paths = [PurePosixPath(n).parts for n in reader.names()]
+    paths = [n.split('/') for n in reader.names()]  # names have no other separators, whatever the system's are
     skip = 0
     while paths and all(len(p) > skip + 2 for p in paths) and len({p[skip] for p in paths}) == 1 and paths[0][skip].lower() not in SPLITS: skip += 1
     rows = []

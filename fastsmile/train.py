@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FALLBACK', 'RANGE', 'SCHEDULES', 'make_learner', 'extras', 'Rate', 'Trace', 'find_rate', 'smooth', 'suggest', 'Phase',
-           'plan_phases', 'run_phases', 'refit']
+           'plan_phases', 'run_phases', 'choose_rate', 'recorded', 'recalled', 'run_phase', 'refit']
 
 # %% ../nbs/13_train.ipynb #49ac0dd2
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from torch import nn
 
 from .callbacks import Average, FrozenNorm, History, Judge, Keep, Live, NoValid, Patience, Plateau, StopAtNaN, load_weights
 from .core import OptionError, say, seed_everything, sub_seed
+from .resume import Rejoin, Snapshot, restore
 from .stages import param_groups
 
 # %% ../nbs/13_train.ipynb #9bf65561
@@ -150,26 +151,57 @@ def run_phases(
     seed: int,               # of what a search leaves behind in the generators
     schedule: tuple = ('one-cycle', None), # one of `SCHEDULES`, and its value
     load: str = 'best',      # the weights that are loaded at the end: best or last
+    snap: Snapshot | None = None, # writes the state after each epoch; what it found is gone on with
 ) -> list[tuple[Phase, float, Rate | None]]: # what was done
     "Train through all phases"
     done, total = [], sum(p.epochs for p in phases) * len(learn.dls.train)
     given = lr if isinstance(lr, list) else [lr] * len(phases)
-    live = next(iter(learn.cbs.filter(lambda cb: isinstance(cb, Live))), None)
-    for p, lr in zip(phases, given, strict=True):
+    for i, (p, lr) in enumerate(zip(phases, given, strict=True)):
         (learn.freeze if p.frozen else learn.unfreeze)()
-        rate = find_rate(learn, min(100, total // 3)) if lr is None else None
-        top = rate.lr if rate else lr
-        learn.history.talk(f'{p.name}: {rate.note}' if rate else f'{p.name}: learning rate {top:g}, as given.')
-        seed_everything(sub_seed(seed, p.name))
-        if hasattr(learn.loss_func, 'reset'): learn.loss_func.reset()
-        learn.history.phase = p.name
-        with learn.no_logging(), learn.no_mbar():
-            try: SCHEDULES[schedule[0]](learn, p.epochs, slice(top / p.spread, top) if p.spread > 1 else top, schedule[1])
-            finally:
-                if live: live.stop()
+        before = snap is not None and i <= snap.at
+        top, rate = recalled(snap.rate(i)) if before else choose_rate(learn, p.name, lr, min(100, total // 3))
+        if rate: learn.opt = None  # as a search leaves it
+        if snap: snap.enter(i, recorded(top, rate), snap.found[1]['begun'] if before and i == snap.at else len(learn.history.rows))
         done.append((p, top, rate))
+        if before and i < snap.at: continue
+        learn.history.phase = p.name
+        if before and snap.epochs == p.epochs: restore(learn, *snap.found)
+        else:
+            seed_everything(sub_seed(seed, p.name))
+            if hasattr(learn.loss_func, 'reset'): learn.loss_func.reset()
+            run_phase(learn, p, top, schedule, [snap, *([Rejoin(snap)] if before else [])] if snap else [])
     load_weights(learn.model, learn.keep.folder/f'{load}.safetensors')
     return done
+
+def choose_rate(learn: Learner, name: str, lr: float | None, steps: int) -> tuple[float, Rate | None]:
+    "The rate that is given, or one that is searched; says which"
+    rate = find_rate(learn, steps) if lr is None else None
+    learn.history.talk(f'{name}: {rate.note}' if rate else f'{name}: learning rate {lr:g}, as given.')
+    return (rate.lr if rate else lr), rate
+
+def recorded(lr: float, rate: Rate | None) -> dict:
+    "A rate and its search as JSON holds them"
+    return dict(lr=lr, note=rate.note if rate else None, curve=rate.curve.to_numpy().tolist() if rate else None)
+
+def recalled(made: dict) -> tuple[float, Rate | None]:
+    "What `recorded` was given"
+    if made['note'] is None: return made['lr'], None
+    return made['lr'], Rate(made['lr'], made['note'], pd.DataFrame(made['curve'], columns=['lr', 'loss', 'smooth']))
+
+def run_phase(
+    learn: Learner,
+    phase: Phase,
+    top: float,      # the head's highest rate
+    schedule: tuple, # one of `SCHEDULES`, and its value
+    cbs: list,       # more callbacks
+):
+    "The epochs of one phase"
+    live = next(iter(learn.cbs.filter(lambda cb: isinstance(cb, Live))), None)
+    rates = slice(top / phase.spread, top) if phase.spread > 1 else top
+    with learn.no_logging(), learn.no_mbar(), learn.added_cbs(cbs):
+        try: SCHEDULES[schedule[0]](learn, phase.epochs, rates, schedule[1])
+        finally:
+            if live: live.stop()
 
 def refit(
     learn: Learner,           # over train and valid together, from the weights that the first training started with
@@ -177,6 +209,7 @@ def refit(
     done: list,               # what `run_phases` returned for it
     seed: int,
     schedule: tuple,
+    snap: Snapshot | None = None, # as in `run_phases`
 ) -> list:
     "Train again without validation: the same rates, and as many epochs as were run; the last weights count"
     rows = [r['phase'] for r in first.history.rows]
@@ -184,4 +217,4 @@ def refit(
     learn.history.rows, learn.keep.folder = first.history.rows, learn.keep.folder/'refit'
     learn.add_cb(NoValid())
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, Patience)))
-    return run_phases(learn, phases, [lr for _, lr, _ in done], seed, schedule, load='last')
+    return run_phases(learn, phases, [lr for _, lr, _ in done], seed, schedule, 'last', snap)

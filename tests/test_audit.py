@@ -269,3 +269,18 @@ def test_suspect_labels_come_from_out_of_fold_predictions(tmp_path):
     assert sorted(r['path'] for r in found.rows) == ['a/7.png', 'b/7.png'] and (done.table.reason == '').all()
     assert not any(f.kind == 'suspect-label' for f in audit(root, AuditConfig(out=str(tmp_path/'b'))).found)
     with pytest.raises(SmileError, match='predictions_oof'): audit(root, replace(AuditConfig(), suspects=str(root)))
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_pictures_without_a_label_go_to_a_list_that_predict_reads(tmp_path, packed):
+    from fastsmile.inputs import open_inputs
+    rows = [('a/1.png', 'yes'), ('a/2.png', 'no'), ('a/3.png', ''), ('4.png', 'NaN'), ('5.png', 'yes')]
+    where = folder(tmp_path/'s', {n: picture(seed=i) for i, (n, _) in enumerate(rows)})
+    folder(tmp_path, {'labels.csv': 'image,label\n' + ''.join(f'{n},{c}\n' for n, c in rows)})
+    if packed: where = Path(shutil.make_archive(str(tmp_path/'z'), 'zip', where))
+    done = audit(where, AuditConfig(labels=str(tmp_path/'labels.csv'), out=str(tmp_path/'a')))
+    made = open_inputs(done.path/'unlabelled.txt', root=str(where))
+    names = list(made.names)
+    assert names == ['4.png', 'a/3.png'] and all(made.reader.image(n).size == (24, 24) for n in names)
+    whole = audit(where, AuditConfig(labels=str(tmp_path/'labels.csv'), drop_class=('no',), out=str(tmp_path/'b')))
+    assert (whole.path/'unlabelled.txt').read_text() == '4.png\na/3.png\n'

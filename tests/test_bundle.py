@@ -20,8 +20,8 @@ def bundle(path, arch='resnet10t', **kw):
 
 
 @pytest.mark.parametrize('arch,kw', [
-    ('resnet10t', dict(size=64, model_args='{"channels": [8, 16, 32, 64]}')), ('resnet10t', dict(model_args='{"global_pool": "catavgmax"}')),
-                                     ('vit_tiny_patch16_224', dict(size=96)),
+    ('resnet10t', dict(size=64, model_args='{"channels": [8, 16, 32, 64]}')), ('resnet10t', dict(pool='catavgmax')),
+    ('resnet10t', dict(size=64, pool='avg', model_args='{"channels": [32, 64, 128, 256]}')), ('vit_tiny_patch16_224', dict(size=96)),
     ('swin_tiny_patch4_window7_224', dict(size=64)), ('mobilenetv2_100', dict(size=96))])
 def test_plain_timm_gives_the_same_logits_without_fastsmile(tmp_path, arch, kw):
     model = bundle(tmp_path/'m', arch, **kw)

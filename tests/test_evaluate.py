@@ -124,10 +124,10 @@ def test_a_fitted_rule_serves_its_metric_on_other_rows_and_hardly_ever_hurts(met
     if metric == 'balanced_accuracy': assert np.mean(gains) > 0.02
 
 
-def test_few_rows_of_calib_change_nothing_and_say_so():
+def test_few_rows_of_calib_fit_nothing_and_say_so():
     y, p = sharp(10, 3)
     made = fit_calibration(p, y, [.6, .25, .15], Wish('macro_f1'))
-    assert made.offsets['macro_f1'] == [0, 0, 0] and 'fewer than two classes' in made.notes[-1]
+    assert made.offsets['macro_f1'] == made.offsets['balanced'] and made.offsets['mcc'] == [0, 0, 0] and 'fewer than two classes' in made.notes[-1]
 
 
 def test_one_weight_is_fitted_on_forty_rows_where_the_likeliest_class_is_always_the_same():

@@ -7,9 +7,10 @@ import pytest
 from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 
+from fastsmile.bundle import save_bundle
 from fastsmile.gallery import pick_rows
 from fastsmile.options import PredictConfig
-from fastsmile.predict import predict_to_file
+from fastsmile.predict import load_model, predict_to_file
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 ATTACK = '<script>alert(1)<\\script>\x1b[31m"\'.png'
@@ -40,6 +41,18 @@ def test_the_page_does_not_grow_with_the_pictures(page):
     predict_to_file(tmp/'faces', replace(ask, html=str(tmp/'small.html'), thumbs=12))
     html = (tmp/'small.html').read_text()
     assert html.count('<figure') <= 12 and len(html) < len(path.read_text()) / 2 and 'the surest, the least sure' in html
+
+
+def test_withheld_labels_and_sets_are_shown(page):
+    "Rows without a label on purpose have a section of their own, which says what they would have been"
+    _, _, ask, tmp = page
+    model = load_model(ask.model)
+    unsure = replace(model, facts=model.facts.calibrated(replace(model.facts.calibration, confidence=1.)))
+    save_bundle(unsure, tmp/'unsure')
+    done = predict_to_file(tmp/'faces', replace(ask, model=str(tmp/'unsure'), abstain=True, sets=True, html=str(tmp/'w.html'), out=str(tmp/'w.csv')))
+    html = (tmp/'w.html').read_text()
+    assert done.labels['withheld'] == 61 and html.count('<section') == 1 and '<h2>withheld ' in html
+    assert html.count('withheld: ') == 61 == html.count('set: ') and 'withheld: ' not in page[1].read_text()
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from('abc')), max_size=200), st.integers(1, 40))

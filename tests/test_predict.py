@@ -17,11 +17,12 @@ from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fastsmile.core import OptionError, SmileError
+from fastsmile.reading import Request, reading_of
+from fastsmile.core import OptionError, SmileError, read_json, write_json
 from fastsmile.images import Folder, Prep, decode, prepare
 from fastsmile.inputs import in_order, open_inputs
 from fastsmile.options import PredictConfig
-from fastsmile.predict import VIEWS, load_model, reading_of, predict_rows, predict_to_file
+from fastsmile.predict import VIEWS, answer, load_model, predict_rows, predict_to_file
 
 
 @pytest.fixture(scope='module')
@@ -202,9 +203,96 @@ def test_resume_refuses_another_call(album, ask):
     others = (dict(tta='flip'), 'tta was none'), (dict(raw=True), 'columns was'), (dict(precision='bf16'), 'precision was fp32'), (dict(bs=8), 'bs was 4')
     for change, words in others:
         with pytest.raises(SmileError, match=words): predict_to_file(album, replace(ask, resume=True, **change))
-    with pytest.raises(SmileError, match='The inputs have changed'): predict_to_file(album/'b', replace(ask, resume=True))
+    with pytest.raises(SmileError, match='root was'): predict_to_file(album/'b', replace(ask, resume=True))
+    (album/'other').mkdir()
+    (album/'other'/'x.png').write_bytes(picture())
+    try:
+        with pytest.raises(SmileError, match='workers was 2'): predict_to_file(album, replace(ask, resume=True, workers=1))
+        (album/'a'/'00.png').rename(album/'other'/'00.png')
+        with pytest.raises(SmileError, match='The inputs have changed'): predict_to_file(album, replace(ask, resume=True))
+    finally:
+        (album/'other'/'00.png').rename(album/'a'/'00.png')
+        (album/'other'/'x.png').unlink()
+        (album/'other').rmdir()
+    interrupted()
+    with pytest.raises(SmileError, match='threshold was None'): predict_to_file(album, replace(ask, resume=True, threshold='balanced'))
+    with pytest.raises(SmileError, match='columns was'): predict_to_file(album, replace(ask, resume=True, calibrated=True))
     assert predict_to_file(album, ask).resumed == 0  # without --resume from the start
     assert predict_to_file(album, replace(ask, resume=True)).resumed == 0  # nothing to go on with
+
+
+def test_resume_refuses_a_model_that_reads_otherwise(album, ask, tmp_path):
+    "The same weights under another rule are another model"
+    import shutil
+    model = tmp_path/'model'
+    shutil.copytree(os.path.join(ask.model, 'model'), model)
+    ask, seen = replace(ask, model=str(model)), []
+    def tick(n):
+        seen.append(n)
+        if len(seen) == 9: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): predict_to_file(album, ask, lambda total: tick)
+    config = read_json(model/'config.json')
+    config['fastsmile']['calibration']['rule'] = 'balanced'
+    write_json(model/'config.json', config)
+    with pytest.raises(SmileError, match='model was'): predict_to_file(album, replace(ask, resume=True))
+
+
+def test_resume_keeps_the_size_of_the_groups(album, ask, tmp_path, monkeypatch):
+    "Where memory has become scarce since, groups of another size would be another call"
+    ask, seen = replace(ask, bs=None), []
+    monkeypatch.setattr('fastsmile.predict.batch_size', lambda *a, **k: 4)
+    def tick(n):
+        seen.append(n)
+        if len(seen) == 9: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): predict_to_file(album, ask, lambda total: tick)
+    monkeypatch.setattr('fastsmile.predict.batch_size', lambda *a, **k: 2)
+    assert predict_to_file(album, replace(ask, resume=True)).resumed == 8
+
+
+def test_names_that_are_hard_to_write(run, ask, tmp_path):
+    "Line ends, quotes, commas and bytes that are no Unicode in a name: one row each, also where a part is read again"
+    names = ['a\rb.png', 'a\nb.png', 'a\r\nb.png', 'a"b,c.png', "a'b;c.png", ' a.png', os.fsdecode(b'\xff.png'), 'a\\nb.png']
+    folder(tmp_path/'odd', dict.fromkeys(names, picture()))
+    seen = []
+    def tick(n):
+        seen.append(n)
+        if len(seen) == 7: raise KeyboardInterrupt
+    for kind in ('csv', 'jsonl', 'parquet'):
+        seen.clear()
+        one = replace(ask, out=str(tmp_path/f'p.{kind}'), bs=3)
+        with pytest.raises(KeyboardInterrupt): predict_to_file(tmp_path/'odd', one, lambda total: tick)
+        assert predict_to_file(tmp_path/'odd', replace(one, resume=True, html=str(tmp_path/'g.html'))).resumed == 6
+    assert [r['path'] for r in rows_of(tmp_path/'p.csv')] == sorted(names)
+    assert [json.loads(r)['path'] for r in open(tmp_path/'p.jsonl', errors='surrogateescape')] == sorted(names)
+
+
+@pytest.mark.parametrize('asked', ['calibrated', 'sets', 'abstain'])
+def test_what_was_never_fitted_is_refused(album, ask, tmp_path, asked):
+    "A model without rows in calib has no calibrated probabilities, sets or threshold to give"
+    from fastsmile.bundle import save_bundle
+    from fastsmile.calibrate import plain_calibration
+    model = load_model(ask.model)
+    save_bundle(replace(model, facts=model.facts.calibrated(plain_calibration(model.facts.prior, 'argmax'))), tmp_path/'plain')
+    with pytest.raises(OptionError, match=f'--{asked}: this model was not calibrated'):
+        predict_to_file(album, replace(ask, model=str(tmp_path/'plain'), **{asked: True}))
+
+
+def test_the_input_is_never_replaced(album, ask, tmp_path):
+    (tmp_path/'t.csv').write_text(f'path\n{album}/a/00.png\n')
+    for out in (tmp_path/'t.csv', tmp_path/'x'/'..'/'t.csv'):
+        with pytest.raises(OptionError, match='is the input'): predict_to_file(tmp_path/'t.csv', replace(ask, out=str(out)))
+    assert (tmp_path/'t.csv').read_text().startswith('path')
+
+
+def test_every_column_has_its_type_in_parquet(album, ask, tmp_path):
+    pq, pa = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('pyarrow')
+    all_ = dict(raw=True, calibrated=True, abstain=True, sets=True)
+    for kind in ('csv', 'parquet'): predict_to_file(album, replace(ask, out=str(tmp_path/f'p.{kind}'), **all_))
+    table, rows = pq.read_table(tmp_path/'p.parquet'), rows_of(tmp_path/'p.csv')
+    text = {'path', 'label', 'withheld', 'set', 'error'}
+    assert table.column_names == list(rows[0]) and {c for c in table.column_names if table.schema.field(c).type == pa.string()} == text
+    assert all(table.schema.field(c).type == pa.float64() for c in set(table.column_names) - text)
+    for c in set(table.column_names) - text: assert [float(r[c]) if r[c] else None for r in rows] == table[c].to_pylist()
 
 
 def test_two_writers_of_one_file(album, ask):
@@ -285,8 +373,38 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
         net.get_classifier().weight.copy_(torch.from_numpy(np.concatenate([-fit.coef_, fit.coef_]) / 2))
         net.get_classifier().bias.copy_(torch.from_numpy(np.concatenate([-fit.intercept_, fit.intercept_]) / 2))
     model = Model(spec, Facts([.5, .5], [0, 0], [0, 0], 'argmax'), net)
-    exact, quick = (Engine(model, p, 'cpu').logits(x[600:]).argmax(1) for p in ('fp32', precision))
+    said = reading_of(model).said
+    exact, quick = (answer(Engine(model, p, 'cpu'), x[600:, None], VIEWS['none'], 'probs', said)[0].argmax(1) for p in ('fp32', precision))
     assert (exact == y[600:]).mean() > 0.8 and (exact == quick).mean() >= 0.995
+
+
+COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
+
+@pytest.mark.parametrize('tta,mean', [('none', 'probs'), ('flip', 'probs'), ('flip', 'logits')])
+@pytest.mark.parametrize('kw,key', [({}, 'label'), (dict(threshold='balanced'), 'label'), (dict(threshold='cost'), 'label'),
+                                    (dict(threshold='negative smile=0.2'), 'label'), (dict(abstain=True), 'withheld'), (dict(sets=True), 'set')])
+def test_what_is_asked_decides_which_calls_are_close(run, monkeypatch, kw, key, tta, mean):
+    "A narrow precision that is off by up to 0.14 a logit says what fp32 says, whichever boundary is asked about"
+    from fastsmile import engine as room
+    facts, rng = run.model.facts, np.random.default_rng(0)
+    classes = run.model.spec.classes
+    calibration = replace(facts.calibration, temperature=1.7, cost=COST, confidence=0.5, least=[.3, .2, .1])
+    model = replace(run.model, facts=replace(facts, calibration=calibration, shift=[.5, -.2, -.3]))
+    z = rng.normal(0, 1.5, (500, 3)).astype(np.float32)
+    x = np.zeros((500, 1, 32, 32, 3), np.uint8)
+    x[:, 0, :, :, 0], x[:, 0, :, :, 1] = np.arange(500)[:, None, None] // 256, np.arange(500)[:, None, None] % 256
+    def truth(pictures): return z[pictures[:, 0, 0, 0].astype(int) * 256 + pictures[:, 0, 0, 1]]
+    reading = reading_of(model, request=Request(**kw))
+    def rows(precision):
+        e = room.Engine(model, precision, 'cpu')
+        if e.exact: e.exact._forward, e._forward = truth, lambda v: truth(v) + rng.uniform(-.14, .14, (len(v), 3)).astype(np.float32)
+        else: e._forward = truth
+        return [r[key] for r in reading.cells(*answer(e, x, VIEWS[tta], mean, reading.said))], e.again
+    (exact, none), (quick, again) = rows('fp32'), rows('bf16')
+    assert quick == exact and none == 0 < again < 350
+    monkeypatch.setitem(room.CLOSE, 'bf16', 0.)
+    assert rows('bf16')[0] != exact  # so the second look was needed
+    assert set(exact) - {''} <= {'|'.join(c for c, i in zip(classes, n) if i) for n in np.ndindex(2, 2, 2)}
 
 
 def test_reduced_jpegs_agree(shared):
