@@ -63,7 +63,8 @@ def report_context(
                 valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES,
                 rule=rule_words(metrics['calibration']), training=training_words(o, t, config['model']),
                 prior_words=balance_words(o['balance'], o['loss'], o['prior']),
-                album=album_of(run/'explain'), command=config['command'], origin=config['origin'] | dict(finished=clock(config.get('finished'))),
+                album=album_of(run/'explain'), command=config['command'], calibrated=config.get('calibrated'),
+                origin=config['origin'] | dict(finished=clock(config.get('finished'))),
                 options={k: v for k, v in o.items() if v not in (None, [], '')}, **data_context(run), **training_context(run, config),
                 charts=report_charts(run, metrics, part, t['best_epoch']))
 

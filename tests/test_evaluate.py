@@ -167,11 +167,11 @@ def test_evaluate_needs_no_model_and_no_torch(run, tmp_path):
 
 def test_evaluate_by_column_rule_and_coverage(run):
     from fastsmile.review import evaluate
-    plain_, other = (evaluate(run.path, config=c) for c in (EvaluateConfig(), EvaluateConfig(by=('label', 'size', 'source'), threshold='balanced',
+    plain_, other = (evaluate(run.path, config=c) for c in (EvaluateConfig(), EvaluateConfig(by=('label', 'size', 'source'), threshold='argmax',
                                                                                             min_confidence=0.99, draws=200)))
     assert {s['slice']: s['rows'] for s in other['slices']['label']} == {c['label']: c['support'] for c in plain_['metrics']['per_class']}  # the true class
     assert set(other['slices']) == {'label', 'size', 'source'} and sum(s['rows'] for s in other['slices']['size']) == other['metrics']['rows']
-    assert other['calibration']['rule'] == 'balanced' and other['metrics']['confusion'] != plain_['metrics']['confusion']
+    assert other['calibration']['rule'] == 'argmax' and other['metrics']['confusion'] != plain_['metrics']['confusion']
     assert other['calibration']['abstain']['confidence'] == 0.99 and plain_['calibration']['abstain']['confidence'] < 0.99
     low, high = (evaluate(run.path, config=EvaluateConfig(coverage=c, draws=100))['calibration']['abstain']['covered'] for c in (0.3, 0.9))
     assert low < high
@@ -242,6 +242,7 @@ def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_pa
     assert (after[p] == before[p]).all().all() and m['test']['macro_f1']['value'] != run.metrics['test']['macro_f1']['value']
     kept = calibration_of(model_facts(copy))
     assert (kept.rule, kept.confidence, kept.coverage, kept.level) == ('cost', 0.77, None, 0.8)
+    assert all('--min-confidence 0.77 --set-level 0.8' in (copy/f).read_text() for f in ('report.html', 'model/README.md'))  # how it can be made again
     from fastsmile.runs import load_run
     again = load_run(copy).predict(run.config['source']).set_index('path').label  # the file is loaded, and says the same
     assert again.loc[after.path].tolist() == after.label.tolist()
