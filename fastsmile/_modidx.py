@@ -257,6 +257,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fastsmile.core.atomic': ('core.html#atomic', 'fastsmile/core.py'),
                                 'fastsmile.core.choose': ('core.html#choose', 'fastsmile/core.py'),
                                 'fastsmile.core.jsonable': ('core.html#jsonable', 'fastsmile/core.py'),
+                                'fastsmile.core.must_exist': ('core.html#must_exist', 'fastsmile/core.py'),
                                 'fastsmile.core.new_run': ('core.html#new_run', 'fastsmile/core.py'),
                                 'fastsmile.core.newest_run': ('core.html#newest_run', 'fastsmile/core.py'),
                                 'fastsmile.core.now': ('core.html#now', 'fastsmile/core.py'),

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
-from .core import plain, say
+from .core import must_exist, plain, say
 from .options import (TTA, ArchsConfig, AuditConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig,
                                PredictConfig, ReportConfig, SampleConfig)
 from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result
@@ -47,6 +47,7 @@ def _audit(source, config):
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
     "Audit, split, find the learning rate, train, evaluate, report"
+    must_exist(source)
     from fastsmile.runs import fit
     return fit_result(fit(source, config))
 

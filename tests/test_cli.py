@@ -81,7 +81,7 @@ def test_names_that_attack_do_not_reach_the_terminal(tmp_path, run):
 
 
 def test_a_reader_that_leaves_is_no_failure(capsys, monkeypatch):
-    from fastsmile.cli import translate
+    from fastsmile.console import translate
     monkeypatch.delenv('FASTSMILE_QUIET')
     for left in (BrokenPipeError(), SystemExit(1)): assert translate(left) == 1  # `fastsmile compare ... | head`: Rich leaves with SystemExit
     assert 'failed inside' not in capsys.readouterr().err

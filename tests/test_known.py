@@ -175,7 +175,7 @@ def test_from_python(there, run):
 
 
 def test_in_a_shell(there, run, tmp_path):
-    "pandas comes with --known alone, fastai never; the summary and the JSON say what was taken"
+    "pandas comes with --known alone, fastai never; the summary says what was taken"
     code = '''
 import sys
 from fastsmile.cli import main
@@ -183,7 +183,11 @@ try: main()
 except SystemExit as e: print(e.code, sorted({'fastai', 'pandas'} & set(sys.modules)))
 '''
     args = ['predict', there/'new', '--model', run.path, '--out', tmp_path/'p.csv', '--known', there/'old']
-    def shell(*more): return subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, [*args, *more])], capture_output=True, text=True).stdout
-    text = shell()
+    text = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True).stdout
     assert text.splitlines()[-1] == "0 ['pandas']" and '2 took the label of a known picture' in text and '2 did not' in text
-    assert {k: json.loads(shell('--json').splitlines()[0])[k] for k in ('rows', 'known', 'torn', 'failed')} == dict(rows=7, known=2, torn=2, failed=1)
+
+
+def test_the_summary_for_machines(there, ask):
+    from fastsmile.tables import predict_result
+    said = predict_result(predict_to_file(there/'new', ask))[1]
+    assert {k: said[k] for k in ('rows', 'known', 'torn', 'failed')} == dict(rows=7, known=2, torn=2, failed=1)

@@ -331,9 +331,9 @@ def test_balance_all_compares_under_one_budget(faces, tiny, tmp_path, monkeypatc
 def test_a_training_that_fails_is_a_row(faces, tiny, tmp_path, monkeypatch):
     import fastsmile.runs as runs
     real = runs.train
-    def train(learn, config, path):
+    def train(learn, config, *args):
         if config.lr == '1': raise SmileError('The loss is not a number any more.')
-        return real(learn, config, path)
+        return real(learn, config, *args)
     monkeypatch.setattr(runs, 'train', train)
     r = fit(faces, replace(tiny, lr_sweep='1,5e-3', epochs=1, tta='none', out=str(tmp_path/'r')))
     assert 'not a number' in r.comparison.error[0] and r.options.lr == '0.005' and ', 1 failed' in r.report.read_text()

@@ -117,7 +117,7 @@ def test_standard_input(album, run, tmp_path):
     ('nowhere', {}, 'does not exist'), ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
     ('.', dict(root='.'), 'does not go with'),
     ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
-    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'is not a folder')])
+    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip')])
 def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
     folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'bad.zip': b'PK\x03\x04 no zip'})
     monkeypatch.chdir(tmp_path)

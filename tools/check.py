@@ -51,12 +51,12 @@ def clean() -> bool:
 
 def main() -> int:
     quiet = os.environ | dict(FASTSMILE_QUIET='1', PYTHONWARNINGS='ignore::FutureWarning,ignore::DeprecationWarning')
-    quiet['OMP_NUM_THREADS'] = '1'  # two notebooks at a time: threads of theirs would fight
+    quiet['OMP_NUM_THREADS'] = '1'  # two notebooks, two tests at a time: threads of theirs would fight
     nbs = sorted((ROOT/'nbs').glob('*.ipynb'))
     steps = dict(lint=lambda: run('ruff', 'check', '--quiet', '.'),
                  agree=agree, clean=clean, readme=lambda: run(sys.executable, 'tools/readme.py', '--check'),
                  notebooks=lambda: run('nbdev-test', '--n-workers', '2', env=quiet),
-                 tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs'))
+                 tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs', '-n', '2', env=quiet))
     failed = []
     for name, step in steps.items():
         print(f'== {name}', flush=True)
