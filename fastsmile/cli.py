@@ -15,8 +15,8 @@ import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
-from .options import (TTA, ArchsConfig, AuditConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig,
-                               PredictConfig, ReportConfig, SampleConfig)
+from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig,
+                               FitConfig, PredictConfig, ReportConfig, SampleConfig)
 from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result
 
 # %% ../nbs/20_cli.ipynb #423801d5
@@ -61,6 +61,18 @@ def _archs(pattern, config):
     return [grid('architectures, with two classes', ['name', 'parameters', 'pixels', 'weights'],
                  [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
             *more], rows
+
+# %% ../nbs/20_cli.ipynb #c25a77d6
+@command('cache', CacheConfig, 'fastsmile cache --clear')
+def _cache(config):
+    "Resized pictures that later runs need not decode again: where they are, how large; --clear deletes them"
+    from fastsmile.cache import cache_home, cached, clear_cache
+    if config.clear:
+        files, size = clear_cache()
+        return [f'deleted: {files} files, {size / 2**20:.0f} MiB'], dict(deleted=files, bytes=size)
+    files = cached()
+    size = sum(n for _, n in files)
+    return [f'{plain(cache_home())}: {len(files)} files, {size / 2**20:.0f} MiB'], dict(path=str(cache_home()), files=len(files), bytes=size)
 
 # %% ../nbs/20_cli.ipynb #bade6836
 @command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "

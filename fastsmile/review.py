@@ -46,7 +46,7 @@ def calibration_for(
     if config.coverage is None: return made
     calib = read_saved(run, 'calib')
     label, p = made.read(calib.probs)
-    return replace(made, confidence=fit_abstain(p[np.arange(len(p)), label], config.coverage), coverage=config.coverage)
+    return replace(made, confidence=fit_abstain(p[np.arange(len(p)), label], config.coverage, calib.weights), coverage=config.coverage)
 
 # %% ../nbs/19_review.ipynb #e9f4d500
 def evaluate(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['span', 'metrics_tables', 'evaluation_tables', 'slice_tables', 'calibration_words', 'comparison_tables', 'fit_result',
-           'fits_table', 'predict_result']
+           'verdict_line', 'fits_table', 'predict_result']
 
 # %% ../nbs/19_tables.ipynb #e1621e35
 from .console import grid
@@ -80,8 +80,15 @@ def comparison_tables(
 def fit_result(run) -> tuple:
     "What `fit` prints"
     compared, rows = fits_table(run)
-    return [*compared, *metrics_tables(run.metrics), run.verdict, f'run: {plain(run.path)}', f'report: {plain(run.report)}'], dict(path=str(run.path),
-            verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
+    shown = [*compared, *metrics_tables(run.metrics), verdict_line(run.metrics), f'run: {plain(run.path)}', f'report: {plain(run.report)}']
+    return shown, dict(path=str(run.path), verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
+
+def verdict_line(metrics: dict):
+    "The verdict; in red where the model is of no use"
+    from rich.text import Text
+    from fastsmile.report import verdict
+    v = verdict(metrics)
+    return Text(plain(v['text']), style='bold red' if v['tone'] == 'bad' else '')
 
 def fits_table(run) -> tuple[list, list]: # Rich tables; the rows of the comparison
     "The trainings that a run compared, with the spread over seeds; nothing where it was one"
