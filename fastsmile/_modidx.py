@@ -653,6 +653,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastsmile.review.finished': ('review.html#finished', 'fastsmile/review.py'),
                                   'fastsmile.review.gather': ('review.html#gather', 'fastsmile/review.py'),
                                   'fastsmile.review.given': ('review.html#given', 'fastsmile/review.py'),
+                                  'fastsmile.review.note_calibration': ('review.html#note_calibration', 'fastsmile/review.py'),
                                   'fastsmile.review.pd_frame': ('review.html#pd_frame', 'fastsmile/review.py'),
                                   'fastsmile.review.predict_source': ('review.html#predict_source', 'fastsmile/review.py'),
                                   'fastsmile.review.reading_for': ('review.html#reading_for', 'fastsmile/review.py'),

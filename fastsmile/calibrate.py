@@ -98,29 +98,28 @@ def fit_rule(
     "Class weights (as offsets) under which `metric` is highest, shrunk; with a sentence about them"
     choose('metric', metric, SCORES)
     rows = _Rows(np.log(np.maximum(probs, 1e-30)), y, np.ones(len(y)) if weights is None else weights)
-    base, n = decision_offset('balanced', prior), len(prior)
+    base, n, have = decision_offset('balanced', prior), len(prior), np.bincount(y, minlength=len(prior))
     base = base - base.max()
-    have = np.bincount(y, minlength=n)
     free = np.flatnonzero(have >= LEAST)
     if (have >= FEW).sum() < 2:
         rule = unfitted(metric)
         return decision_offset(rule, prior), f'{metric}: fewer than two classes have {FEW} rows in calib, so nothing is fitted and the rule is {rule}'
     ids = group_ids(groups, len(y))
     fold = np.random.default_rng(sub_seed(seed, 'rule')).permutation(np.arange(ids.max() + 1) % FOLDS)[ids]
-    found, held = dict(argmax=[], family=[], weights=[]), dict(argmax=[], family=[], weights=[])
+    name, plain_one = ('balanced', base) if metric == 'balanced_accuracy' else ('argmax', np.zeros(n))
+    found, held = ({k: [] for k in ('plain', 'family', 'weights')} for _ in range(2))
     for f in range(FOLDS):
         mine, other = rows.at(fold != f), rows.at(fold == f)
         one = _family(mine, base, metric)
-        for k, offset in dict(argmax=np.zeros(n), family=one, weights=_ascend(mine, one, free[1:], metric)).items():
+        for k, offset in dict(plain=plain_one, family=one, weights=_ascend(mine, one, free[1:], metric)).items():
             found[k].append(offset)
             held[k].append(other.pick(offset))
     order = np.concatenate([np.flatnonzero(fold == f) for f in range(FOLDS)])
     value = {k: rows.at(order).score(np.concatenate(v), metric) for k, v in held.items()}
     kind = max(value, key=lambda k: (round(value[k], 6), -list(value).index(k)))
-    few = [int(c) for c in np.flatnonzero(have < LEAST)]
-    words = dict(argmax='no weights did better than the likeliest class', family='one weight between argmax and balanced', weights='a weight for each class')
-    note = f'{metric}: {words[kind]} ({value[kind]:.3f} on the parts of calib that did not choose it, argmax {value["argmax"]:.3f})'
-    if few: note += f'; {len(few)} of {n} classes have fewer than {LEAST} rows and no weight of their own'
+    words = dict(plain=f'no weights did better than {name}', family='one weight between argmax and balanced', weights='a weight for each class')
+    note = f'{metric}: {words[kind]} ({value[kind]:.3f} on the parts of calib that did not choose it, {name} {value["plain"]:.3f})'
+    if len(free) < n: note += f'; {n - len(free)} of {n} classes have fewer than {LEAST} rows and no weight of their own'
     return np.mean(found[kind], 0), note
 
 # %% ../nbs/13_calibrate.ipynb #fa957d99

@@ -92,7 +92,7 @@ def _evaluate(run, source, config):
     "All metrics with intervals, by slice too; from saved predictions, or on another labelled source"
     from fastsmile.review import evaluate
     r = evaluate(run, source, config)
-    return evaluation_tables(r, config.anyway), r
+    return evaluation_tables(r), r
 
 @command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', RUN)
 def _calibrate(run, config):

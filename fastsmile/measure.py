@@ -240,7 +240,7 @@ def slice_names(
     "The slice of each row; an `OptionError` where there is no such column"
     by = dict(label='target', person='group' if 'person' not in frame else by).get(by, by)
     if by in frame: return _quarters(frame[by]).replace('', '(nobody named)' if by == 'group' else '(empty)')
-    if by == 'size' and 'width' in frame: return _quarters(np.sqrt(pd.to_numeric(frame.width) * pd.to_numeric(frame.height)).round(), ' px')
+    if by == 'size' and 'width' in frame: return _quarters(np.sqrt(pd.to_numeric(frame.width) * pd.to_numeric(frame.height)).round().astype(int), ' px')
     if by == 'source': return frame.path.map(lambda p: str(PurePosixPath(p).parent))
     own = [c for c in frame if not c.startswith('p_') and c not in ('path', 'target', 'confidence', 'error', 'reason')]
     raise OptionError(f'--by {by!r}: the predictions have no such column.', f'There are: {", ".join([*own, "source"] + ["size"] * ("width" in frame))}.')

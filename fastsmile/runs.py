@@ -34,7 +34,6 @@ from .session import build_learner, pictures_of, refit_all, spec_of, tell_networ
 from .stages import count_parameters, freeze_before, stage_table
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
-from .taught import write_taught
 
 # %% ../nbs/18_runs.ipynb #00b4ce74
 def predict_split(
@@ -130,7 +129,6 @@ def recorded(path: Path, record: dict):
 def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device: str, pictures: Pictures | None, resume: bool) -> dict:
     "What `fit` does inside its run folder; returns what config.json will say of it"
     write_audit(data, path)
-    write_taught(data.taught, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, pictures)
     training, done = train(learn, config, path, resume)

@@ -29,22 +29,20 @@ def metrics_tables(metrics: dict) -> list:
             grid('classes', ['class', 'precision', 'recall', 'F1', 'rows'], each)]
 
 def evaluation_tables(
-    r: dict,      # from `evaluate`
-    anyway: bool, # were pictures measured that taught the model?
+    r: dict, # from `evaluate`
 ) -> list:
-    "All scores beside the baseline, each class, test-time augmentation, each slice, what was fitted on calib"
+    "All scores beside the baseline and test-time augmentation, each class, each slice, what was fitted on calib"
     from fastsmile.report import SCORE_NAMES
     m, base = r['metrics'], r['metrics']['baseline']
-    left_out = len(r['copies']) if not anyway else 0
-    title = f"{r['of']}, {m['rows']} rows" + (f", {m['failed']} without a prediction" if m['failed'] else '') + (
-        f', {left_out} that taught the model left out' if left_out else '')
-    shown = [grid(title, ['', 'value', '95% interval', 'majority'], [(t, *span(m[k]), f'{base[k]:.3f}' if k in base else '') for k, t in SCORE_NAMES.items()]),
+    notes = {'without a prediction': m['failed'], 'that taught the model left out': r['left_out']}
+    shown = [grid(', '.join([r['of'], f"{m['rows']} rows", *(f'{n} {what}' for what, n in notes.items() if n)]), ['', 'value', '95% interval', 'majority'],
+                  [(SCORE_NAMES[k], *span(m[k]), f'{base[k]:.3f}' if k in base else '') for k in SCORE_NAMES]),
              grid('classes', ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows'],
                   [[c['label'], *(f'{c[k]:.3f}' for k in ('precision', 'recall', 'f1')), '{:.3f} to {:.3f}'.format(*c['intervals']['f1']),
                     '' if c['auc'] is None else f"{c['auc']:.3f}", c['support']] for c in m['per_class']])]
     if tta := r.get('tta'):
         shown.append(grid(f"with test-time augmentation ({tta['views']})", ['', 'value', 'difference', '95% interval'],
-                          [(t, span(tta[k])[0], *span(tta['difference'][k])) for k, t in SCORE_NAMES.items()]))
+                          [(SCORE_NAMES[k], span(tta[k])[0], *span(tta['difference'][k])) for k in SCORE_NAMES]))
     for by, rows in r['slices'].items(): shown += slice_tables(by, rows)
     return [*shown, *calibration_words(r['calibration'], m['classes']), *([f"written: {plain(r['out'])}"] if r['out'] else [])]
 
