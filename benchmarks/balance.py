@@ -3,14 +3,15 @@
     python benchmarks/balance.py --list                     the parts, done and to do
     python benchmarks/balance.py --only 'scratch/*'         five person-grouped folds of smiles, the small network from random weights
     python benchmarks/balance.py --only 'mobilenet/*'       the same with mobilenetv2_100 and ImageNet weights
-    python benchmarks/balance.py --only 'label3/*'          every --balance on the three-way label of smiles
-    python benchmarks/balance.py --only 'emotions/*'        every --balance on the eight emotions
+    python benchmarks/balance.py --only 'label3/*'          --balance all on the three-way label of smiles, for three seeds
+    python benchmarks/balance.py --only 'emotions/*'        --balance all on the eight emotions, for three seeds
     python benchmarks/balance.py --tables                   the figures so far, as Markdown
 
-Each part is one `fit`; its row is appended to --out when it is done, and a part that has a row is not run again, so the
+Each part is one `fit`; its rows are appended to --out when it is done, and a part that has rows is not run again, so the
 script may be stopped at any time and started once more. --minutes ends it after the part that is running by then.
 The folds are disjoint: every picture is tested once, by a network that has not seen its person; the interval of the five
-together comes from drawing persons. In label3 and emotions the split is the same for all ways (seed 42), the budget too.
+together comes from drawing persons. In label3 and emotions the split is the same for all ways (seed 42), and so is the
+budget: 32 pixels, and as many pictures as 5 epochs of the data show.
 """
 import argparse
 import fnmatch
@@ -21,14 +22,16 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from fastsmile import FitConfig, fit, read_source
+from fastsmile import FitConfig, Run, fit, load_run, read_source
+from fastsmile.calibrate import temper
 from fastsmile.core import write_text
-from fastsmile.evaluate import confusion, intervals, scores
+from fastsmile.evaluate import estimates, intervals
 from fastsmile.options import SourceOptions
 from fastsmile.splits import divide
-from fastsmile.sweep import COMPARED, all_ways, within_budget
+from fastsmile.sweep import COMPARED
 
 SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
 SMALL = dict(arch='resnet10t', model_args='{"channels": [32, 64, 128, 256]}', weights='none', size=64, augment='light')
@@ -61,31 +64,33 @@ def fold_parts(kind: str, base: dict, data: Path, work: Path) -> list[Part]:
     return parts
 
 
-def way_parts(kind: str, source: Path, options: dict, labels: pd.Series) -> list[Part]:
-    "A part for each way and seed, under one budget"
-    codes = labels.astype('category').cat.codes.sample(frac=0.6, random_state=0).to_numpy()  # about the training rows
-    n = labels.nunique()
-    counts = pd.Series(codes).value_counts().reindex(range(n), fill_value=1).to_numpy()
-    base = FitConfig(**SMALL, **options, epochs=8, lr='0.003', tta='none')
-    return [Part(f'{kind}/{way}/{seed}', source, replace(within_budget(replace(base, balance=way), codes, n), train_seed=seed))
-            for way in all_ways(counts) for seed in SEEDS]
+def way_parts(kind: str, source: Path, options: dict) -> list[Part]:
+    "`--balance all` for each seed: every way under one budget, on one split"
+    base = FitConfig(**SMALL | dict(size=32), **options, epochs=5, lr='0.003', tta='none', balance='all')
+    return [Part(f'{kind}/all/{seed}', source, replace(base, train_seed=seed)) for seed in SEEDS]
 
 
 def all_parts(data: Path, weights: Path, work: Path) -> list[Part]:
     mobile = dict(arch='mobilenetv2_100', weights=str(weights/'mobilenetv2_100.safetensors'), size=96, epochs=4, augment='light')
     emotions = dict(labels=str(data/'legend.csv'), label_col='emotion', group_from=r'(.+)_\d+')
-    faces = read_source(data/'facial_expressions.zip', SourceOptions(**emotions)).kept.label
     return [*fold_parts('scratch', SMALL | dict(epochs=10), data, work), *fold_parts('mobilenet', mobile, data, work),
-            *way_parts('label3', data/'smiles.zip', dict(label_col='label3', group_col='person'), smiles(data, 'label3').label),
-            *way_parts('emotions', data/'facial_expressions.zip', emotions, faces)]
+            *way_parts('label3', data/'smiles.zip', dict(label_col='label3', group_col='person')),
+            *way_parts('emotions', data/'facial_expressions.zip', emotions)]
 
 
-def row_of(part: Part, run, seconds: float) -> dict:
-    "What is written down of a part"
-    row, m = dict(part=part.name, epochs=part.config.epochs, seconds=round(seconds, 1)), run.metrics
+def runs_of(part: Part, run: Run) -> list[tuple[str, Run]]:
+    "The run, or those that it compared, with the names of their rows"
+    if run.comparison is None: return [(part.name, run)]
+    return [(part.name.replace('/all/', f'/{r.variant}/'), load_run(run.path/'fits'/r.folder)) for r in run.comparison.itertuples()]
+
+
+def row_of(name: str, run: Run, seconds: float) -> dict:
+    "What is written down of a run"
+    row, m = dict(part=name, epochs=run.options.epochs, seconds=round(seconds, 1)), run.metrics
     for s in ('valid', 'test'):
-        row |= {f'{s}_rows': m[s]['rows'], f'{s}_log_loss': m[s]['log_loss'], f'{s}_auc': m[s]['auc'], f'{s}_collapsed': m[s]['collapsed']}
+        row |= {f'{s}_rows': m[s]['rows'], f'{s}_collapsed': m[s]['collapsed']} | {f'{s}_{k}': m[s][k]['value'] for k in ('log_loss', 'auc')}
         row |= {f'{s}_{k}{e}': m[s][k][v] for k in COMPARED for e, v in ENDS}
+    row |= {f'ece_{when}': m['calibration'][when]['ece']['value'] for when in ('before', 'after')} | dict(temperature=m['calibration']['temperature'])
     return row | dict(torch=version('torch'), fastai=version('fastai'), machine=platform.machine(), date=time.strftime('%Y-%m-%d'))
 
 
@@ -100,34 +105,43 @@ def append(path: Path, row: dict):
     write_text(path, pd.concat([old, pd.DataFrame([row])]).to_csv(index=False))
 
 
+def heading(*names) -> str:
+    "The first two lines of a table"
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
 def fold_line(kind: str, rows: pd.DataFrame, kept: Path) -> str:
     "The folds of one network in one line: the mean, and all test rows together with persons drawn"
     b = rows.test_balanced_accuracy
-    line = f'| {kind} | {len(rows)} | {b.mean():.4f} | {b.min():.4f} to {b.max():.4f} |'
-    files = [file_of(kept, p) for p in rows.part]
-    if not all(f.exists() for f in files): return f'{line} | |'
-    made = pd.concat([pd.read_csv(f, keep_default_na=False) for f in files])
-    classes = sorted(made.target.unique())
-    y, pred = (made[c].map(classes.index).to_numpy() for c in ('target', 'label'))
-    low, high = intervals(y, pred, len(classes), made.group)['balanced_accuracy']
-    return f"{line} {scores(confusion(y, pred, len(classes)))['balanced_accuracy']:.4f} ({low:.4f} to {high:.4f}) | {rows.seconds.max():.0f} s |"
+    made = pd.concat([pd.read_csv(file_of(kept, r.part), keep_default_na=False).assign(temperature=r.temperature) for r in rows.itertuples()])
+    columns = [c for c in made if c.startswith('p_')]
+    y, pred = (made[c].map([c[2:] for c in columns].index).to_numpy() for c in ('target', 'label'))
+    raw = made[columns].to_numpy(float)
+    calibrated = np.concatenate([temper(raw[made.temperature == t], t) for t in made.temperature.unique()])
+    cells, ones = [], np.ones((1, len(y)))
+    for k, p in (('balanced_accuracy', raw), ('auc', raw), ('ece', raw), ('ece', calibrated)):
+        low, high = intervals(y, pred, p, made.group)[0][k]
+        cells.append(f'{estimates(y, pred, p, ones)[0][k][0]:.4f} ({low:.4f} to {high:.4f})')
+    return f'| {kind} | {len(rows)} | {b.mean():.4f} | {b.min():.4f} to {b.max():.4f} | {" | ".join(cells)} | {rows.ece_after.max():.4f} |'
 
 
 def tables(out: Path, kept: Path):
     "Print what is there as Markdown"
     rows = pd.read_csv(out)
     kind = rows.part.str.split('/').str[0]
-    print('| network | folds | mean balanced accuracy | over the folds | all rows together (95%) | longest fit |\n|---|---|---|---|---|---|')
+    print(heading('network', 'folds', 'mean balanced accuracy', 'over the folds', 'all rows together (95%)', 'AUC', 'calibration error', 'after temperature',
+                  'in the worst fold'))
     for k in ('scratch', 'mobilenet'):
         if (kind == k).any(): print(fold_line(k, rows[kind == k], kept))
     for k in ('label3', 'emotions'):
         part = rows[kind == k].assign(way=lambda r: r.part.str.split('/').str[1])
         if part.empty: continue
-        print(f'\n{k}: mean (lowest to highest) over the seeds, on test\n\n| --balance | fits | epochs | balanced accuracy | macro F1 | accuracy | log loss |\n'
-              '|---|---|---|---|---|---|---|')
+        print(f'\n{k}: mean (lowest to highest) over the seeds, on test\n')
+        print(heading('--balance', 'fits', 'epochs', 'balanced accuracy', 'macro F1', 'accuracy', 'log loss', 'calibration error, after temperature'))
         for way, g in part.groupby('way', sort=False):
             cells = [f'{g[c].mean():.3f} ({g[c].min():.3f} to {g[c].max():.3f})' for c in ('test_balanced_accuracy', 'test_macro_f1', 'test_accuracy')]
-            print(f"| `{way}` | {len(g)} | {g.epochs.iloc[0]} | {' | '.join(cells)} | {g.test_log_loss.mean():.3f} |")
+            errors = f'{g.ece_before.mean():.3f}, {g.ece_after.mean():.3f}'
+            print(f"| `{way}` | {len(g)} | {g.epochs.iloc[0]} | {' | '.join(cells)} | {g.test_log_loss.mean():.3f} | {errors} |")
 
 
 def main():
@@ -147,15 +161,18 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         for part in all_parts(a.data, a.weights, Path(work)):
             if not fnmatch.fnmatch(part.name, a.only): continue
-            if a.list or part.name in done or time.time() > end:
-                print(part.name, f'{part.config.epochs} epochs', 'done' if part.name in done else 'to do')
+            there = part.name.replace('/all/', '/none/') in done
+            if a.list or there or time.time() > end:
+                print(part.name, f'{part.config.epochs} epochs', 'done' if there else 'to do')
                 continue
-            config = replace(part.config, out=str(Path(work)/part.name.replace('/', '-').replace(':', '-')), **({'epochs': a.epochs} if a.epochs else {}))
+            config = replace(part.config, out=str(Path(work)/part.name.replace('/', '-')), **({'epochs': a.epochs} if a.epochs else {}))
             start = time.time()
-            run = fit(part.source, config)
-            write_text(file_of(kept, part.name), pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).to_csv(index=False))
-            append(a.out, row_of(replace(part, config=config), run, time.time() - start))
-            print(part.name, f"balanced accuracy {run.metrics['test']['balanced_accuracy']['value']:.4f}", flush=True)
+            made = runs_of(part, fit(part.source, config))
+            seconds = (time.time() - start) / len(made)
+            for name, run in made:
+                write_text(file_of(kept, name), pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).to_csv(index=False))
+                append(a.out, row_of(name, run, seconds))
+                print(name, f"balanced accuracy {run.metrics['test']['balanced_accuracy']['value']:.4f}", flush=True)
 
 
 if __name__ == '__main__': main()

@@ -95,7 +95,7 @@ def load_bundle(
     if (folder/'model'/'config.json').exists(): folder = folder/'model'
     if not (folder/'config.json').is_file() or not (folder/'model.safetensors').is_file():
         raise SmileError(f'{plain(folder)} holds no model.',
-                         'A run folder has one once it is finished: model/model.safetensors and model/config.json.')
+                         'A run folder has one once it is finished: model/model.safetensors and model/config.json; a cross-validation one in each fold.')
     cfg = read_json(folder/'config.json')
     try: spec, facts = _parse(cfg)
     except (KeyError, TypeError, ValueError, AttributeError) as e:

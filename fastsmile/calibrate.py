@@ -31,12 +31,13 @@ def temper(
 def fit_temperature(
     probs: np.ndarray, # (N, C)
     y: np.ndarray,     # (N,)
+    weights=None,      # (N,) of the rows, of mean 1
 ) -> float:
     "The temperature with the least log loss, pulled towards 1; 1 without rows"
     if not len(y): return 1.
     def cost(t):
         p = temper(probs, np.exp(t))[np.arange(len(y)), y]
-        return -np.log(np.maximum(p, 1e-30)).sum() + 0.5 * (t / PULL)**2
+        return -(np.log(np.maximum(p, 1e-30)) * (1 if weights is None else weights)).sum() + 0.5 * (t / PULL)**2
     low, high, g = -3., 3., (5**0.5 - 1) / 2  # golden section: the cost has one valley
     for _ in range(60):
         a, b = high - g * (high - low), low + g * (high - low)
@@ -49,23 +50,29 @@ LEAST, FEW = 20, 5                # rows of a class in calib: for a weight of it
 GRID = np.linspace(-2.5, 2.5, 26) # steps of an offset around where it stands
 FOLDS = 5
 
-def _score(logp: np.ndarray, y: np.ndarray, offset: np.ndarray, metric: str) -> float:
-    return float(scores(confusion(y, (logp + offset).argmax(1), logp.shape[1]))[metric])
+@dataclass(frozen=True)
+class _Rows:
+    logp: np.ndarray  # (N, C), calibrated
+    y: np.ndarray     # (N,)
+    w: np.ndarray     # (N,) of the rows
+    def at(self, rows) -> '_Rows': return _Rows(self.logp[rows], self.y[rows], self.w[rows])
+    def pick(self, offset: np.ndarray) -> np.ndarray: return (self.logp + offset).argmax(1)
+    def score(self, pred: np.ndarray, metric: str) -> float: return float(scores(confusion(self.y, pred, self.logp.shape[1], self.w))[metric])
 
-def _family(logp, y, base, metric) -> np.ndarray: # (C,)
+def _family(rows: _Rows, base, metric) -> np.ndarray: # (C,)
     "The best of the offsets between none and `base`; the middle of those that are as good"
     steps = np.linspace(0, 1, 21)
-    got = np.array([_score(logp, y, a * base, metric) for a in steps])
+    got = np.array([rows.score(rows.pick(a * base), metric) for a in steps])
     return float(np.median(steps[got >= got.max() - 1e-12])) * base
 
-def _ascend(logp, y, start, free, metric) -> np.ndarray: # (C,)
+def _ascend(rows: _Rows, start, free, metric) -> np.ndarray: # (C,)
     "Coordinate ascent from `start` over the offsets of the classes `free`; steps grow smaller"
-    best, value = start.copy(), _score(logp, y, start, metric)
+    best, value = start.copy(), rows.score(rows.pick(start), metric)
     for scale in (1, 0.4, 0.15):
         for c in free:
             tries = np.repeat(best[None], len(GRID), 0)
             tries[:, c] += scale * GRID
-            got = np.array([_score(logp, y, t, metric) for t in tries])
+            got = np.array([rows.score(rows.pick(t), metric) for t in tries])
             if got.max() > value + 1e-12:
                 near = np.flatnonzero(got >= got.max() - 1e-12)
                 best, value = tries[near[len(near) // 2]], got.max()
@@ -82,36 +89,37 @@ def unfitted(
 def fit_rule(
     probs: np.ndarray,  # (N, C), calibrated
     y: np.ndarray,      # (N,)
-    prior: np.ndarray,  # (C,) shares in the data
+    prior: np.ndarray,  # (C,) shares that `probs` speak for
     metric: str,        # one of `SCORES`
     groups=None,        # (N,)
     seed: int = 0,
+    weights=None,       # (N,) of the rows, where these have other shares
 ) -> tuple[np.ndarray, str]: # offset (C,); how it was found
     "Class weights (as offsets) under which `metric` is highest, shrunk; with a sentence about them"
     choose('metric', metric, SCORES)
-    logp, base, n = np.log(np.maximum(probs, 1e-30)), decision_offset('balanced', prior), len(prior)
+    rows = _Rows(np.log(np.maximum(probs, 1e-30)), y, np.ones(len(y)) if weights is None else weights)
+    base, n, have = decision_offset('balanced', prior), len(prior), np.bincount(y, minlength=len(prior))
     base = base - base.max()
-    have = np.bincount(y, minlength=n)
     free = np.flatnonzero(have >= LEAST)
     if (have >= FEW).sum() < 2:
         rule = unfitted(metric)
         return decision_offset(rule, prior), f'{metric}: fewer than two classes have {FEW} rows in calib, so nothing is fitted and the rule is {rule}'
     ids = group_ids(groups, len(y))
     fold = np.random.default_rng(sub_seed(seed, 'rule')).permutation(np.arange(ids.max() + 1) % FOLDS)[ids]
-    found, held = dict(argmax=[], family=[], weights=[]), dict(argmax=[], family=[], weights=[])
+    name, plain_one = ('balanced', base) if metric == 'balanced_accuracy' else ('argmax', np.zeros(n))
+    found, held = ({k: [] for k in ('plain', 'family', 'weights')} for _ in range(2))
     for f in range(FOLDS):
-        a, b = fold != f, fold == f
-        one = _family(logp[a], y[a], base, metric)
-        for k, offset in dict(argmax=np.zeros(n), family=one, weights=_ascend(logp[a], y[a], one, free[1:], metric)).items():
+        mine, other = rows.at(fold != f), rows.at(fold == f)
+        one = _family(mine, base, metric)
+        for k, offset in dict(plain=plain_one, family=one, weights=_ascend(mine, one, free[1:], metric)).items():
             found[k].append(offset)
-            held[k].append((logp[b] + offset).argmax(1))
+            held[k].append(other.pick(offset))
     order = np.concatenate([np.flatnonzero(fold == f) for f in range(FOLDS)])
-    value = {k: float(scores(confusion(y[order], np.concatenate(v), n))[metric]) for k, v in held.items()}
+    value = {k: rows.at(order).score(np.concatenate(v), metric) for k, v in held.items()}
     kind = max(value, key=lambda k: (round(value[k], 6), -list(value).index(k)))
-    few = [int(c) for c in np.flatnonzero(have < LEAST)]
-    words = dict(argmax='no weights did better than the likeliest class', family='one weight between argmax and balanced', weights='a weight for each class')
-    note = f'{metric}: {words[kind]} ({value[kind]:.3f} on the parts of calib that did not choose it, argmax {value["argmax"]:.3f})'
-    if few: note += f'; {len(few)} of {n} classes have fewer than {LEAST} rows and no weight of their own'
+    words = dict(plain=f'no weights did better than {name}', family='one weight between argmax and balanced', weights='a weight for each class')
+    note = f'{metric}: {words[kind]} ({value[kind]:.3f} on the parts of calib that did not choose it, {name} {value["plain"]:.3f})'
+    if len(free) < n: note += f'; {n - len(free)} of {n} classes have fewer than {LEAST} rows and no weight of their own'
     return np.mean(found[kind], 0), note
 
 # %% ../nbs/13_calibrate.ipynb #fa957d99
@@ -136,9 +144,11 @@ def read_costs(
 def fit_abstain(
     confidence: np.ndarray, # (N,) of the labels, on calib
     coverage: float,        # the share of rows that get a label
+    weights=None,           # (N,) of the rows
 ) -> float:
     "The least confidence that a label needs; 0 without rows"
-    return float(np.quantile(confidence, 1 - coverage, method='lower')) if len(confidence) else 0.
+    how = dict(method='lower') if weights is None else dict(method='inverted_cdf', weights=weights)
+    return float(np.quantile(confidence, 1 - coverage, **how)) if len(confidence) else 0.
 
 # %% ../nbs/13_calibrate.ipynb #b8bacd4f
 def fit_sets(
@@ -240,23 +250,25 @@ def plain_calibration(
     return Calibration(rule, offsets={r: decision_offset(r, np.array(prior)).tolist() for r in PLAIN_RULES}, least=[0.] * len(prior))
 
 def fit_calibration(
-    probs: np.ndarray, # (N, C) on calib, under the data's prior
+    probs: np.ndarray, # (N, C) on calib, under `prior`
     y: np.ndarray,     # (N,)
     prior,             # (C,)
     wish: Wish = Wish(),
     groups=None,       # (N,)
     seed: int = 0,
+    weights=None,      # (N,) of the rows, of mean 1, where they have other shares than `prior`
 ) -> Calibration:
     "Fit temperature, rules, abstention and sets on the rows of calib; without rows everything stays plain, and `notes` says so"
     start, n = plain_calibration(prior, 'argmax'), len(prior)
     y, have = np.asarray(y, dtype=int), np.bincount(np.asarray(y, dtype=int), minlength=n)
-    t = fit_temperature(probs, y)
+    t = fit_temperature(probs, y, weights)
     p = temper(probs, t) if len(y) else probs
-    fitted = {m: fit_rule(p, y, np.array(prior), m, groups, seed) for m in dict.fromkeys(('macro_f1', 'balanced_accuracy', 'mcc', wish.rule)) if m in SCORES}
+    wanted = [m for m in dict.fromkeys(('macro_f1', 'balanced_accuracy', 'mcc', wish.rule)) if m in SCORES]
+    fitted = {m: fit_rule(p, y, np.array(prior), m, groups, seed, weights) for m in wanted}
     notes = [f'temperature {t:.3f} on {len(y)} rows of calib' if len(y) else f'no rows in calib: temperature 1, and the rule is {unfitted(wish.rule)}']
     made = Calibration(wish.rule, t, start.offsets | {m: o.tolist() for m, (o, _) in fitted.items()}, wish.cost, level=wish.level,
                        least=fit_sets(p, y, wish.level).tolist() if len(y) else start.least, rows=have.tolist(),
                        notes=notes + [fitted[wish.rule][1]] if wish.rule in fitted and len(y) else notes)
     label, p = made.read(probs)
-    sure = fit_abstain(p[np.arange(len(y)), label], wish.coverage) if wish.confidence is None else wish.confidence
+    sure = fit_abstain(p[np.arange(len(y)), label], wish.coverage, weights) if wish.confidence is None else wish.confidence
     return Calibration(**made.as_dict() | dict(confidence=sure, coverage=wish.coverage if wish.confidence is None else None))

@@ -152,7 +152,8 @@ class StopAtNaN(Callback):
         if self.training and not torch.isfinite(self.loss): self.failed = True; raise CancelFitException()
     def before_fit(self): self.failed = False
     def after_fit(self):
-        if self.failed: raise SmileError('The loss is not a number any more; the checkpoints of the epochs before are kept.', 'Try a lower --lr.')
+        if not self.failed or hasattr(self, 'lr_finder'): return
+        raise SmileError('The loss is not a number any more; the checkpoints of the epochs before are kept.', 'Try a lower --lr.')
 
 # %% ../nbs/13_callbacks.ipynb #31299fe7
 class Patience(Callback):

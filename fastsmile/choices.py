@@ -110,8 +110,12 @@ class Asked:
     freeze: str
     freeze_epochs: int | None
     refit_all: bool
-    compares: int   # how many of --balance all and --lr-sweep are given
     patience: int | None
+    lr: str
+    lr_sweep: bool
+    spread: float | None
+    folds: int | None
+    seeds: int
 
 REFUSED = (
     ('--balance with two ways of drawing', lambda a: len(a.balance.keys() & DRAWS.keys()) > 1, 'An epoch is drawn in one way.'),
@@ -129,11 +133,15 @@ REFUSED = (
      'The adjustment is one of a softmax over the classes; bce has a sigmoid for each.'),
     ('--freeze head with --freeze-epochs', lambda a: a.freeze == 'head' and a.freeze_epochs,
      'With --freeze head the head alone is trained all the time; --epochs says how long.'),
+    ('--freeze head with --spread', lambda a: a.freeze == 'head' and a.spread, 'The head is one group of parameters, and has one rate.'),
     ('--refit-all with --schedule plateau', lambda a: a.refit_all and a.schedule[0] == 'plateau',
      'The plateau is seen on valid, and a refit has no valid left.'),
-    ('--balance all with --lr-sweep', lambda a: a.compares > 1, 'One comparison at a time.'),
+    ('--balance all with --lr-sweep', lambda a: not a.balance and a.lr_sweep, 'One comparison at a time.'),
+    ('--lr with --lr-sweep', lambda a: a.lr != 'auto' and a.lr_sweep, 'The sweep says the rates.'),
     ('--patience with --balance all', lambda a: not a.balance and a.patience,
      'The ways are compared under one budget; early stopping would end some of them before it.'),
+    ('--folds with --balance all, --lr-sweep, --seeds or --refit-all', lambda a: a.folds and (not a.balance or a.lr_sweep or a.seeds > 1 or a.refit_all),
+     'Compare first, then cross-validate the best.'),
 )
 
 def refuse(

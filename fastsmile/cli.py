@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
-from .core import plain, say
-from .options import (TTA, ArchsConfig, AuditConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig,
-                               PredictConfig, ReportConfig, SampleConfig)
+from .core import must_exist, plain, say
+from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig,
+                               FitConfig, PredictConfig, ReportConfig, SampleConfig)
 from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result
 
 # %% ../nbs/20_cli.ipynb #423801d5
@@ -47,6 +47,7 @@ def _audit(source, config):
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
     "Audit, split, find the learning rate, train, evaluate, report"
+    must_exist(source)
     from fastsmile.runs import fit
     return fit_result(fit(source, config))
 
@@ -60,6 +61,18 @@ def _archs(pattern, config):
     return [grid('architectures, with two classes', ['name', 'parameters', 'pixels', 'weights'],
                  [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
             *more], rows
+
+# %% ../nbs/20_cli.ipynb #c25a77d6
+@command('cache', CacheConfig, 'fastsmile cache --clear')
+def _cache(config):
+    "Resized pictures that later runs need not decode again: where they are, how large; --clear deletes them"
+    from fastsmile.cache import cache_home, cached, clear_cache
+    if config.clear:
+        files, size = clear_cache()
+        return [f'deleted: {files} files, {size / 2**20:.0f} MiB'], dict(deleted=files, bytes=size)
+    files = cached()
+    size = sum(n for _, n in files)
+    return [f'{plain(cache_home())}: {len(files)} files, {size / 2**20:.0f} MiB'], dict(path=str(cache_home()), files=len(files), bytes=size)
 
 # %% ../nbs/20_cli.ipynb #bade6836
 @command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
@@ -79,7 +92,7 @@ def _evaluate(run, source, config):
     "All metrics with intervals, by slice too; from saved predictions, or on another labelled source"
     from fastsmile.review import evaluate
     r = evaluate(run, source, config)
-    return evaluation_tables(r, config.anyway), r
+    return evaluation_tables(r), r
 
 @command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', RUN)
 def _calibrate(run, config):

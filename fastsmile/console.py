@@ -130,7 +130,8 @@ class progress_bar:
             speed = self.bar.tasks[task].speed
             self.bar.update(task, advance=n, rate=f'{speed:.0f}/s' if speed else '')
         return tick
-    def __exit__(self, *_): self.bar.stop()
+    def __exit__(self, *_):
+        if self.bar.live.is_started: self.bar.stop()  # Rich would leave an empty line where there never was a bar
 
 # %% ../nbs/19_console.ipynb #71aabcce
 @contextmanager

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SmileError', 'OptionError', 'choose', 'plain', 'say', 'atomic', 'write_text', 'write_json', 'jsonable', 'read_json',
-           'new_run', 'newest_run', 'now', 'sub_seed', 'seed_everything']
+           'new_run', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything']
 
 # %% ../nbs/00_core.ipynb #a70a506a
 import json
@@ -137,6 +137,13 @@ def new_run(
             raise SmileError(f'The folder {path} cannot be made: {e.strerror}.', 'Name a folder that can be written with --out.') from None
         else: return path
     raise SmileError(f'{tries[-1]} already holds something.', 'Name an empty or new folder with --out; nothing was changed.')
+
+# %% ../nbs/00_core.ipynb #9e471fda
+def must_exist(
+    where, # a source that somebody named
+):
+    "Raise a `SmileError` where there is nothing of that name; asked before anything heavy is imported"
+    if not Path(where).exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
 
 # %% ../nbs/00_core.ipynb #3d928240
 def newest_run(

@@ -20,7 +20,7 @@ from .plan import apply_plan, merge_plans, overrule, plan_copies, plan_others, r
 from .scan import Examiner, Scan, fingerprint, scan
 from .splits import divide, split_rows
 from .table import Source
-from .taught import taught_rows
+from .taught import taught_rows, write_taught
 
 # %% ../nbs/08_data.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def write_audit(
     made: Review | Data,
     path: Path, # an audit's or a run's folder
 ):
-    "table.csv, audit.json, plan.csv, and unlabelled.txt where rows have no label"
+    "table.csv, audit.json, plan.csv, taught.csv of what was divided, and unlabelled.txt where rows have no label"
+    if isinstance(made, Data): write_taught(made.taught, path)
     with atomic(path/'table.csv') as tmp: made.table.to_csv(tmp, index=False)
     write_json(path/'audit.json', audit_record(made.table, made.found))
     with atomic(path/'plan.csv') as tmp: made.plan.to_csv(tmp, index=False)

@@ -19,9 +19,10 @@ def confusion(
     y,              # (N,) true class indices
     pred,           # (N,) predicted class indices
     n_classes: int,
+    weights=None,   # (N,) of the rows
 ) -> np.ndarray: # (C, C) counts, rows true
     "The confusion matrix"
-    return np.bincount(np.asarray(y) * n_classes + np.asarray(pred), minlength=n_classes**2).reshape(n_classes, n_classes)
+    return np.bincount(np.asarray(y) * n_classes + np.asarray(pred), weights, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/12_evaluate.ipynb #f64bbab8
 def ratio(a, b) -> np.ndarray:
@@ -207,11 +208,14 @@ def evaluate_predictions(
 def reliability(
     y,                 # (N,)
     probs: np.ndarray, # (N, C)
+    weights=None,      # (N,) of the rows
 ) -> list[dict]: # said, so, rows of each bin that holds rows
     "How often the likeliest class is right, in bins of its probability: a calibration plot"
     said, right = probs.max(1), probs.argmax(1) == y
     at = np.clip(np.ceil(said * BINS).astype(int) - 1, 0, BINS - 1)
-    return [dict(said=float(said[at == b].mean()), so=float(right[at == b].mean()), rows=int((at == b).sum())) for b in range(BINS) if (at == b).any()]
+    w = np.ones(len(y)) if weights is None else weights
+    def mean(v, b): return float(np.average(v[at == b], weights=w[at == b]))
+    return [dict(said=mean(said, b), so=mean(right, b), rows=int((at == b).sum())) for b in range(BINS) if (at == b).any()]
 
 def collapsed(
     pred, # (N,) predicted classes

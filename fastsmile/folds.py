@@ -43,7 +43,8 @@ def read_folds(
 ) -> Saved:
     "The saved predictions of all folds, one below the other; the column `fold` says whose they are"
     parts = [read_saved(f, part) for f in folds_of(run)]
-    return Saved(pd.concat([p.frame.assign(fold=i) for i, p in enumerate(parts)], ignore_index=True), parts[0].classes, sum(p.failed for p in parts))
+    frame = pd.concat([p.frame.assign(fold=i) for i, p in enumerate(parts)], ignore_index=True)
+    return Saved(frame, parts[0].classes, sum(p.failed for p in parts), parts[0].mix)
 
 @dataclass(frozen=True)
 class Folded(Calibration):

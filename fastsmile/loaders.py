@@ -22,11 +22,14 @@ from fastai.vision.augment import RandomErasing, aug_transforms
 from fastai.vision.core import TensorImage
 
 from .balance import Draw
+from .cache import mapped_pixels
 from .choices import AUGMENT, parse_sum
+from .core import choose
+from .fitting import CACHE
 from .images import Prep, prepare
 
-# %% ../nbs/11_loaders.ipynb #8661c800
-MEMORY = 2 * 1024**3  # bytes of resized pictures to keep
+# %% ../nbs/11_loaders.ipynb #89062f09
+MEMORY = 2 * 1024**3  # bytes of resized pictures to keep in memory
 
 class Pictures:
     "The prepared pictures of a source, by name"
@@ -34,15 +37,23 @@ class Pictures:
         reader,             # where they are: `Folder`, `Zip` or `Array`
         prep: Prep,         # what the network sees
         names: list[str],   # those that will be asked for
-        memory: int = MEMORY, # bytes to keep at the most; all or nothing
+        keep: str = 'auto', # one of `CACHE`
+        digests: dict | None = None, # name -> of its content; without them there is no cache on disk
+        memory: int = MEMORY, # bytes up to which auto keeps them in memory
     ):
-        self.reader, self.prep = reader, prep
+        self.reader, self.prep, self.data = reader, prep, None
         names = list(dict.fromkeys(names))
-        self.kept = len(names) * prep.size**2 * 3 <= memory
-        self.index = {n: i for i, n in enumerate(names)} if self.kept else {}
-        self.data = None
-        if self.kept:
+        if choose('--cache', keep, CACHE) == 'auto': keep = 'memory' if len(names) * prep.size**2 * 3 <= memory else 'disk'
+        if keep == 'disk' and (digests is None or not all(map(digests.get, names))): keep = 'none'  # an array of pixels has no files with content
+        if keep == 'disk': self.data = mapped_pixels([digests[n] for n in names], prep, lambda i: self._read(names[i]))
+        if keep == 'memory':
             with ThreadPoolExecutor(os.cpu_count()) as pool: self.data = np.stack(list(pool.map(self._read, names)))
+        self.index = {n: i for i, n in enumerate(names)} if self.kept else {}
+
+    @property
+    def kept(self) -> bool:
+        "Is no file touched any more?"
+        return self.data is not None
 
     def _read(self, name: str) -> np.ndarray: return prepare(self.reader.image(name, self.prep), self.prep)
 

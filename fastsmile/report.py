@@ -63,7 +63,8 @@ def report_context(
                 valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES,
                 rule=rule_words(metrics['calibration']), training=training_words(o, t, config['model']),
                 prior_words=balance_words(o['balance'], o['loss'], o['prior']),
-                album=album_of(run/'explain'), command=config['command'], origin=config['origin'] | dict(finished=clock(config.get('finished'))),
+                album=album_of(run/'explain'), command=config['command'], calibrated=config.get('calibrated'),
+                origin=config['origin'] | dict(finished=clock(config.get('finished'))),
                 options={k: v for k, v in o.items() if v not in (None, [], '')}, **data_context(run), **training_context(run, config),
                 charts=report_charts(run, metrics, part, t['best_epoch']))
 
@@ -146,7 +147,9 @@ def rule_words(
     "What the model's decision rule does, in a sentence or two"
     rule = calibration['rule']
     if rule in RULE_WORDS: return RULE_WORDS[rule]
-    name, weights = SCORE_NAMES.get(rule, rule), next((r['weights'] for r in calibration.get('rules', []) if r['own']), None)
+    name, known = SCORE_NAMES.get(rule, rule), {r['rule']: r['weights'] for r in calibration.get('rules', [])}
+    weights = known.get(rule)
+    if weights and sum(abs(a - b) for a, b in zip(weights, known['balanced'])) < 1e-6 and max(weights) > 1.005: return RULE_WORDS['balanced']
     if weights and max(weights) < 1.005: return f'The label is the likeliest class: on calib no class weights served the {name} better.'
     return f'The label follows from class weights that were fitted on calib so that the {name} is highest; it need not be the likeliest class.'
 

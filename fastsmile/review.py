@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['finished', 'calibration_for', 'evaluate', 'saved_parts', 'reading_for', 'predict_source', 'copies_in', 'given',
-           'pd_frame', 'complete', 'calibrate', 'again', 'report', 'redraw', 'explain', 'gather']
+           'pd_frame', 'complete', 'calibrate', 'note_calibration', 'again', 'report', 'redraw', 'explain', 'gather']
 
 # %% ../nbs/19_review.ipynb #2c7a6976
 from dataclasses import replace
@@ -17,7 +17,7 @@ from .core import SmileError, plain, read_json, say, write_json, write_text
 from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, gain_of, has_part, measure, measure_calibration, measure_run, model_facts, read_saved, relabel,
                                settle, slices, wish_of, write_saved)
-from .options import CalibrateConfig, EvaluateConfig, ExplainConfig, ReportConfig
+from .options import CalibrateConfig, EvaluateConfig, ExplainConfig, ReportConfig, command_line
 
 # %% ../nbs/19_review.ipynb #ff5a31ab
 def finished(
@@ -46,14 +46,14 @@ def calibration_for(
     if config.coverage is None: return made
     calib = read_saved(run, 'calib')
     label, p = made.read(calib.probs)
-    return replace(made, confidence=fit_abstain(p[np.arange(len(p)), label], config.coverage), coverage=config.coverage)
+    return replace(made, confidence=fit_abstain(p[np.arange(len(p)), label], config.coverage, calib.weights), coverage=config.coverage)
 
 # %% ../nbs/19_review.ipynb #e9f4d500
 def evaluate(
     run,                # a finished run's folder
     source=None,        # a labelled source; the run's saved predictions where None
     config: EvaluateConfig = EvaluateConfig(),
-) -> dict: # run, of, metrics, calibration, copies, slices, tta
+) -> dict: # run, of, metrics, calibration, copies, left_out, slices, tta
     "Measure a run: on its saved predictions, or on a source that it predicts first"
     run, copies = finished(run, folds=source is None), []
     if source is not None: (plain_, views, copies), of = predict_source(run, source, config), str(source)
@@ -61,7 +61,7 @@ def evaluate(
     calibration = reading_for(run, plain_, config)
     out = dict(run=str(run), of=of, metrics=measure(plain_, calibration, draws=config.draws),
                calibration=measure_calibration(plain_, calibration, config.draws),
-               copies=copies, slices={by: slices(plain_, calibration, by, config.draws) for by in config.by})
+               copies=copies, left_out=0 if config.anyway else len(copies), slices={by: slices(plain_, calibration, by, config.draws) for by in config.by})
     if views is not None:
         name = config.tta if source is not None else read_json(run/'config.json')['options']['tta']
         out['tta'] = dict(views=name, **measure(views, calibration, draws=config.draws), difference=gain_of(plain_, views, calibration, config.draws))
@@ -177,23 +177,30 @@ def calibrate(
     run = finished(run, folds=True)
     if folds := folds_of(run):
         for f in folds: calibrate(f, config)
+        note_calibration(run, config)
         return again(run)
     if not all(has_part(run, p) for p in PARTS): complete(run, config)
     facts, options = model_facts(run), read_json(run/'config.json')['options']
     classes = read_saved(run, next(p for p in PARTS if has_part(run, p))).classes
     calibration, metrics = settle(run, facts['prior'], wish_of(config, options['monitor'], classes), options['seed'], options['tta'])
     kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
+    note_calibration(run, config)
     bundle = read_json(run/'model'/'config.json')
     write_json(run/'model'/'config.json', bundle | dict(fastsmile=bundle['fastsmile'] | stored(calibration) | dict(metrics=kept)))
     write_card(run)
     write_report(run)
     return metrics
 
+def note_calibration(run: Path, config: CalibrateConfig):
+    "Keep the command in config.json: it belongs to how the run can be made again"
+    write_json(run/'config.json', read_json(run/'config.json') | dict(calibrated=command_line('calibrate', [run], config)))
+
 def again(
     run: Path, # a cross-validation
 ) -> dict: # metrics
     "Put the folds together again, after they have changed"
-    return write_folds(run, read_json(run/'config.json')['command'])
+    record = read_json(run/'config.json')
+    return write_folds(run, '\n'.join(filter(None, (record['command'], record.get('calibrated')))))
 
 # %% ../nbs/19_review.ipynb #bc26b87e
 def report(

@@ -30,11 +30,10 @@ from .options import DemoConfig, ExplainConfig, FitConfig, command_line
 from .predict import columns, load_model, predict_rows
 from .report import verdict, write_plots, write_report
 from .resume import STATE
-from .session import build_learner, refit_all, spec_of, tell_network, train, write_balance, write_preview
+from .session import build_learner, pictures_of, refit_all, spec_of, tell_network, train, write_balance, write_preview
 from .stages import count_parameters, freeze_before, stage_table
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
-from .taught import write_taught
 
 # %% ../nbs/18_runs.ipynb #00b4ce74
 def predict_split(
@@ -130,7 +129,6 @@ def recorded(path: Path, record: dict):
 def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device: str, pictures: Pictures | None, resume: bool) -> dict:
     "What `fit` does inside its run folder; returns what config.json will say of it"
     write_audit(data, path)
-    write_taught(data.taught, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, pictures)
     training, done = train(learn, config, path, resume)
@@ -141,9 +139,9 @@ def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device
         model = Model(spec, facts, learn.model.eval(), str(path/'model'))
         predict_parts(model, data, config, path, ('calib', 'test', 'test_tta'))
     else: predict_parts(model, data, config, path)
+    write_balance(data, spec, config, learn, path)
     calibration, metrics = settle(path, facts.prior, wish_of(config, config.monitor, spec.classes), config.seed, config.tta)
     model = replace(model, facts=facts.calibrated(calibration))
-    write_balance(data, spec, config, learn, path)
     write_preview(learn, config, path)
     kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
     save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=origin_of(data, config))), path/'model')
@@ -180,7 +178,7 @@ def compare_fits(
 ) -> 'Run':
     "Train every variant that `config` asks for; raises `SmileError` where all fail"
     train_rows, rows, failed = data.rows[data.rows.split == 'train'], [], ''
-    pictures = Pictures(data.source.reader, spec.prep, data.rows[data.rows.split.isin(['train', 'valid'])].path)
+    pictures = pictures_of(data, spec, config)
     todo = variants(config, train_rows.label.map(spec.classes.index).to_numpy(), len(spec.classes))
     command = command_line('fit', [source], config)
     record = dict(status='running', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())

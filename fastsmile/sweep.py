@@ -77,7 +77,7 @@ def result_row(
     out = dict(variant=variant.name, seed=variant.config.training_seed, folder=variant.folder, epochs=variant.config.epochs, error=record.get('error', ''))
     for part in ('valid', 'test'):
         m = metrics.get(part)
-        out |= {f'{part}_{k}': m[k]['value'] if m else np.nan for k in COMPARED} | {f'{part}_loss': m['log_loss'] if m else np.nan}
+        out |= {f'{part}_{k}': m[k]['value'] if m else np.nan for k in COMPARED} | {f'{part}_loss': m['log_loss']['value'] if m else np.nan}
         if part == 'test': out |= {f'test_{k}_{end}': m[k][end] if m else np.nan for k in COMPARED for end in ('low', 'high')}
     return out | dict(seconds=record.get('training', {}).get('seconds', np.nan), collapsed=metrics.get('valid', {}).get('collapsed'))
 

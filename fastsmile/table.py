@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .cells import SPLITS, Lookup, columns_of, label_key, read_csv, tidy_labels
-from .core import OptionError, SmileError, plain
+from .core import OptionError, SmileError, must_exist, plain
 from .images import Array, Folder, Zip
 from .options import SourceOptions
 
@@ -129,7 +129,7 @@ def read_source(
 ) -> Source:
     "Read a labelled source of any layout; raises `SmileError` where it cannot, or where two readings fit"
     where = Path(where)
-    if not where.exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
+    must_exist(where)
     kind, reader, frame = _read(where, opts)
     if frame.empty:
         raise SmileError(f'{plain(where)} has no labelled pictures.',

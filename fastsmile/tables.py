@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['span', 'metrics_tables', 'evaluation_tables', 'slice_tables', 'calibration_words', 'comparison_tables', 'fit_result',
-           'fits_table', 'predict_result']
+           'verdict_line', 'fits_table', 'predict_result']
 
 # %% ../nbs/19_tables.ipynb #e1621e35
 from .console import grid
@@ -29,22 +29,20 @@ def metrics_tables(metrics: dict) -> list:
             grid('classes', ['class', 'precision', 'recall', 'F1', 'rows'], each)]
 
 def evaluation_tables(
-    r: dict,      # from `evaluate`
-    anyway: bool, # were pictures measured that taught the model?
+    r: dict, # from `evaluate`
 ) -> list:
-    "All scores beside the baseline, each class, test-time augmentation, each slice, what was fitted on calib"
+    "All scores beside the baseline and test-time augmentation, each class, each slice, what was fitted on calib"
     from fastsmile.report import SCORE_NAMES
     m, base = r['metrics'], r['metrics']['baseline']
-    left_out = len(r['copies']) if not anyway else 0
-    title = f"{r['of']}, {m['rows']} rows" + (f", {m['failed']} without a prediction" if m['failed'] else '') + (
-        f', {left_out} that taught the model left out' if left_out else '')
-    shown = [grid(title, ['', 'value', '95% interval', 'majority'], [(t, *span(m[k]), f'{base[k]:.3f}' if k in base else '') for k, t in SCORE_NAMES.items()]),
+    notes = {'without a prediction': m['failed'], 'that taught the model left out': r['left_out']}
+    shown = [grid(', '.join([r['of'], f"{m['rows']} rows", *(f'{n} {what}' for what, n in notes.items() if n)]), ['', 'value', '95% interval', 'majority'],
+                  [(SCORE_NAMES[k], *span(m[k]), f'{base[k]:.3f}' if k in base else '') for k in SCORE_NAMES]),
              grid('classes', ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows'],
                   [[c['label'], *(f'{c[k]:.3f}' for k in ('precision', 'recall', 'f1')), '{:.3f} to {:.3f}'.format(*c['intervals']['f1']),
                     '' if c['auc'] is None else f"{c['auc']:.3f}", c['support']] for c in m['per_class']])]
     if tta := r.get('tta'):
         shown.append(grid(f"with test-time augmentation ({tta['views']})", ['', 'value', 'difference', '95% interval'],
-                          [(t, span(tta[k])[0], *span(tta['difference'][k])) for k, t in SCORE_NAMES.items()]))
+                          [(SCORE_NAMES[k], span(tta[k])[0], *span(tta['difference'][k])) for k in SCORE_NAMES]))
     for by, rows in r['slices'].items(): shown += slice_tables(by, rows)
     return [*shown, *calibration_words(r['calibration'], m['classes']), *([f"written: {plain(r['out'])}"] if r['out'] else [])]
 
@@ -82,8 +80,15 @@ def comparison_tables(
 def fit_result(run) -> tuple:
     "What `fit` prints"
     compared, rows = fits_table(run)
-    return [*compared, *metrics_tables(run.metrics), run.verdict, f'run: {plain(run.path)}', f'report: {plain(run.report)}'], dict(path=str(run.path),
-            verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
+    shown = [*compared, *metrics_tables(run.metrics), verdict_line(run.metrics), f'run: {plain(run.path)}', f'report: {plain(run.report)}']
+    return shown, dict(path=str(run.path), verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
+
+def verdict_line(metrics: dict):
+    "The verdict; in red where the model is of no use"
+    from rich.text import Text
+    from fastsmile.report import verdict
+    v = verdict(metrics)
+    return Text(plain(v['text']), style='bold red' if v['tone'] == 'bad' else '')
 
 def fits_table(run) -> tuple[list, list]: # Rich tables; the rows of the comparison
     "The trainings that a run compared, with the spread over seeds; nothing where it was one"

@@ -105,6 +105,20 @@ def test_corners_are_a_quarter_of_the_picture():
     assert abs(corner_share(np.ones((1, 64, 64))) - 0.25) < 1e-9 and corner_share(np.zeros((1, 8, 8))) == 0
 
 
+@pytest.mark.parametrize('at,warned', [((0, 0), True), ((24, 24), False)])
+def test_evidence_in_the_corners_is_a_warning_on_the_page(tmp_path, at, warned):
+    from fastsmile.album import fill_album
+    from fastsmile.images import Folder
+    from fastsmile.report import album_of, render
+    spec = make_spec('resnet10t', ['no', 'yes'], size=64)
+    model = Model(spec, Facts([.5, .5], [0., 0.], [0., 0.], 'argmax'), Window(at=at).eval())
+    files = Folder(folder(tmp_path/'p', {f'{i}.png': picture(seed=i, size=(64, 64)) for i in range(4)}))
+    album = fill_album(model, (files, files.names(), ['no', 'yes'] * 2), None, tmp_path/'e', ExplainConfig(methods=('saliency',), neighbours=0),
+                       (files, files.names()))
+    page = render('explain.html.j2', dict(run='r', album=album_of(tmp_path/'e')))
+    assert (album.corners['saliency'] > 0.9) == warned == bool(album.notes) == ('class="warn"' in page)
+
+
 def test_explain_a_run_its_mistakes_and_other_pictures(run, tmp_path):
     from fastsmile.review import explain
     config = ExplainConfig(methods=('saliency', 'gradcam'), n=3, neighbours=2, out=str(tmp_path/'e'))

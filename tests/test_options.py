@@ -1,5 +1,6 @@
 "Every option of a training does what it says: drawn counts, losses, priors, frozen layers, groups, schedules, comparisons."
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,22 +9,29 @@ import pytest
 import timm
 import torch
 from conftest import TINY
+from fastai.callback.core import Callback
 from safetensors.torch import load_file
 
 from fastsmile.balance import class_weights, link_of, plan_balance, prior_of, prior_shift, probabilities
 from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
 from fastsmile.choices import REFUSED
-from fastsmile.cli import fit_result
+from fastsmile.calibrate import Wish, fit_calibration, fit_temperature
 from fastsmile.core import OptionError, SmileError
 from fastsmile.data import audit_source
+from fastsmile.evaluate import confusion, scores
 from fastsmile.heads import head_of
 from fastsmile.loaders import augmentations
 from fastsmile.losses import SoftF1, make_loss
 from fastsmile.models import build, make_spec
-from fastsmile.options import FitConfig, command_line
+from fastsmile.measure import read_saved
+from fastsmile.options import CalibrateConfig, FitConfig, ReportConfig, command_line
+from fastsmile.review import calibrate, evaluate, report
 from fastsmile.runs import fit, load_run
 from fastsmile.session import build_learner, spec_of, train
+from fastsmile.sweep import Variant, result_row, write_comparison
 from fastsmile.table import read_source
+from fastsmile.tables import fit_result
+from fastsmile.train import find_rate
 
 
 @pytest.fixture(scope='module')
@@ -135,13 +143,16 @@ def test_calibration_with_and_without_the_way_back(way, loss):
 def test_the_prior_that_is_asked_for(data, tiny, tmp_path):
     share = tmp_path/'prior.json'
     share.write_text(json.dumps(dict(zip(data.classes, (0.2, 0.2, 0.6)))))
-    facts = {p: learner(data, replace(tiny, prior=p, decide='balanced'), tmp_path)[1] for p in ('data', 'uniform', str(share))}
+    made = {p: learner(data, replace(tiny, prior=p, decide='balanced'), tmp_path) for p in ('data', 'uniform', str(share))}
+    facts = {k: f for k, (_, f) in made.items()}
     z = np.random.default_rng(0).normal(size=(5, 3))
     p = {k: probabilities(z, np.array(f.shift), f.link) for k, f in facts.items()}
     def moved(p, by): return p * by / (p * by).sum(1, keepdims=True)
     assert np.allclose(moved(p['uniform'], facts['data'].prior), p['data']) and np.allclose(moved(p['uniform'], [.2, .2, .6]), p[str(share)])
     labels = {tuple((np.log(p[k]) + facts[k].offset).argmax(1)) for k in p}
     assert len(labels) == 1  # the balanced decision is the same under each prior
+    judged = [m.history.judge(z, np.arange(5) % 3) for m, _ in made.values()]
+    assert all(np.isclose(j['loss'], judged[0]['loss']) and j['macro_f1'] == judged[0]['macro_f1'] for j in judged)  # validation rows have the data's shares
     with pytest.raises(OptionError, match='uniform'): learner(data, replace(tiny, prior='even'), tmp_path)
 
 
@@ -150,7 +161,8 @@ def test_each_refusal_is_reached():
     asked = [dict(balance='oversample+undersample'), dict(balance='class-weight+logit-adjust'), dict(balance='augment:9', augment='none'),
              dict(augment='light+strong'), dict(augment='mixup+cutmix'), dict(loss='soft-f1', augment='light+mixup'),
              dict(loss='soft-f1', balance='class-weight'), dict(loss='bce', balance='logit-adjust'), dict(freeze='head', freeze_epochs=2),
-             dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'), dict(balance='all', patience=2)]
+             dict(freeze='head', spread=5), dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'),
+             dict(lr='1e-3', lr_sweep='1e-3,1e-2'), dict(balance='all', patience=2), dict(folds=3, seeds=2)]
     assert len(asked) == len(REFUSED)
     for change, (what, _, why) in zip(asked, REFUSED):
         with pytest.raises(OptionError) as e: FitConfig(**base | change)
@@ -268,8 +280,11 @@ def test_weights_of_a_vision_transformer_reach_another_size(tmp_path):
 # Schedules
 
 def test_patience_ends_early_and_says_so(data, tiny, tmp_path):
-    _, h, _ = trained(data, replace(tiny, lr='1e-9', patience=2, epochs=30, monitor='accuracy'), tmp_path)
-    assert 3 <= len(h) < 20
+    learn, _ = learner(data, replace(tiny, patience=2), tmp_path)
+    said = []
+    learn.history.talk = said.append
+    train(learn, replace(tiny, lr='1e-9', patience=2, epochs=30, monitor='accuracy'), tmp_path)
+    assert 3 <= len(learn.history.rows) < 20 and 'No improvement for 2 epochs' in said[-1]
 
 
 def test_the_average_is_what_is_measured_and_kept(data, tiny, tmp_path, plain_losses):
@@ -296,10 +311,116 @@ def test_refit_trains_on_train_and_valid(faces, tiny, tmp_path, run):
     assert set(r.metrics) == {'valid', 'test', 'calibration'}
 
 
+def test_a_search_that_diverges_falls_back_and_leaves_no_trace(data, tiny, tmp_path):
+    learn, _ = learner(data, tiny, tmp_path)
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+    class Diverge(Callback):
+        order = -20  # before anything looks at the loss
+        def after_loss(self):
+            if self.training and self.train_iter >= 3: self.learn.loss_grad = self.learn.loss = self.loss * float('nan')
+    learn.add_cb(Diverge())
+    rate = find_rate(learn)
+    assert rate.lr == 1e-3 and 'fell back' in rate.note and all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
+    learn.lr_find(show_plot=False, suggest_funcs=())  # fastai's own: no error either, and the weights are back
+    assert all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
+    with pytest.raises(SmileError, match='lower --lr'): learn.fit(1, 1e-3)
+
+
+def test_what_fastai_offers_works_on_a_runs_learner(run):
+    import matplotlib
+    matplotlib.use('Agg')
+    files = {p: p.read_bytes() for p in run.path.rglob('*') if p.is_file()}
+    learn, kept = run.learner(), load_file(run.path/'checkpoints'/'best.safetensors')
+    assert all(v.cpu().equal(kept[k]) for k, v in learn.model.state_dict().items())
+    learn.show_results(max_n=4)
+    with learn.no_logging():
+        found = learn.lr_find(show_plot=False)
+        learn.fine_tune(1, 1e-3)
+    assert 1e-7 < found.valley < 10 and len(learn.recorder.values) == 1
+    assert not all(v.cpu().equal(kept[k]) for k, v in learn.model.state_dict().items())
+    assert {p: p.read_bytes() for p in run.path.rglob('*') if p.is_file()} == files  # the run stays as it was
+
+
+@pytest.mark.parametrize('terminal', ['1', '0'])
+def test_a_display_on_a_terminal_and_lines_elsewhere(data, tiny, tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.delenv('FASTSMILE_QUIET')
+    monkeypatch.setenv('TTY_COMPATIBLE', terminal)
+    trained(data, replace(tiny, epochs=1), tmp_path)
+    said = capsys.readouterr().err
+    assert 'epoch   1 all' in said and 'macro F1' in said
+    assert ('pictures/s' in said) == ('\x1b[' in said) == (terminal == '1')
+
+
+# Probabilities, decisions, words
+
+def test_temperature_and_rules_are_fitted_for_the_prior_that_is_asked_for():
+    def rows(n, share, seed):
+        "Two classes, a network that is too sure and leans to one; its probabilities speak for equal shares"
+        rng = np.random.default_rng(seed)
+        y = (rng.random(n) < share).astype(int)
+        z = 2.5 * 2 * rng.normal(1.4 * y - 0.7, 1) * 0.7 + 1.5
+        return y, 1 / (1 + np.exp(np.stack([z, -z], 1)))
+    (y, p), (fresh, q) = rows(4000, 0.1, 1), rows(20000, 0.5, 2)
+    w = np.array([0.5 / 0.9, 0.5 / 0.1])[y]
+    plain, fair = (fit_calibration(p, y, [.5, .5], Wish('macro_f1'), weights=v) for v in (None, w / w.mean()))
+    def loss(c): return -np.log(c.read(q)[1][np.arange(len(fresh)), fresh]).mean()
+    def f1(c): return scores(confusion(fresh, c.read(q)[0], 2))['macro_f1']
+    def covered(c):
+        label, p = c.read(q)
+        return (p[np.arange(len(p)), label] >= c.confidence).mean()
+    assert loss(fair) < loss(plain) - 0.005 and f1(fair) > f1(plain) + 0.02
+    assert abs(covered(fair) - 0.9) < 0.02 < abs(covered(plain) - 0.9)
+
+
+def test_a_run_under_another_prior_is_fitted_and_measured_under_it(faces, tiny, tmp_path):
+    r = fit(faces, replace(tiny, prior='uniform', decide='balanced', tta='none', calib=0.3, out=str(tmp_path/'r')))
+    calib, test = (read_saved(r.path, k) for k in ('calib', 'test'))
+    share = np.array(list(json.loads((r.path/'balance.json').read_text())['rows'].values()), dtype=float)
+    assert np.allclose(calib.mix, share.sum() / share / 3) and np.isclose(calib.weights.mean(), 1)
+    own = r.model.facts.calibration
+    assert np.isclose(own.temperature, fit_temperature(calib.probs, calib.y, calib.weights))
+    assert not np.isclose(own.temperature, fit_temperature(calib.probs, calib.y))
+    lost = -np.log(test.probs[np.arange(len(test.y)), test.y])
+    assert np.isclose(r.metrics['test']['log_loss']['value'], np.average(lost, weights=test.weights))
+    assert not np.isclose(r.metrics['test']['log_loss']['value'], lost.mean())
+    again = calibrate(r.path, CalibrateConfig(decide='balanced'))
+    assert again['calibration']['temperature'] == own.temperature and again['test']['log_loss'] == r.metrics['test']['log_loss']
+    # one rule in fit, evaluate and predict, and by name in the report
+    saved = pd.read_csv(r.path/'predictions_test.csv')
+    assert r.predict(faces, precision='fp32').set_index('path').label[saved.path].tolist() == saved.label.tolist()
+    assert evaluate(r.path)['metrics']['accuracy'] == r.metrics['test']['accuracy'] and own.rule == 'balanced'
+    assert 'wins where all classes are equally common' in r.report.read_text() and 'equal shares of all classes' in r.report.read_text()
+
+
+def test_a_run_without_prior_weighs_no_row(run): assert read_saved(run.path, 'calib').mix == ()
+
+
+@pytest.mark.parametrize('collapsed', [True, False])
+def test_a_collapse_is_said_loudly(run, tmp_path, collapsed):
+    copy = shutil.copytree(run.path, tmp_path/'r')
+    for part in ('valid', 'test', 'test_tta'):
+        rows = pd.read_csv(copy/f'predictions_{part}.csv', keep_default_na=False)
+        for c in run.model.spec.classes: rows[f'p_{c}'] = np.where((c == run.model.spec.classes[0]) if collapsed else (rows.target == c), 0.98, 0.01)
+        rows.to_csv(copy/f'predictions_{part}.csv', index=False)
+    report(copy, ReportConfig(keep_pictures=True))
+    shown, result = fit_result(load_run(copy))
+    said = next(s for s in shown if 'This model' in str(s))
+    assert said.style == ('bold red' if collapsed else '') and result['verdict'] == str(said) and 'where answering' in result['verdict']
+    assert ('has collapsed' in str(said)) == collapsed == ('class="verdict bad">This model has collapsed' in (copy/'report.html').read_text())
+
+
 # Comparisons
 
+def test_a_comparison_by_loss(run, tiny, tmp_path):
+    row = result_row(Variant('a', tiny), run.config, run.metrics)
+    assert row['valid_loss'] == run.metrics['valid']['log_loss']['value']
+    worse = row | dict(variant='b', folder='b', valid_loss=row['valid_loss'] + 1)
+    assert write_comparison(tmp_path, [worse, row], 'loss') == row['folder']
+
+
 def test_a_sweep_of_rates_with_seeds(faces, tiny, tmp_path):
-    r = fit(faces, replace(tiny, lr_sweep='1e-5,5e-3', seeds=2, decide='balanced', epochs=1, tta='none', out=str(tmp_path/'r')))
+    r = fit(faces, replace(tiny, lr='auto', lr_sweep='1e-5,5e-3', seeds=2, decide='balanced', epochs=1, tta='none', out=str(tmp_path/'r')))
     c = r.comparison
     assert c.variant.tolist() == ['lr 1e-05'] * 2 + ['lr 0.005'] * 2 and c.seed.tolist() == [1, 2, 1, 2]
     assert c.valid_loss.nunique() == 4 and c.epochs.tolist() == [1] * 4
@@ -335,7 +456,7 @@ def test_a_training_that_fails_is_a_row(faces, tiny, tmp_path, monkeypatch):
         if config.lr == '1': raise SmileError('The loss is not a number any more.')
         return real(learn, config, *args)
     monkeypatch.setattr(runs, 'train', train)
-    r = fit(faces, replace(tiny, lr_sweep='1,5e-3', epochs=1, tta='none', out=str(tmp_path/'r')))
+    r = fit(faces, replace(tiny, lr='auto', lr_sweep='1,5e-3', epochs=1, tta='none', out=str(tmp_path/'r')))
     assert 'not a number' in r.comparison.error[0] and r.options.lr == '0.005' and ', 1 failed' in r.report.read_text()
 
 

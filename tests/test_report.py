@@ -44,4 +44,7 @@ def test_the_page_in_a_browser(run, scheme, width):
         assert page.evaluate('document.documentElement.scrollWidth') <= width
         assert page.locator('svg[role=img] > title').count() >= 4
         assert page.evaluate('getComputedStyle(document.body).backgroundColor') == ('rgb(255, 255, 255)' if scheme == 'light' else 'rgb(21, 21, 24)')
+        screen = page.evaluate('document.documentElement.scrollHeight')
+        page.emulate_media(media='print')
+        assert page.evaluate('document.documentElement.scrollHeight') > 1.2 * screen  # on paper what is folded lies open
         browser.close()

@@ -102,7 +102,7 @@ def test_killed_in_a_shell(faces, tmp_path):
     same_history(load_run(tmp_path/'cut').history, load_run(tmp_path/'whole').history)
 
 
-@pytest.mark.parametrize('options', [dict(lr_sweep='1e-3,5e-3', epochs=1), dict(folds=2, epochs=1)])
+@pytest.mark.parametrize('options', [dict(lr_sweep='1e-3,5e-3', lr='auto', epochs=1), dict(folds=2, epochs=1)])
 def test_finished_trainings_of_several_stay(faces, tiny, tmp_path, monkeypatch, options):
     config = replace(tiny, tta='none', **options)
     with monkeypatch.context() as m:
