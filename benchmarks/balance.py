@@ -139,7 +139,8 @@ def tables(out: Path, kept: Path):
         print(f'\n{k}: mean (lowest to highest) over the seeds, on test\n')
         print(heading('--balance', 'fits', 'epochs', 'balanced accuracy', 'macro F1', 'accuracy', 'log loss', 'calibration error, after temperature'))
         for way, g in part.groupby('way', sort=False):
-            cells = [f'{g[c].mean():.3f} ({g[c].min():.3f} to {g[c].max():.3f})' for c in ('test_balanced_accuracy', 'test_macro_f1', 'test_accuracy')]
+            def cell(v): return f'{v.mean():.3f}' + (f' ({v.min():.3f} to {v.max():.3f})' if len(v) > 1 else '')
+            cells = [cell(g[c]) for c in ('test_balanced_accuracy', 'test_macro_f1', 'test_accuracy')]
             errors = f'{g.ece_before.mean():.3f}, {g.ece_after.mean():.3f}'
             print(f"| `{way}` | {len(g)} | {g.epochs.iloc[0]} | {' | '.join(cells)} | {g.test_log_loss.mean():.3f} | {errors} |")
 
