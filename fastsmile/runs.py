@@ -302,5 +302,5 @@ def demo_config(
     config: DemoConfig = DemoConfig(),
 ) -> FitConfig:
     "What the demo trains: about 1.2 million parameters, from scratch, in about a minute and a half on two cores"
-    return FitConfig(arch='resnet10t', weights='none', model_args='{"channels": [32, 64, 128, 256]}', size=64, epochs=15, bs=32, augment='light',
+    return FitConfig(arch='resnet10t', weights='none', model_args='{"channels": [32, 64, 128, 256]}', size=48, epochs=25, bs=16, augment='light',
                      out=str(Path(config.out)/'run'), seed=config.seed)

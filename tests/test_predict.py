@@ -124,7 +124,7 @@ def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
     with pytest.raises(SmileError, match=words): open_inputs(where, **kw)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters='\0'), max_size=6), max_size=40), st.integers(1, 9))
+@given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0') | st.sampled_from('\udc80\udcff'), max_size=6), max_size=40), st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
 def test_sorting_on_disk_is_sorting(names, run):
     n, out = in_order(names, run)
