@@ -272,13 +272,15 @@ def test_suspect_labels_come_from_out_of_fold_predictions(tmp_path):
 
 
 @pytest.mark.parametrize('packed', [False, True])
-def test_pictures_without_a_label_go_to_a_list_that_predict_reads(tmp_path, packed):
+def test_pictures_without_a_label_go_to_a_list_that_predict_reads(tmp_path, packed, monkeypatch, capsys):
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     from fastsmile.inputs import open_inputs
     rows = [('a/1.png', 'yes'), ('a/2.png', 'no'), ('a/3.png', ''), ('4.png', 'NaN'), ('5.png', 'yes')]
     where = folder(tmp_path/'s', {n: picture(seed=i) for i, (n, _) in enumerate(rows)})
     folder(tmp_path, {'labels.csv': 'image,label\n' + ''.join(f'{n},{c}\n' for n, c in rows)})
     if packed: where = Path(shutil.make_archive(str(tmp_path/'z'), 'zip', where))
     done = audit(where, AuditConfig(labels=str(tmp_path/'labels.csv'), out=str(tmp_path/'a')))
+    assert '2 pictures without a label can be predicted: fastsmile predict' in ' '.join(capsys.readouterr().err.split())
     made = open_inputs(done.path/'unlabelled.txt', root=str(where))
     names = list(made.names)
     assert names == ['4.png', 'a/3.png'] and all(made.reader.image(n).size == (24, 24) for n in names)
