@@ -596,6 +596,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastsmile.predict.load_model': ('predict.html#load_model', 'fastsmile/predict.py'),
                                    'fastsmile.predict.look': ('predict.html#look', 'fastsmile/predict.py'),
                                    'fastsmile.predict.mean_over': ('predict.html#mean_over', 'fastsmile/predict.py'),
+                                   'fastsmile.predict.not_the_input': ('predict.html#not_the_input', 'fastsmile/predict.py'),
                                    'fastsmile.predict.one_core_each': ('predict.html#one_core_each', 'fastsmile/predict.py'),
                                    'fastsmile.predict.predict_rows': ('predict.html#predict_rows', 'fastsmile/predict.py'),
                                    'fastsmile.predict.predict_to_file': ('predict.html#predict_to_file', 'fastsmile/predict.py')},

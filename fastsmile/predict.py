@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'CROPS', 'VIEWS', 'View', 'look', 'mean_over', 'answer', 'Job', 'one_core_each', 'predict_rows', 'in_flight',
-           'load_model', 'predict_to_file']
+           'load_model', 'not_the_input', 'predict_to_file']
 
 # %% ../nbs/15_predict.ipynb #3e20d91c
 import os
@@ -178,6 +178,11 @@ def load_model(
     "Load a model that predicts"
     return load_bundle(newest_run() if path is None else path)
 
+def not_the_input(where, out):
+    "Raise an `OptionError` where the output would replace what is to be predicted"
+    for w in where if isinstance(where, list | tuple) else [where]:
+        if Path(w).resolve() == Path(out).resolve(): raise OptionError(f'--out {plain(out)} is the input, and would replace it.', 'Name another.')
+
 def predict_to_file(
     where,         # what `open_inputs` takes
     config,        # a `PredictConfig`
@@ -185,8 +190,7 @@ def predict_to_file(
 ) -> Summary:
     "Write a row for every picture; says which model it uses, and how"
     format_of(config.out)
-    for w in where if isinstance(where, list | tuple) else [where]:
-        if Path(w).resolve() == Path(config.out).resolve(): raise OptionError(f'--out {plain(config.out)} is the input, and would replace it.', 'Name another.')
+    not_the_input(where, config.out)
     inputs, model = open_inputs(where, config.image_col, config.root), load_model(config.model)
     known = open_known(config.known, model.spec.classes, config.known_labels, config.known_label_col) if config.known else None
     reading = reading_of(model, config.raw, Request(config.calibrated, config.threshold, config.abstain, config.sets), known)
