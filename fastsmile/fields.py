@@ -48,6 +48,10 @@ class Options:
 
     def as_dict(self) -> dict: return asdict(self)
 
+    def usual(self) -> dict: # option -> value
+        "What holds where nothing is given"
+        return {f.name: f.default for f in fields(self)}
+
 def _span(low, high) -> str:
     "A range in words"
     if high is None: return f'{low} or more'
@@ -59,11 +63,11 @@ def command_line(
     args: list,       # what stands before the options
     options: Options,
 ) -> str:
-    "The shell command with every option that is not at its default"
-    words = ['fastsmile', name, *map(str, args)]
+    "The shell command with every option that is not what it would be anyway"
+    words, usual = ['fastsmile', name, *map(str, args)], options.usual()
     for f in fields(options):
         v = getattr(options, f.name)
-        if v == f.default: continue
+        if v == (f.default if f.name == 'recipe' else usual[f.name]): continue
         for one in v if isinstance(v, tuple) else [v]: words += [flag(f.name)] if one is True else [flag(f.name), str(one)]
     return shlex.join(words)
 
@@ -108,6 +112,11 @@ class DecideOptions(Options):
     coverage: float = opt(0.9, 'share of rows that get a label where predict --abstain is asked for', least=0.05, most=1.0)
     min_confidence: float | None = opt(None, 'the least probability of a label there, instead of --coverage', least=0.0, most=1.0)
     set_level: float = opt(0.9, 'share of rows of each class whose set of labels (predict --sets) holds the true one', least=0.5, most=0.999)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cost and self.decide != 'auto':
+            raise OptionError(f'--cost with --decide {self.decide}: these do not go together.', 'With --cost the label is the cheapest; leave --decide out.')
 
 # %% ../nbs/01_fields.ipynb #78ec6d86
 TTA = ('none', 'flip', 'crops', 'full')  # test-time augmentation

@@ -25,16 +25,19 @@ from fastsmile.choices import (
 )
 from .core import OptionError, choose
 from .fields import TTA, DataOptions, DecideOptions, opt
+from .recipes import RECIPES, follows, usual
 
 # %% ../nbs/01_fitting.ipynb #db534493
 RESIZE = ('squash', 'crop', 'pad')
 CACHE = ('auto', 'memory', 'disk', 'none')
 MONITOR = ('macro_f1', 'balanced_accuracy', 'accuracy', 'loss')
 
-# %% ../nbs/01_fitting.ipynb #922b19a9
+# %% ../nbs/01_fitting.ipynb #7581e8d0
+@follows
 @dataclass(frozen=True)
 class FitConfig(DataOptions, DecideOptions):
     "Everything `fit` can be told"
+    recipe: str | None = opt(None, f"train as one of the reports did: {', '.join(RECIPES)}; every other option overrules it", metavar='NAME')
     arch: str = opt('resnet18', "a timm architecture, e.g. densenet161, resnet50, mobilenetv2_100, or one of the reports' own; see fastsmile archs")
     weights: str = opt('hub', 'start from: hub (timm\'s pretrained weights), none (random), a .safetensors / .pth FILE, or an earlier RUN, '
                        'also of other classes', metavar='hub|none|FILE|RUN')
@@ -102,6 +105,8 @@ class FitConfig(DataOptions, DecideOptions):
                      parse_sum('--augment', self.augment, AUGMENT), parse_choice('--schedule', self.schedule, SCHEDULE), self.freeze,
                      self.freeze_epochs, self.refit_all, self.patience, self.lr, bool(self.lr_sweep and parse_rates(self.lr_sweep)), self.spread, self.folds,
                      self.seeds)
+
+    def usual(self) -> dict: return usual(type(self), self.recipe)
 
     @property
     def training_seed(self) -> int:

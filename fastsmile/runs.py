@@ -28,6 +28,7 @@ from .measure import has_part, read_saved, settle, wish_of, write_saved
 from .models import ModelSpec, build, needs_fastsmile
 from .options import DemoConfig, ExplainConfig, FitConfig, command_line
 from .predict import columns, load_model, predict_rows
+from .recipes import tell_recipe
 from .report import verdict, write_plots, write_report
 from .resume import STATE
 from .session import build_learner, pictures_of, refit_all, spec_of, tell_network, train, write_balance, write_preview
@@ -71,6 +72,7 @@ def fit(
     if config.resume: return resume(source, config)
     device = pick_device(config.device)
     spec_of(config, ())  # a wrong name costs no waiting
+    if config.recipe: say(tell_recipe(config.recipe))
     read = read_source(source, config)
     spec = spec_of(config, sorted(read.kept.label.unique()))
     wish_of(config, config.monitor, spec.classes)  # a wrong table of costs costs no waiting
