@@ -16,8 +16,8 @@ import typer
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
 from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig,
-                               FitConfig, PredictConfig, ReportConfig, SampleConfig)
-from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result
+                               FitConfig, PredictConfig, ReportConfig, SampleConfig, StudyConfig)
+from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result, study_tables
 
 # %% ../nbs/20_cli.ipynb #423801d5
 @command('sample', SampleConfig, 'fastsmile sample faces -n 600', ('dir', inspect.Parameter.empty, 'a new or empty folder'))
@@ -128,6 +128,17 @@ def _compare(runs, config):
     from fastsmile.compare import compare
     r = compare(runs, config)
     return comparison_tables(r), r
+
+# %% ../nbs/20_cli.ipynb #20087be1
+@command('study', StudyConfig, 'fastsmile study clothing clothing.zip --quick --weights weights/',
+         ('name', inspect.Parameter.empty, 'smile-densenet161, smile-resnet50, emotions, clothing or face-property'),
+         ('source', inspect.Parameter.empty, 'the data set: folder, zip, CSV or array file'))
+def _study(name, source, config):
+    "A report's whole experiment, run again with several seeds: its table beside ours, and what held"
+    must_exist(source)
+    from fastsmile.study import study
+    r = study(name, source, config)
+    return study_tables(r), r
 
 # %% ../nbs/20_cli.ipynb #32b59811
 @command('demo', DemoConfig, 'fastsmile demo --out /tmp/demo')

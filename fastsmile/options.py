@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAIL_ON', 'PRECISION', 'METHODS', 'AuditConfig', 'CacheConfig', 'ArchsConfig', 'PredictConfig', 'EvaluateConfig',
-           'CalibrateConfig', 'ExplainConfig', 'ReportConfig', 'CompareConfig', 'SampleConfig', 'DemoConfig', 'CACHE',
-           'DECIDE', 'HASH', 'MONITOR', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options',
-           'SourceOptions', 'command_line', 'flag', 'opt']
+           'CalibrateConfig', 'ExplainConfig', 'ReportConfig', 'CompareConfig', 'StudyConfig', 'SampleConfig',
+           'DemoConfig', 'CACHE', 'DECIDE', 'HASH', 'MONITOR', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions',
+           'FitConfig', 'Options', 'SourceOptions', 'command_line', 'flag', 'opt']
 
 # %% ../nbs/01_options.ipynb #49ac0dd2
 from dataclasses import dataclass
@@ -131,12 +131,27 @@ class CompareConfig(Options):
 
 # %% ../nbs/01_options.ipynb #a814184c
 @dataclass(frozen=True)
+class StudyConfig(SourceOptions):
+    "Everything `study` can be told"
+    quick: bool = opt(False, 'smaller pictures, fewer rows and epochs: minutes to an hour on two cores')
+    seeds: int = opt(3, 'trainings of each entry, with seeds that follow each other, on one split', least=1, most=100)
+    weights: str = opt('hub', "pretrained weights: hub, none, or a folder of ARCH.safetensors; where a network has none there, its stand-in is trained",
+                       metavar='hub|none|DIR')
+    rows: int | None = opt(None, 'use about so many rows', least=100)
+    only: tuple[str, ...] = opt((), 'only this entry; may be given again', metavar='ENTRY')
+    seed: int = opt(42, 'seed of the split; the first of the seeds', least=0)
+    out: str | None = opt(None, 'folder of the study, gone on with where it was stopped (default: studies/NAME)', metavar='DIR')
+    device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
+    workers: int | None = opt(None, 'processes that decode pictures (default: by the number of cores)', least=0, most=64)
+
+# %% ../nbs/01_options.ipynb #d42ca275
+@dataclass(frozen=True)
 class SampleConfig(Options):
     "Everything `sample` can be told"
     n: int = opt(1200, 'faces to draw, train and test together, before flaws are planted', least=60, most=100000, short='-n')
     seed: int = opt(42, 'the same seed draws the same faces', least=0)
 
-# %% ../nbs/01_options.ipynb #d42ca275
+# %% ../nbs/01_options.ipynb #4d8757d4
 @dataclass(frozen=True)
 class DemoConfig(Options):
     "Everything `demo` can be told"

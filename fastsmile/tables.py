@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['span', 'metrics_tables', 'evaluation_tables', 'slice_tables', 'calibration_words', 'comparison_tables', 'fit_result',
-           'verdict_line', 'fits_table', 'predict_result']
+           'verdict_line', 'fits_table', 'predict_result', 'study_tables']
 
 # %% ../nbs/19_tables.ipynb #e1621e35
 from .console import grid
@@ -119,3 +119,17 @@ def predict_result(done, page=None) -> tuple:
     result = dict(rows=done.rows, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out,
                   resumed=done.resumed, known=done.known, torn=done.torn, seconds=done.seconds, **done.how)
     return [*shown, f'predictions: {plain(done.out)}', *pages], result | (dict(html=page) if page else {})
+
+# %% ../nbs/19_tables.ipynb #8dae63e0
+def study_tables(
+    r: dict, # from `study`
+) -> list:
+    "The report's figure beside ours for each entry, what held, our own way"
+    from fastsmile.report import SCORE_NAMES
+    k, ours = r['metric'], r['ours']
+    rows = [(e['name'], e['network'] or '', *(f"{e['theirs'][k]:.3f}" if k in e['theirs'] else '',), *span(e['ours'][k]), f"{e['collapsed']} of {r['seeds']}")
+            if e['ours'] else (e['name'], e['network'] or '', '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
+    claims = [(c['says'], c['verdict'], c['figure']) for c in r['claims']]
+    return [grid(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'network', 'theirs', 'ours', '95% interval', 'collapsed'], rows),
+            grid('what held', ['the report found', 'here', 'difference'], claims),
+            *([f"ours, chosen on valid: {ours['name']}"] if ours else []), f"page: {plain(r['path'])}/study.html"]
