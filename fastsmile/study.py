@@ -189,7 +189,7 @@ def _better(claim: Claim, got: dict) -> tuple[str, str]:
 def _same(claim: Claim, got: dict) -> tuple[str, str]:
     d = gap(got[claim.of[0]], got[claim.of[1]])
     m = d[claim.metric]
-    return ('held: no clear difference' if m['low'] <= 0 <= m['high'] else 'did not hold'), _says(d, claim.metric)
+    return ('no clear difference' if m['low'] <= 0 <= m['high'] else 'did not hold'), _says(d, claim.metric)
 
 def _collapse(claim: Claim, got: dict) -> tuple[str, str]:
     fell = got[claim.of[0]].collapsed
@@ -226,7 +226,7 @@ def row_of(
     "An entry's row"
     record = read_json(made.runs[0]/'config.json') if made.runs else {}
     seconds = [read_json(r/'config.json')['training']['seconds'] for r in made.runs]
-    return dict(name=entry.name, recipe=entry.recipe, note=made.note, theirs=entry.theirs, network=made.config.arch if made.config else None,
+    return dict(name=entry.name, recipe=entry.recipe, note=made.note, theirs=dict(entry.theirs), network=made.config.arch if made.config else None,
                 size=record.get('model', {}).get('size'), epochs=made.config.epochs if made.config else None, command=record.get('command'),
                 ours=figures(got) if got else None, collapsed=sum(got.collapsed) if got else None, seconds=float(np.mean(seconds)) if seconds else None)
 
@@ -275,7 +275,7 @@ def study(
                seeds=config.seeds, rows=s.data.rows.split.value_counts().to_dict(), classes=list(s.data.classes),
                majority=float(s.data.rows[s.data.rows.split == 'test'].label.value_counts(normalize=True).max()), entries=rows,
                claims=[judge(c, done) for c in s.study.claims], ours=None if config.only else beyond(s),
-               machine=machine_words(config.device), command=command_line('study', [name, Path(source).name], replace(config, out=None)))
+               machine=machine_words(config.device), command=command_line('study', [name, Path(source).name], replace(config, out=None, weights=Path(config.weights).name)))
     write_study(out, s.path)
     return out | dict(path=str(s.path))
 

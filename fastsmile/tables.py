@@ -127,9 +127,9 @@ def study_tables(
     "The report's figure beside ours for each entry, what held, our own way"
     from fastsmile.report import SCORE_NAMES
     k, ours = r['metric'], r['ours']
-    rows = [(e['name'], e['network'] or '', *(f"{e['theirs'][k]:.3f}" if k in e['theirs'] else '',), *span(e['ours'][k]), f"{e['collapsed']} of {r['seeds']}")
-            if e['ours'] else (e['name'], e['network'] or '', '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
+    rows = [(e['name'], f"{e['theirs'][k]:.3f}" if k in e['theirs'] else '', *span(e['ours'][k]), f"{e['collapsed']} of {r['seeds']}")
+            if e['ours'] else (e['name'], '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
     claims = [(c['says'], c['verdict'], c['figure']) for c in r['claims']]
-    return [grid(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'network', 'theirs', 'ours', '95% interval', 'collapsed'], rows),
+    return [grid(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'theirs', 'ours', '95% interval', 'collapsed'], rows),
             grid('what held', ['the report found', 'here', 'difference'], claims),
             *([f"ours, chosen on valid: {ours['name']}"] if ours else []), f"page: {plain(r['path'])}/study.html"]
