@@ -275,7 +275,8 @@ def study(
                seeds=config.seeds, rows=s.data.rows.split.value_counts().to_dict(), classes=list(s.data.classes),
                majority=float(s.data.rows[s.data.rows.split == 'test'].label.value_counts(normalize=True).max()), entries=rows,
                claims=[judge(c, done) for c in s.study.claims], ours=None if config.only else beyond(s),
-               machine=machine_words(config.device), command=command_line('study', [name, Path(source).name], replace(config, out=None, weights=Path(config.weights).name)))
+               machine=machine_words(config.device),
+               command=command_line('study', [name, Path(source).name], replace(config, out=None, weights=Path(config.weights).name)))
     write_study(out, s.path)
     return out | dict(path=str(s.path))
 
