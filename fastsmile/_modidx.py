@@ -430,6 +430,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastsmile.images._to_8bit': ('images.html#_to_8bit', 'fastsmile/images.py'),
                                   'fastsmile.images.decode': ('images.html#decode', 'fastsmile/images.py'),
                                   'fastsmile.images.is_image_name': ('images.html#is_image_name', 'fastsmile/images.py'),
+                                  'fastsmile.images.opened': ('images.html#opened', 'fastsmile/images.py'),
                                   'fastsmile.images.prepare': ('images.html#prepare', 'fastsmile/images.py'),
                                   'fastsmile.images.resized': ('images.html#resized', 'fastsmile/images.py'),
                                   'fastsmile.images.to_rgb': ('images.html#to_rgb', 'fastsmile/images.py')},

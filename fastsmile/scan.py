@@ -6,7 +6,6 @@
 __all__ = ['LOOKS', 'TINT', 'ENOUGH', 'FACTS', 'MANY', 'looks', 'tint', 'Examiner', 'header', 'Scan', 'scan', 'fingerprint']
 
 # %% ../nbs/05_scan.ipynb #ac36afe9
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from .hashes import HASHES, grey64, pack, phash_grey
-from .images import Array, ImageError, decode
+from .images import Array, ImageError, decode, opened
 
 # %% ../nbs/05_scan.ipynb #795bcdcc
 LOOKS = ['mean', 'spread', 'low', 'high', 'sharpness']
@@ -82,7 +81,7 @@ def header(
     data: bytes, # a whole image file that was decoded
 ) -> dict: # width and height in pixels as they are shown, mode, format
     "What the file says of itself"
-    with Image.open(io.BytesIO(data)) as raw:
+    with opened(data) as raw:
         turned = raw.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: lying on its side
         w, h = raw.size[::-1] if turned else raw.size
         return dict(width=w, height=h, mode=raw.mode, format=raw.format)
