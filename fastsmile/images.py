@@ -246,8 +246,8 @@ class Array:
         "The array, memory-mapped unless it stands in a .npz; raises a `SmileError` where it holds no pictures"
         if self._data is None:
             try: a = self._load()
-            except (ValueError, OSError, KeyError, EOFError) as e:
-                raise SmileError(f'{plain(self.root)} cannot be read as an array: {plain(e)}.',
+            except Exception as e:  # NumPy's reader of headers raises what Python's own parser does
+                raise SmileError(f'{plain(self.root)} cannot be read as an array: {plain(e)[:200]}.',
                                  'Accepted: .npy, .npz, or raw bytes with --raw-shape H,W,C (their number a multiple of it).') from None
             if a.dtype != np.uint8 or a.ndim not in (3, 4) or (a.ndim == 4 and a.shape[3] not in (1, 3, 4)):
                 raise SmileError(f'{self.root} holds an array of {a.dtype}, shape {a.shape}.',

@@ -95,8 +95,8 @@ class Listed(Folder):
     def raw(self, name: str) -> bytes:
         if not name.strip(): raise ImageError('the row names no file')
         if '\0' in name: raise ImageError('no such file')
-        path = self.root/name
-        if not path.suffix and not path.exists(): name = next((name + s for s in SUFFIXES if (self.root/(name + s)).exists()), name)
+        path = os.path.join(self.root, name)
+        if not Path(name).suffix and not os.path.exists(path): name = next((name + s for s in SUFFIXES if os.path.exists(path + s)), name)
         return super().raw(name)
 
 def _below(root: str | None, default) -> Folder:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'TINT', 'ENOUGH', 'FACTS', 'MANY', 'looks', 'tint', 'Examiner', 'header', 'Scan', 'scan', 'fingerprint']
 
-# %% ../nbs/05_scan.ipynb #ac36afe9
+# %% ../nbs/05_scan.ipynb #3e20d91c
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
