@@ -16,8 +16,8 @@ import typer
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
 from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig,
-                               FitConfig, PredictConfig, ReportConfig, SampleConfig)
-from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result
+                               ExportConfig, FitConfig, PredictConfig, ReportConfig, SampleConfig)
+from .tables import calibration_words, comparison_tables, evaluation_tables, export_words, fit_result, metrics_tables, predict_result
 
 # %% ../nbs/20_cli.ipynb #423801d5
 @command('sample', SampleConfig, 'fastsmile sample faces -n 600', ('dir', inspect.Parameter.empty, 'a new or empty folder'))
@@ -80,9 +80,20 @@ def _cache(config):
          ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, or - for paths on standard input', list[str]))
 def _predict(where, config):
     "One row for every picture: label, confidence, probabilities, or the reason there is none"
-    with quick_imports(): from fastsmile.predict import predict_to_file
+    with quick_imports():
+        from fastsmile.predict import import_for, predict_to_file, runs_on
+        import_for(runs_on(config.model, config.engine))
     with progress_bar('predicting') as start: done = predict_to_file(where if len(where) > 1 else where[0], config, start)
     return predict_result(done, config.html)
+
+# %% ../nbs/20_cli.ipynb #c207b7f5
+@command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: fastsmile predict folder/ --engine onnx --model runs/resnet18',
+         ('run', inspect.Parameter.empty, 'a finished run, or a model folder'))
+def _export(run, config):
+    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept"
+    from fastsmile.export import export
+    done = export(run, config)
+    return export_words(done), done
 
 # %% ../nbs/20_cli.ipynb #7bfc3022
 RUN = ('run', inspect.Parameter.empty, 'a finished run folder')

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bundle import Model
 from .calibrate import Calibration
 from .core import OptionError
+from .facts import Model
 from .known import KNOWN, Known
 from .options import flag
 
