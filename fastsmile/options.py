@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['FAIL_ON', 'PRECISION', 'ENGINES', 'METHODS', 'AuditConfig', 'CacheConfig', 'ArchsConfig', 'PredictConfig',
            'ExportConfig', 'EvaluateConfig', 'CalibrateConfig', 'ExplainConfig', 'ReportConfig', 'CompareConfig',
-           'SampleConfig', 'DemoConfig', 'CACHE', 'DECIDE', 'HASH', 'MONITOR', 'RESIZE', 'TTA', 'DataOptions',
+           'SampleConfig', 'DemoConfig', 'CACHE', 'DECIDE', 'FACES', 'HASH', 'MONITOR', 'RESIZE', 'TTA', 'DataOptions',
            'DecideOptions', 'FitConfig', 'Options', 'SourceOptions', 'command_line', 'flag', 'opt']
 
 # %% ../nbs/01_options.ipynb #49ac0dd2
 from dataclasses import dataclass
 
 from .core import OptionError, choose
-from .fields import DECIDE, HASH, TTA, DataOptions, DecideOptions, Options, SourceOptions, command_line, flag, opt
+from .fields import (DECIDE, FACES, HASH, TTA, DataOptions, DecideOptions, Options, SourceOptions, command_line, face_margin_opt, face_score_opt,
+                              faces_opt, flag, opt)
 from .fitting import CACHE, MONITOR, RESIZE, FitConfig
 
-_all_ = ['CACHE', 'DECIDE', 'HASH', 'MONITOR', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
+_all_ = ['CACHE', 'DECIDE', 'FACES', 'HASH', 'MONITOR', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
          'command_line', 'flag', 'opt']
 
 # %% ../nbs/01_options.ipynb #bce02030
@@ -75,6 +76,9 @@ class PredictConfig(Options):
                             metavar='SOURCE|RUN')
     known_labels: str | None = opt(None, 'file of the labels of --known, where it does not stand beside its pictures', metavar='FILE')
     known_label_col: str | None = opt(None, 'column of the class in the table of --known', metavar='COL')
+    faces: str = faces_opt('each')
+    face_margin: float | None = face_margin_opt()
+    face_score: float = face_score_opt()
 
     def __post_init__(self):
         super().__post_init__()

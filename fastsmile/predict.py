@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'CROPS', 'VIEWS', 'View', 'look', 'mean_over', 'answer', 'runs_on', 'load_model', 'engine_for', 'import_for',
-           'Job', 'predict_rows', 'in_flight', 'not_the_input', 'predict_to_file']
+           'Loaded', 'Job', 'predict_rows', 'in_flight', 'not_the_input', 'tell_faces', 'predict_to_file']
 
 # %% ../nbs/15_predict.ipynb #3e20d91c
 import os
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -23,14 +23,15 @@ from fastcore.basics import patch
 from .backend import Backend, batch_size
 from .balance import probabilities
 from .core import OptionError, choose, newest_run, plain, say
+from .faces import FaceFinder, finder_of
 from .facts import Model, sha256
 from .gallery import pick_rows, write_gallery
-from .images import ImageError, Prep, prepare
+from .images import ImageError, Prep, part_name, prepare, take
 from .inputs import open_inputs
 from .known import Match, claim, open_known
 from .onnx import OnnxEngine, OnnxNet, load_onnx, need_extra
 from .options import ENGINES, TTA
-from .outputs import Sheet, Summary, begun, format_of
+from .outputs import Sheet, Summary, begins, begun, format_of
 from .reading import Reading, Request, columns, reading_of
 
 # %% ../nbs/15_predict.ipynb #922b19a9
@@ -128,6 +129,15 @@ def import_for(kind: str): # from `runs_on`
 
 # %% ../nbs/15_predict.ipynb #bde23f0d
 @dataclass(frozen=True)
+class Loaded:
+    "A picture, or a face in one, as the network will see it"
+    name: str                           # of the picture
+    error: str = ''                     # why there is nothing to see
+    pictures: np.ndarray | None = None  # (K, size, size, 3), uint8
+    match: Match | None = None          # what is known of it
+    cells: dict = field(default_factory=dict) # where the face is
+
+@dataclass(frozen=True)
 class Job:
     "What each group of names goes through"
     engine: Backend
@@ -135,27 +145,33 @@ class Job:
     views: list[View]
     mean: str
     reading: Reading
+    faces: FaceFinder | None = None # what cuts faces out of each picture
 
-    def load(self, name: str) -> tuple[str, np.ndarray | None, Match | None]: # the reason why there is none; (K, size, size, 3); what is known
-        "Decode one picture into its views"
-        prep = self.engine.model.spec.prep
+    def load(self, name: str) -> list[Loaded]:
+        "Decode one picture, or the faces in it, into views"
+        prep, find = self.engine.model.spec.prep, self.faces
         try:
-            img = self.reader.image(name, prep)
-            pictures = np.stack([look(img, prep, v) for v in self.views if not v.mirror])
-            return '', pictures, self.reading.known.find(self.reader, name) if self.reading.known else None
-        except ImageError as e: return str(e), None, None
+            img = self.reader.image(name, None if find else prep)
+            if find is None: return [self._views(name, img, name, {})]
+            boxes = [(f.square(img.size, find.margin), f.cells(i)) for i, f in enumerate(find(img), 1)]
+            return [self._views(name, take(img, box), part_name(name, box), cells) for box, cells in boxes]
+        except ImageError as e: return [Loaded(name, str(e))]
 
-    def rows(self, names: list[str], loaded: list) -> list[dict]:
+    def _views(self, name: str, img, part: str, cells: dict) -> Loaded:
+        pictures = np.stack([look(img, self.engine.model.spec.prep, v) for v in self.views if not v.mirror])
+        return Loaded(name, '', pictures, self.reading.known.find(self.reader, part) if self.reading.known else None, cells)
+
+    def rows(self, loaded: list[Loaded]) -> list[dict]:
         "The rows of a group"
         empty = dict.fromkeys(columns((), self.reading), '')
-        good = [a for _, a, _ in loaded if a is not None]
+        good = [one.pictures for one in loaded if not one.error]
         p, q = answer(self.engine, np.stack(good), self.views, self.mean, self.reading.said) if good else (np.zeros((0, 1)), np.zeros((0, 1)))
         cells = iter(zip(np.isfinite(p).all(1), self.reading.cells(p, q) if good else []))
         out = []
-        for name, (error, a, match) in zip(names, loaded):
-            sound, filled = next(cells) if a is not None else (False, {})
-            if a is not None and not sound: error, filled = 'the network gives no finite number', {}
-            out.append(empty | (claim(filled, match) if match and filled else filled) | dict(path=name, error=error))
+        for one in loaded:
+            sound, filled, error = *(next(cells) if not one.error else (True, {})), one.error
+            if not sound: error, filled = 'the network gives no finite number', {}
+            out.append(empty | one.cells | (claim(filled, one.match) if one.match and filled else filled) | dict(path=one.name, error=error))
         return out
 
 # %% ../nbs/15_predict.ipynb #72cde4d3
@@ -171,6 +187,7 @@ def predict_rows(
     mean: str = 'probs',        # over views: of probabilities or of logits
     reading: Reading | None = None, # `reading_of` where None
     total: int | None = None,   # how many names there are, where that is known
+    faces: FaceFinder | None = None, # one dict per face instead; `reading` then needs its columns
 ) -> Iterator[dict]:
     "Yield one dict per name, in order, with the keys of `columns`"
     choose('--tta', tta, TTA)
@@ -178,18 +195,20 @@ def predict_rows(
     engine = model if isinstance(model, Backend) else engine_for(model, precision, device)
     threads, on_cpu = threads or os.cpu_count() or 1, engine.device == 'cpu'
     bs = bs or batch_size(engine.model.spec.prep.size, engine.device, threads if on_cpu else 1, engine.memory(), total)
-    job = Job(engine, reader, VIEWS[tta], mean, reading or reading_of(engine.model))
+    job = Job(engine, reader, VIEWS[tta], mean, reading or reading_of(engine.model, faces=faces is not None), faces)
+    if faces: engine.most = min(engine.most, bs)  # a photograph may hold any number of them
+    def done(loaded): return job.rows([one for several in loaded for one in several])
     if on_cpu and total is not None: threads = max(1, min(threads, -(-total // bs)))
     names = iter(names)
     with engine.one_core_each(on_cpu and threads > 1) as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
         def submit():
             part = list(islice(names, bs))
-            if on_cpu: return part, pool.submit(lambda: job.rows(part, [job.load(n) for n in part])) if part else None
+            if on_cpu: return part, pool.submit(lambda: done([job.load(n) for n in part])) if part else None
             return part, [pool.submit(job.load, n) for n in part]
         ahead = deque(g for _ in range(in_flight(engine.device, threads)) if (g := submit())[0])
         while ahead:
             part, work = ahead.popleft()
-            rows = work.result() if on_cpu else job.rows(part, [f.result() for f in work])
+            rows = work.result() if on_cpu else done([f.result() for f in work])
             if (g := submit())[0]: ahead.append(g)
             yield from rows
 
@@ -206,6 +225,11 @@ def not_the_input(where, out):
     for w in where if isinstance(where, list | tuple) else [where]:
         if Path(w).resolve() == Path(out).resolve(): raise OptionError(f'--out {plain(out)} is the input, and would replace it.', 'Name another.')
 
+def tell_faces(model: Model):
+    "Say that a model of faces that were cut out wants such faces"
+    if model.facts.origin.get('faces'):
+        say('This model was trained on faces that --faces cut out of photographs: photographs need it here, too.', style='yellow')
+
 def _said_in(model: Model) -> Path:
     "The file that changes when the model does"
     return Path(model.where)/'config.json' if Path(model.where).is_dir() else Path(model.where)
@@ -220,25 +244,27 @@ def predict_to_file(
     not_the_input(where, config.out)
     inputs, model = open_inputs(where, config.image_col, config.root), load_model(config.model, config.engine)
     known = open_known(config.known, model.spec.classes, config.known_labels, config.known_label_col) if config.known else None
-    reading = reading_of(model, config.raw, Request(config.calibrated, config.threshold, config.abstain, config.sets), known)
+    find = finder_of(config, model.facts.origin)
+    reading = reading_of(model, config.raw, Request(config.calibrated, config.threshold, config.abstain, config.sets), known, find is not None)
     engine = engine_for(model, config.precision, config.device)
     threads = config.workers or os.cpu_count() or 1
     bs = config.bs or (begun(config.out).get('bs') if config.resume else None) or batch_size(
         model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1, engine.memory(), inputs.total)
     views = dict(tta=config.tta, mean=config.tta_mean)
     call = dict(model=sha256(_said_in(model)), precision=engine.precision, device=engine.device, workers=threads, bs=bs,
-                columns=columns((), reading), threshold=config.threshold, known=known and known.fingerprint,
+                columns=columns((), reading), threshold=config.threshold, known=known and known.fingerprint, faces=find and find.call,
                 root=str(Path(inputs.reader.root).absolute()), **views)
     how = dict(model=f'{plain(model.where)} ({model.spec.arch}, {model.spec.prep.size} px)', precision=f'{engine.precision} on {engine.device}{engine.by}',
                views=config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}', probabilities=reading.words)
     say(f"model: {how['model']}, {how['precision']}")
+    if find is None: tell_faces(model)
     with Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
         left, start = sheet.left(inputs.names), time.perf_counter()
         tick = progress(inputs.total) if progress else lambda n: None
-        tick(sheet.kept)
-        for row in predict_rows(engine, inputs.reader, left, bs=bs, threads=threads, reading=reading, total=inputs.total, **views):
+        tick(sheet.inputs)
+        for row in predict_rows(engine, inputs.reader, left, bs=bs, threads=threads, reading=reading, total=inputs.total, faces=find, **views):
             sheet.add(row)
-            tick(1)
+            tick(begins(row))
         seconds = time.perf_counter() - start
         picked = pick_rows(sheet.read(), model.spec.classes, config.thumbs) if config.html else {}
         again = f', {engine.again} close calls asked again in fp32' if engine.again else ''
@@ -258,10 +284,11 @@ def predict(self: Model,
     mean: str = 'probs',       # over views: of probabilities or of logits
     request: Request = Request(), # calibrated probabilities, another rule, abstention, sets
     known=None,                # a labelled source or a run: pictures that are among its pictures take its label
+    faces: FaceFinder | None = None, # cut the faces out of each picture first: a row per face
 ): # a DataFrame with `columns` and those of `request`, a row per picture
     "Predict every picture of a folder, a zip or a list"
     import pandas as pd
     made, tta = open_inputs(where), {True: 'flip', False: 'none'}.get(tta, tta)
-    reading = reading_of(self, request=request, known=None if known is None else open_known(known, self.spec.classes))
-    rows = predict_rows(self, made.reader, made.names, tta, bs, device, threads, precision, mean, reading, made.total)
+    reading = reading_of(self, request=request, known=None if known is None else open_known(known, self.spec.classes), faces=faces is not None)
+    rows = predict_rows(self, made.reader, made.names, tta, bs, device, threads, precision, mean, reading, made.total, faces)
     return pd.DataFrame(list(rows), columns=columns((), reading))

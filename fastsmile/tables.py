@@ -115,7 +115,9 @@ def fits_table(run) -> tuple[list, list]: # Rich tables; the rows of the compari
 def predict_result(done, page=None) -> tuple:
     "What `predict` prints"
     good, fresh = done.rows - done.failed, done.rows - done.resumed
-    shown = [grid(f'{done.rows} pictures', ['label', 'rows', 'share'], [(c, n, f'{n / max(1, good):.1%}') for c, n in done.labels.items()])]
+    word = 'pictures' if done.rows == done.inputs else 'rows'
+    shown = [grid(f'{done.rows} {word}' + f' of {done.inputs} pictures' * (word == 'rows'), ['label', 'rows', 'share'],
+                  [(c, n, f'{n / max(1, good):.1%}') for c, n in done.labels.items()])]
     if done.failed:
         shown.append(grid(f'{done.failed} without a prediction', ['picture', 'reason'], done.errors[:10]))
         if done.failed > 10: shown.append(f'and {done.failed - 10} more, see the column error')
@@ -123,9 +125,9 @@ def predict_result(done, page=None) -> tuple:
         shown.append(f'{done.known} took the label of a known picture (column known)'
                      + f'; {done.torn} did not: what is known of them is contradictory, or no class of the model' * (done.torn > 0))
     shown.append('probabilities: ' + done.how['probabilities'])
-    shown.append(f'{fresh} pictures in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.how["precision"]}'
+    shown.append(f'{fresh} {word} in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.how["precision"]}'
                  + (f'; {done.resumed} were there from before' if done.resumed else ''))
     pages = [f'gallery: {plain(page)}'] if page else []
-    result = dict(rows=done.rows, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out,
-                  resumed=done.resumed, known=done.known, torn=done.torn, seconds=done.seconds, **done.how)
+    result = dict(rows=done.rows, pictures=done.inputs, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors],
+                  out=done.out, resumed=done.resumed, known=done.known, torn=done.torn, seconds=done.seconds, **done.how)
     return [*shown, f'predictions: {plain(done.out)}', *pages], result | (dict(html=page) if page else {})

@@ -43,13 +43,14 @@ def made(run, tmp_path_factory):
 def album(tmp_path_factory):
     "Pictures of several shapes and modes, and one that is broken"
     files = {f'{i:02}.jpg': picture(fmt='JPEG', size=(40 + 7 * i, 60), seed=i) for i in range(12)}
-    return folder(tmp_path_factory.mktemp('album'), files | {'grey.png': picture(mode='L', seed=50), 'x.png': picture(mode='RGBA', seed=51), 'broken.jpg': b'no'})
+    files |= {'grey.png': picture(mode='L', seed=50), 'x.png': picture(mode='RGBA', seed=51), 'broken.jpg': b'no'}
+    return folder(tmp_path_factory.mktemp('album'), files)
 
 
 def rows_of(path): return list(csv.DictReader(open(path, newline='', encoding='utf-8')))
 
 
-def numbers(row): return {k: float(v) for k, v in row.items() if k == 'confidence' or k.startswith(('p_', 'raw_', 'calibrated_')) and v != ''}
+def numbers(row): return {k: float(v) for k, v in row.items() if k.startswith(('confidence', 'p_', 'raw_', 'calibrated_')) and v != ''}
 
 
 def bundle(where, arch, size, **kw):
