@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'COMMON', 'RARE', 'BACKGROUND', 'MODES', 'REDUCE', 'EXTENSIONS', 'ImageError', 'opened',
-           'decode', 'to_rgb', 'Prep', 'resized', 'prepare', 'is_image_name', 'Folder', 'Zip', 'Array']
+           'decode', 'to_rgb', 'Prep', 'resized', 'prepare', 'is_image_name', 'part_name', 'whole_and_box', 'take',
+           'Folder', 'Zip', 'Array']
 
 # %% ../nbs/02_images.ipynb #ac36afe9
 import io
 import math
 import os
+import re
 import stat
 import threading
 import zipfile
@@ -144,6 +146,32 @@ def is_image_name(
     p = PurePosixPath(name)
     return not any(s.startswith('.') or s == '__MACOSX' for s in p.parts) and (p.suffix.lower() in EXTENSIONS or not p.suffix)
 
+# %% ../nbs/02_images.ipynb #73ba331e
+def part_name(
+    name: str,  # of the photograph
+    box: tuple, # left, top, width, height, in pixels
+) -> str:
+    "The name of a part of a picture"
+    return f'{name}#xywh={",".join(map(str, box))}'
+
+def whole_and_box(
+    name: str,
+) -> tuple[str, tuple | None]: # the photograph; left, top, width, height, or None
+    "What a name says: a picture, or a part of one"
+    m = re.fullmatch(r'(.+)#xywh=(\d+),(\d+),(\d+),(\d+)', name, re.DOTALL)
+    return (m[1], tuple(map(int, m.groups()[1:]))) if m else (name, None)
+
+def take(
+    img: Image.Image,
+    box: tuple | None, # left, top, width, height; None: all of it
+) -> Image.Image:
+    "A part of a decoded picture; an `ImageError` where it has none there"
+    if box is None: return img
+    x, y, w, h = box
+    if not w or not h or x + w > img.width or y + h > img.height:
+        raise ImageError(f'the part {x},{y},{w},{h} is not within {img.width} x {img.height} pixels')
+    return img.crop((x, y, x + w, y + h))
+
 # %% ../nbs/02_images.ipynb #a68b2323
 class Folder:
     "Pictures in a folder, read by their path relative to it"
@@ -186,8 +214,9 @@ class Folder:
         name: str,
         prep: Prep | None = None, # what will be made of it, see `decode`
     ) -> Image.Image:
-        "One decoded picture; raises `ImageError` with the reason"
-        return decode(self.raw(name), prep=prep)
+        "One decoded picture, or a part of one; raises `ImageError` with the reason"
+        whole, box = whole_and_box(name)
+        return decode(self.raw(name), prep=prep) if box is None else take(decode(self.raw(whole)), box)
 
 # %% ../nbs/02_images.ipynb #3893bcd1
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -265,6 +294,7 @@ class Array:
     def raw(self, name: str) -> bytes: return self.image(name).tobytes()
 
     def image(self, name: str, prep: Prep | None = None) -> Image.Image:
+        name, box = whole_and_box(name)
         if not name.isdigit() or int(name) >= len(self.data): raise ImageError('no such index')
         a = self.data[int(name)]
-        return to_rgb(Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a))
+        return take(to_rgb(Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a)), box)

