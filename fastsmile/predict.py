@@ -24,7 +24,8 @@ from fastcore.basics import patch
 from .balance import probabilities
 from .bundle import Model, load_bundle, sha256
 from .core import OptionError, choose, newest_run, plain, say
-from .engine import Engine, batch_size
+from .device import batch_size
+from .engine import Engine
 from .gallery import pick_rows, write_gallery
 from .images import ImageError, Prep, prepare
 from .inputs import open_inputs
