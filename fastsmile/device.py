@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'KEPT', 'USUAL', 'pick_device', 'pick_precision',
-           'free_memory', 'batch_size', 'out_of_memory', 'kept_memory']
+           'narrow', 'free_memory', 'batch_size', 'out_of_memory', 'kept_memory']
 
 # %% ../nbs/10_device.ipynb #f59fa79f
 import ctypes
@@ -38,10 +38,15 @@ def pick_precision(
 ) -> str: # fp32, bf16 or fp16
     "What was asked for, or under auto what pays on the device"
     choose('--precision', wanted, PRECISION)
-    if wanted != 'auto': return wanted
+    return (narrow(device) or 'fp32') if wanted == 'auto' else wanted
+
+def narrow(
+    device: str, # from `pick_device`
+) -> str | None: # bf16 or fp16
+    "What the device multiplies quicker than fp32; None where there is nothing"
     kind = device.split(':')[0]
     if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    return 'bf16' if kind == 'cpu' and torch.cpu.get_capabilities().get('amx_bf16') else 'fp32'
+    return 'bf16' if kind == 'cpu' and torch.cpu.get_capabilities().get('amx_bf16') else None
 
 # %% ../nbs/10_device.ipynb #a79df624
 def free_memory(

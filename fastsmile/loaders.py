@@ -42,7 +42,7 @@ class Pictures:
         digests: dict | None = None, # name -> of its content; without them there is no cache on disk
         memory: int = MEMORY, # bytes up to which auto keeps them in memory
     ):
-        self.reader, self.prep, self.data = reader, prep, None
+        self.reader, self.prep, self.data, self.digests, self.keep = reader, prep, None, digests or {}, keep
         names = list(dict.fromkeys(names))
         if choose('--cache', keep, CACHE) == 'auto': keep = 'memory' if len(names) * prep.size**2 * 3 <= memory else 'disk'
         if keep == 'disk' and (digests is None or not all(map(digests.get, names))): keep = 'none'  # an array of pixels has no files with content
