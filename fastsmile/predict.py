@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .backend import Backend, batch_size
+from .backend import Backend
 from .balance import probabilities
 from .core import OptionError, choose, newest_run, plain, say
 from .faces import FaceFinder, finder_of
@@ -29,6 +29,7 @@ from .gallery import pick_rows, write_gallery
 from .images import ImageError, Prep, part_name, prepare, take
 from .inputs import open_inputs
 from .known import Match, claim, open_known
+from .memory import batch_size
 from .onnx import OnnxEngine, OnnxNet, load_onnx, need_extra
 from .options import ENGINES, TTA
 from .outputs import Sheet, Summary, begins, begun, format_of

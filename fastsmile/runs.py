@@ -21,10 +21,11 @@ from .bundle import Model, load_bundle, save_bundle
 from .card import write_card
 from .core import OptionError, SmileError, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
 from .data import Data, Review, divide_rows, fold_rows, look, write_audit
-from .engine import pick_device
+from .device import pick_device
 from .folds import write_folds
 from .loaders import Pictures
 from .measure import has_part, read_saved, settle, wish_of, write_saved
+from .mixed import check_compile, check_precision
 from .models import ModelSpec, build, needs_fastsmile
 from .options import DemoConfig, ExplainConfig, FitConfig, command_line
 from .predict import columns, load_model, predict_rows
@@ -71,6 +72,8 @@ def fit(
     "Source to report; raises `SmileError` where the input is at fault"
     if config.resume: return resume(source, config)
     device = pick_device(config.device)
+    check_precision(config.precision, device)
+    if config.compile: check_compile(device)
     spec_of(config, ())  # a wrong name costs no waiting
     if config.recipe: say(tell_recipe(config.recipe))
     read = read_source(source, config)

@@ -21,7 +21,7 @@ import pandas as pd
 from .charts import interval_chart
 from .core import OptionError, SmileError, choose, new_run, plain, read_json, say, write_json, write_text
 from .data import Data, audit_source
-from .engine import pick_device
+from .device import pick_device
 from .evaluate import METRICS, draw_weights, estimates, group_ids, spans
 from .measure import read_saved
 from .options import FitConfig, SourceOptions, StudyConfig, command_line
