@@ -20,9 +20,10 @@ from PIL import Image
 from .batching import Batcher
 from .bundle import Model
 from .core import jsonable, plain
-from .engine import Engine, batch_size
+from .engine import Engine
 from .explain import evidence, overlay
 from .intake import Gate, Posted, Refused, Upload
+from .memory import batch_size
 from .options import SHOWN, ServeConfig
 from .page import About, percent
 from .predict import VIEWS, Job
@@ -39,7 +40,7 @@ class Service:
         reading = reading_of(model, request=Request(config.calibrated, config.threshold, config.abstain, config.sets))
         self.engine = Engine(model, config.precision, config.device)
         self.job, self.columns = Job(self.engine, None, VIEWS[config.tta], 'probs', reading), columns((), reading)
-        most = config.max_batch or batch_size(model.spec.prep.size, self.engine.device)
+        most = config.max_batch or batch_size(model.spec.prep.size, self.engine.device, memory=self.engine.memory())
         self.gate = Gate(config.max_waiting, max(8 * config.max_bytes, 2**29))
         self.pool, self.batcher = ThreadPoolExecutor(min(cores, 8), 'fastsmile-decode'), Batcher(most, config.max_wait / 1000)
         self.each = sum(not v.mirror for v in self.job.views) * 3 * model.spec.prep.size**2  # bytes of a decoded picture
