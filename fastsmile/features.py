@@ -28,7 +28,7 @@ from .device import DTYPES, device_memory, out_of_memory
 from .fold import ready
 from .memory import batch_size
 from .heads import head_of
-from .loaders import DrawDL, Rows
+from .loaders import DrawDL
 from .stages import param_groups
 
 # %% ../nbs/13_features.ipynb #2ab8ac13
@@ -94,16 +94,16 @@ def compute(
     for rows, seen in passes:
         i = 0
         while i < len(rows.names):
-            n = min(group, len(rows.names) - i)
-            features = _answer(quick, lambda: seen(to_device(rows.batch(list(range(i, i + n))), device)).to(DTYPES[precision]), n)
+            some = list(range(i, min(i + group, len(rows.names))))
+            features, n = _answer(quick, seen, to_device(rows.batch(some), device), DTYPES[precision]), len(some)
             if features is None: group = n // 2
             else: out[at:at + n], i, at = features, i + n, at + n
 
-def _answer(quick: nn.Module, batch: Callable, n: int) -> np.ndarray | None: # (n, F); None where memory ran out
-    try: return caught(quick, batch().as_subclass(torch.Tensor))[1].flatten(1).float().cpu().numpy()
+def _answer(quick: nn.Module, seen: Callable, batch: tuple, dtype: torch.dtype) -> np.ndarray | None: # (n, F); None where memory ran out
+    try: return caught(quick, seen(batch).as_subclass(torch.Tensor).to(dtype))[1].flatten(1).float().cpu().numpy()
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise
-    if n < 2: raise SmileError('There is not enough memory for one picture.', 'Try a smaller --size, or --device cpu.')
+    if len(batch[0]) < 2: raise SmileError('There is not enough memory for one picture.', 'Try a smaller --size, or --device cpu.')
 
 # %% ../nbs/13_features.ipynb #ba8e6d50
 def feature_file(

@@ -159,7 +159,8 @@ def gather(learn) -> tuple[dict, dict]: # tensors, the rest
     held = [a.count for a in learn.cbs.filter(lambda cb: isinstance(cb, GradientAccumulation))]
     if any(held): tensors |= {f'grad.{i}': p.grad for i, (p, *_) in enumerate(learn.opt.all_params()) if p.grad is not None}
     scaler = getattr(learn, 'scaler', None)  # of fp16: how far the loss is scaled
-    return tensors, dict(rng=rng, opt=opt, held=held, parts=getattr(learn, 'parts', 1), scaler=scaler.state_dict() if scaler else None, rows=learn.history.rows, best=learn.keep.best, best_epoch=learn.keep.best_epoch,
+    return tensors, dict(rng=rng, opt=opt, held=held, parts=getattr(learn, 'parts', 1), scaler=scaler.state_dict() if scaler else None,
+                         rows=learn.history.rows, best=learn.keep.best, best_epoch=learn.keep.best_epoch,
                          waiting=[c.start for c in learn.cbs.filter(lambda cb: isinstance(cb, Patience))],
                          averaged=[a.steps for a in learn.cbs.filter(lambda cb: isinstance(cb, Average))])
 
