@@ -19,11 +19,12 @@ from torch import nn
 from .balance import LINKS, probabilities
 from .calibrate import Calibration, calibration_of, stored
 from .core import OptionError, SmileError, atomic, plain, read_json, write_json
+from .heads import head_of
 from .images import Prep
 from .models import ModelSpec, create
 
-# %% ../nbs/14_bundle.ipynb #c5f701a6
-FORMAT = 2  # of fastsmile's key in config.json; 1 had one decision rule and no calibration, and is read
+# %% ../nbs/14_bundle.ipynb #7862a143
+FORMAT = 3  # of fastsmile's key in config.json; 1 had one decision rule and no calibration, 2 no heads without layers, and both are read
 
 @dataclass(frozen=True)
 class Facts:
@@ -52,6 +53,11 @@ class Model:
     net: nn.Module       # in evaluation mode
     where: str = ''      # the bundle it came from
 
+    @property
+    def preps(self) -> tuple:
+        "The ways in which the network wants pictures prepared: one, but for an ensemble"
+        return getattr(self.net, 'preps', (self.spec.prep,))
+
     def read(self,
         logits: np.ndarray, # (N, C)
     ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior; class indices (N,)
@@ -77,7 +83,8 @@ def save_bundle(
                 crop_mode=prep.crop_mode, num_classes=len(spec.classes), custom_load=False, pool_size=None)
     write_json(folder/'config.json', dict(architecture=spec.arch.split('.')[0], num_classes=len(spec.classes), num_features=model.net.num_features,
         label_names=list(spec.classes), model_args=spec.model_args, pretrained_cfg=cfg,
-        fastsmile=dict(format=FORMAT, arch=spec.arch, sha256=digest, hidden=list(spec.hidden), dropout=spec.dropout, **asdict(model.facts))))
+        fastsmile=dict(format=FORMAT, arch=spec.arch, sha256=digest, hidden=list(spec.hidden), dropout=spec.dropout, head=spec.head,
+                       **asdict(model.facts))))
 
 def sha256(path) -> str:
     "The SHA-256 of a file, in hex"
@@ -109,7 +116,8 @@ def load_bundle(
     try:
         net = create(replace(spec, arch=spec.arch.split('.')[0]))
         net.load_state_dict(load_file(folder/'model.safetensors'))
-    except (RuntimeError, TypeError, ValueError, SafetensorError, OptionError) as e:
+        if spec.head: head_of(net).check()
+    except (RuntimeError, KeyError, TypeError, ValueError, SafetensorError, OptionError) as e:
         raise SmileError(f'The weights in {plain(folder)} do not fit {plain(spec.arch)}: {plain(" ".join(str(e).split()))[:200]}',
                          'Copy the whole folder again.') from None
     return Model(spec, facts, net.eval(), str(folder))
@@ -122,7 +130,7 @@ def _parse(cfg: dict) -> tuple[ModelSpec, Facts]:
     if not 1 <= prep.size <= 4096 or not 0.05 <= prep.crop_pct <= 1:
         raise ValueError(f'input size {prep.size} or crop_pct {prep.crop_pct} is out of range')
     spec = ModelSpec(own['arch'], tuple(map(str, cfg['label_names'])), prep, dict(cfg['model_args']), tuple(map(int, own.get('hidden', ()))),
-                     float(own.get('dropout', 0)))
+                     float(own.get('dropout', 0)), dict(own.get('head', {})))
     facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')), link=own.get('link', 'softmax'),
                   calibration=calibration_of(own))
     if facts.link.partition(':')[0] not in LINKS: raise ValueError(f'its link {facts.link!r} is not known')

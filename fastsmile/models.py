@@ -21,8 +21,9 @@ from torch import nn
 import fastsmile.nets  # noqa: F401  the reports' own networks join timm's registry
 from .choices import parse_head
 from .core import OptionError, SmileError, plain, read_json
-from .heads import fresh_head, head_name, initialise, put_head
+from .heads import fresh_head, head_name, initialise, last_layer, put_head, set_head
 from .images import MODES, Prep
+from .shallow import head_words, shallow_head
 
 # %% ../nbs/09_models.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ModelSpec:
     model_args: dict = field(default_factory=dict)  # arguments of the architecture beyond timm's defaults
     hidden: tuple = ()   # widths of the head's hidden layers; none: timm's own linear layer
     dropout: float = 0.0 # before each layer of such a head; with a linear head timm's drop_rate says it
+    head: dict = field(default_factory=dict)  # of a head without layers, as `describe_head` gives it; empty: linear or hidden layers
 
 # %% ../nbs/09_models.ipynb #f56684c3
 def make_spec(
@@ -117,7 +119,8 @@ def create(
         args = ', '.join(f'{k}={v}' for k, v in spec.model_args.items())
         raise OptionError(f'--model-args, --pool or --size: {spec.arch} does not take them ({plain(args)}): {_first(e)}',
                           'See the architecture in timm.') from e
-    return put_head(model, spec.hidden, spec.dropout)
+    if not spec.head: return put_head(model, spec.hidden, spec.dropout)
+    return set_head(model, shallow_head(spec.head, last_layer(model, '--arch')[1].in_features, len(spec.classes)), '--arch')
 
 # %% ../nbs/09_models.ipynb #01629db9
 def _from_run(spec: ModelSpec, folder: Path, init: str) -> nn.Module:
@@ -172,6 +175,7 @@ def needs_fastsmile(
     spec: ModelSpec,
 ) -> str: # why, or empty
     "Why a model file of this network cannot be loaded by plain timm"
+    if spec.head: return f'its head is {head_words(spec.head)}'
     if spec.hidden: return f'its head has hidden layers ({", ".join(map(str, spec.hidden))})'
     return f'{spec.arch} is an architecture of fastsmile' if spec.arch in fastsmile.nets.OWN else ''
 
