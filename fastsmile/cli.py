@@ -16,8 +16,8 @@ import typer
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
 from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig,
-                               FitConfig, PredictConfig, ReportConfig, SampleConfig)
-from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result
+                               FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig)
+from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result, tried_result
 
 # %% ../nbs/20_cli.ipynb #423801d5
 @command('sample', SampleConfig, 'fastsmile sample faces -n 600', ('dir', inspect.Parameter.empty, 'a new or empty folder'))
@@ -50,6 +50,16 @@ def _fit(source, config):
     must_exist(source)
     from fastsmile.runs import fit
     return fit_result(fit(source, config))
+
+# %% ../nbs/20_cli.ipynb #448be916
+@command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101; fastsmile probe faces --features pixels --size 32; '
+         'fastsmile probe faces --weights runs/resnet18', ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+def _probe(source, config):
+    "Nearest neighbours, a forest and logistic regression on frozen features or on pixels: chosen on valid, reported on test"
+    must_exist(source)
+    from fastsmile.probe import probe
+    with progress_bar('features') as start: run = probe(source, config, start)
+    return tried_result(run)
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))
