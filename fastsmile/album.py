@@ -170,7 +170,7 @@ def warn_corners(album: Album, method: str, maps: np.ndarray):
 
 def at_hand(model: Model) -> tuple: # of `METHODS`
     "What a report explains with: a method that costs one pass; none where there is no gradient"
-    return () if model.spec.head else ('gradcam',)
+    return () if model.spec.head else ('smoothgrad',) if model.members else ('gradcam',)
 
 def usable(model: Model, methods, album: Album) -> list[str]:
     "The methods that this model has; a note where another stands in"
@@ -179,6 +179,9 @@ def usable(model: Model, methods, album: Album) -> list[str]:
                            'To see which parts of a picture matter: fastsmile explain RUN --methods occlusion.'))
         return ['occlusion'] if methods else []
     if 'gradcam' not in methods: return list(methods)
+    if model.members:
+        album.notes.append('An ensemble has no single feature map: SmoothGrad stands in for Grad-CAM.')
+        return list(dict.fromkeys('smoothgrad' if m == 'gradcam' else m for m in methods))
     try: feature_layer(model.net, model.spec.prep.size)
     except SmileError as e:
         album.notes.append(f'{e.message} SmoothGrad stands in for it.')

@@ -15,8 +15,8 @@ import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
-from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig,
-                               FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig)
+from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
+                               ExplainConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig)
 from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result, tried_result
 
 # %% ../nbs/20_cli.ipynb #423801d5
@@ -130,6 +130,14 @@ def _explain(run, images, config):
                  [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}") for p in rows])
     return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corners'].items()), *r['notes'],
             f"page: {plain(r['page'])}"], r
+
+@command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161; fastsmile ensemble RUN RUN --how forest --inputs probs',
+         ('runs', [], 'two finished run folders or more, on one source'))
+def _ensemble(runs, config):
+    "Several runs as one model: the mean of their probabilities, or a forest over what they say"
+    from fastsmile.ensemble import ensemble
+    with progress_bar('what the members say') as start: run = ensemble(runs, config, start)
+    return tried_result(run)
 
 @command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
          ('runs', [], 'two finished run folders or more; the first is what the others are compared against'))

@@ -110,7 +110,8 @@ class Engine:
         most: int = 10**9,         # pictures that go through at once; halved when memory runs out
     ):
         self.model, self.device, self.most = model, pick_device(device), most
-        self.precision = 'fp32' if model.spec.head and precision == 'auto' else pick_precision(precision, self.device)
+        looks_up = any(m.spec.head for m in (model, *model.members))
+        self.precision = 'fp32' if looks_up and precision == 'auto' else pick_precision(precision, self.device)
         self.dtype, self.again, self.lock = DTYPES[self.precision], 0, threading.Lock()
         self.net = copy.deepcopy(model.net).eval()
         self.folded = sum(fold_norms(n) for n in getattr(self.net, 'nets', [self.net]))

@@ -36,6 +36,7 @@ class ModelSpec:
     hidden: tuple = ()   # widths of the head's hidden layers; none: timm's own linear layer
     dropout: float = 0.0 # before each layer of such a head; with a linear head timm's drop_rate says it
     head: dict = field(default_factory=dict)  # of a head without layers, as `describe_head` gives it; empty: linear or hidden layers
+    members: int = 0     # models that it is put together of; 0: it is a network of its own
 
 # %% ../nbs/09_models.ipynb #f56684c3
 def make_spec(
@@ -130,6 +131,8 @@ def _from_run(spec: ModelSpec, folder: Path, init: str) -> nn.Module:
     if not (where/'config.json').is_file() or not (where/'model.safetensors').is_file():
         raise SmileError(f'--weights {plain(folder)} holds no model.', 'Name a run folder that `fastsmile fit` has finished, or a file of weights.')
     cfg, arch = read_json(where/'config.json'), spec.arch.split('.')[0]
+    if cfg.get('architecture') == 'ensemble':
+        raise SmileError(f'--weights {plain(folder)} is an ensemble, which has no single network.', f'Name a member, e.g. {plain(where/"members"/"0")}.')
     if cfg.get('architecture') != arch:
         raise SmileError(f'--weights {plain(folder)} is a {plain(cfg.get("architecture"))}, and --arch asks for {spec.arch}.',
                          f'Add --arch {plain(cfg.get("architecture"))}.')
@@ -175,6 +178,7 @@ def needs_fastsmile(
     spec: ModelSpec,
 ) -> str: # why, or empty
     "Why a model file of this network cannot be loaded by plain timm"
+    if spec.members: return f'it is {spec.members} models put together'
     if spec.head: return f'its head is {head_words(spec.head)}'
     if spec.hidden: return f'its head has hidden layers ({", ".join(map(str, spec.hidden))})'
     return f'{spec.arch} is an architecture of fastsmile' if spec.arch in fastsmile.nets.OWN else ''

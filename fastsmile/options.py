@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FAIL_ON', 'PRECISION', 'METHODS', 'PROBED', 'PROBES', 'DISTANCES', 'AuditConfig', 'CacheConfig', 'ArchsConfig',
            'PredictConfig', 'EvaluateConfig', 'CalibrateConfig', 'ExplainConfig', 'ReportConfig', 'CompareConfig',
-           'numbers', 'words', 'ProbeConfig', 'SampleConfig', 'DemoConfig', 'CACHE', 'DECIDE', 'HASH', 'MONITOR',
-           'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions', 'command_line',
-           'flag', 'opt']
+           'numbers', 'words', 'ProbeConfig', 'EnsembleConfig', 'SampleConfig', 'DemoConfig', 'CACHE', 'DECIDE', 'HASH',
+           'MONITOR', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
+           'command_line', 'flag', 'opt']
 
 # %% ../nbs/01_options.ipynb #49ac0dd2
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ class ProbeConfig(DataOptions, DecideOptions):
                        metavar='hub|none|FILE|RUN')
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture', metavar='JSON')
     pool: str | None = opt(None, f"how the last feature map becomes a vector: {' or '.join(POOL)} (default: the architecture's own way)", metavar='WORD')
-    size: int | None = opt(None, "pixels on a side (default: the architecture's own, or 32 for --features pixels)", least=8, most=1024)
+    size: int | None = opt(None, "pixels on a side (default: the architecture's own, or 32 for --features pixels)", least=16, most=1024)
     resize: str = opt('squash', 'how a picture of another shape becomes square', accepts=RESIZE)
     probes: str = opt('knn,forest,logistic', 'what is fitted: nearest neighbours, a random forest, logistic regression', metavar='WORD,WORD')
     k: str = opt('5,25,101', 'knn: numbers of neighbours to try', metavar='N,N')
@@ -209,12 +209,33 @@ class ProbeConfig(DataOptions, DecideOptions):
 
 # %% ../nbs/01_options.ipynb #d42ca275
 @dataclass(frozen=True)
+class EnsembleConfig(DecideOptions):
+    "Everything `ensemble` can be told"
+    how: str = opt('mean', "what is made of the runs: the mean of their calibrated probabilities, or a random forest that reads what they say",
+                   accepts=('mean', 'forest'))
+    inputs: str = opt('features', "what a forest reads: the networks' features, on the training rows, or their probabilities, on half of calib",
+                      accepts=('features', 'probs'))
+    trees: int = opt(300, 'forest: trees', least=1, most=10000)
+    leaf: str = opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
+    monitor: str = opt('macro_f1', 'what --decide auto serves, and what the best leaf is best in, on valid', accepts=MONITOR)
+    out: str | None = opt(None, 'run folder (default: runs/ensemble-TIME)', metavar='DIR')
+    seed: int = opt(42, 'seed of the forest', least=0)
+    device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
+    tta: str = opt('flip', 'test-time augmentation reported beside the plain figures on test', accepts=TTA)
+
+    def __post_init__(self):
+        super().__post_init__()
+        numbers('--leaf', self.leaf)
+        if self.how == 'mean' and self.inputs != 'features': raise OptionError('--inputs without --how forest.', 'A mean is one of probabilities.')
+
+# %% ../nbs/01_options.ipynb #4d8757d4
+@dataclass(frozen=True)
 class SampleConfig(Options):
     "Everything `sample` can be told"
     n: int = opt(1200, 'faces to draw, train and test together, before flaws are planted', least=60, most=100000, short='-n')
     seed: int = opt(42, 'the same seed draws the same faces', least=0)
 
-# %% ../nbs/01_options.ipynb #4d8757d4
+# %% ../nbs/01_options.ipynb #5bc8fbc2
 @dataclass(frozen=True)
 class DemoConfig(Options):
     "Everything `demo` can be told"
