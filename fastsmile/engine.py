@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from .backend import Backend
+from .backend import Backend, unpack
 from .device import DTYPES, device_memory, out_of_memory, pick_device, pick_precision
 from .facts import Model
 from .fold import ready
@@ -27,19 +27,21 @@ class Engine(Backend):
         device: str | None = None,
         most: int = 10**9,         # pictures that go through at once; halved when memory runs out
     ):
-        device = pick_device(device)
-        super().__init__(model, pick_precision(precision, device), device, most)
+        device, looks_up = pick_device(device), any(m.spec.head for m in (model, *model.members))
+        super().__init__(model, 'fp32' if looks_up and precision == 'auto' else pick_precision(precision, device), device, most)
         self.dtype, self.close = DTYPES[self.precision], CLOSE.get(self.precision, 0.)
         self.net = ready(model.net, device, self.dtype)
-        prep = model.spec.prep
         self.exact = None if self.precision == 'fp32' else Engine(model, 'fp32', self.device, most)
-        self.mean, self.std = (torch.tensor(s, device=self.device).repeat(prep.size) for s in (prep.mean, prep.std))  # (size * 3,), of one row
+        self.stats = [[torch.tensor(s, device=self.device).repeat(p.size) for s in (p.mean, p.std)] for p in self.preps]  # (size * 3,), of one row
 
     def _forward(self, pictures: np.ndarray) -> np.ndarray:
+        seen = [self._input(p, *stats) for p, stats in zip(unpack(pictures, self.preps), self.stats)]
+        with torch.inference_mode(): return self.net(*seen).float().cpu().numpy()
+
+    def _input(self, pictures: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
         x = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)  # (n, size, size, 3)
-        rows = x.float().flatten(2).div_(255).sub_(self.mean).div_(self.std)  # (n, size, size * 3), as training's Normalize does
-        x = rows.view(x.shape).permute(0, 3, 1, 2).to(self.dtype)  # (n, 3, size, size), channels last
-        with torch.inference_mode(): return self.net(x).float().cpu().numpy()
+        rows = x.float().flatten(2).div_(255).sub_(mean).div_(std)  # (n, size, size * 3), as training's Normalize does
+        return rows.view(x.shape).permute(0, 3, 1, 2).to(self.dtype)  # (n, 3, size, size), channels last
 
     def full(self, e: BaseException) -> bool: return out_of_memory(e)
 

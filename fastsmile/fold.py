@@ -46,5 +46,5 @@ def ready(
 ) -> nn.Module:
     "A copy that only answers: folded, channels-last, in one precision, on its device"
     copied = copy.deepcopy(net).eval()
-    fold_norms(copied)
+    for n in getattr(copied, 'nets', [copied]): fold_norms(n)  # an ensemble's, each
     return copied.to(device, dtype, memory_format=torch.channels_last)
