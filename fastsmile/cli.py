@@ -17,7 +17,8 @@ import typer
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
 from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig,
-                               ExplainConfig, ExportConfig, FitConfig, PredictConfig, ReportConfig, SampleConfig, SourceOptions, StudyConfig, command_line)
+                               ExplainConfig, ExportConfig, FitConfig, PredictConfig, ReportConfig, SampleConfig, ServeConfig, SourceOptions, StudyConfig,
+                               command_line)
 from .tables import (calibration_words, comparison_tables, evaluation_tables, export_words, fit_result, metrics_tables, predict_result,
                               study_tables)
 
@@ -90,6 +91,18 @@ def _predict(where, config):
         import_for(runs_on(config.model, config.engine))
     with progress_bar('predicting') as start: done = predict_to_file(where if len(where) > 1 else where[0], config, start)
     return predict_result(done, config.html)
+
+# %% ../nbs/20_cli.ipynb #5e5dfcc0
+@command('serve', ServeConfig, "fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; curl -F files=@face.jpg http://127.0.0.1:8000/predict",
+         ('run', None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)'))
+def _serve(run, config):
+    "A page to ask the model, and a JSON API; on this machine alone unless --host says otherwise, until Ctrl-C"
+    with quick_imports():
+        from fastsmile.predict import import_for, runs_on
+        from fastsmile.serve import serve
+        import_for(runs_on(run, config.engine))
+    done = serve(run, config, lambda url, server: print(url, flush=True))
+    return [f'{done["requests"]} requests answered, {done["pictures"]} pictures in {done["batches"]} batches.'], done
 
 # %% ../nbs/20_cli.ipynb #c207b7f5
 @command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: fastsmile predict folder/ --engine onnx --model runs/resnet18',
@@ -183,8 +196,8 @@ def _demo(config):
 def expand(
     args: list[str], # as typed
 ) -> list[str]:
-    "`--tta` without a value becomes `--tta flip`; `--faces` becomes `--faces each` for predict and `--faces largest` for what trains"
-    alone = {'--tta': (TTA, 'flip'), '--faces': (FACES, 'each' if args[:1] == ['predict'] else 'largest')}
+    "`--tta` without a value becomes `--tta flip`; `--faces` becomes `--faces each` for predict and serve, and `--faces largest` for what trains"
+    alone = {'--tta': (TTA, 'flip'), '--faces': (FACES, 'each' if args[:1] in (['predict'], ['serve']) else 'largest')}
     out = []
     for i, a in enumerate(args):
         out.append(a)
