@@ -62,7 +62,8 @@ def openapi(
     name = parameter('name', 'name of the file, where the body is the bytes of one picture', maxLength=255)
     rows = dict(type='object', required=['predictions'], properties=dict(predictions=dict(type='array', items={'$ref': '#/components/schemas/Row'})))
     predict = dict(operationId='predict', summary='A row for every file (with --faces: for every face), in their order', parameters=[name],
-                   requestBody=body(config), responses=answers(dict(description='At least one file was predicted; the others say why not in `error`', content=json(rows))))
+                   requestBody=body(config),
+                   responses=answers(dict(description='At least one file was predicted; the others say why not in `error`', content=json(rows))))
     method = parameter('method', 'how it is explained', enum=list(explain), default=explain[0] if explain else None)
     label = parameter('label', "the class whose evidence is shown; the picture's own label where it is left out", enum=list(classes))
     face = dict(parameter('face', 'which face, where faces are cut out', default=1), schema=dict(type='integer', minimum=1, default=1))
