@@ -5,9 +5,10 @@
     python benchmarks/serve.py memory                                              # 10,000 requests: resident memory as they go
     python benchmarks/serve.py machine
 
-The server is a process of its own, on 127.0.0.1; the clients are coroutines of this one, so both share the machine's cores. Each client keeps its connection and
-sends a JPEG of its own again and again, as raw bytes; an answer that is not about that picture ends the benchmark. `network` is the same engine on pictures that
-are decoded already, in batches of the size that this many clients can fill: no HTTP, no decoding. Pictures are drawn.
+The server is a process of its own, on 127.0.0.1; the clients are coroutines of this one, so both share the machine's cores. Each client keeps its connection
+and sends a JPEG of its own again and again, as raw bytes; an answer that is not about that picture ends the benchmark. `network alone` is the same engine on
+pictures that are decoded already, in batches of the size that this many clients can fill: no HTTP, no decoding. `decoding alone` uses all cores. `bound` is
+1/(t_network + t_decoding). Pictures are drawn.
 """
 import argparse
 import asyncio
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,8 @@ def pictures(n: int, shape: tuple[int, int]) -> list[bytes]:
     rng, out = np.random.default_rng(0), []
     for i in range(n):
         buf = io.BytesIO()
-        draw_face(draw_params(rng, ('NOT smile', 'positive smile', 'negative smile')[i % 3]), 192, rng).resize(shape, Image.Resampling.BICUBIC).save(buf, 'JPEG', quality=90)
+        face = draw_face(draw_params(rng, ('NOT smile', 'positive smile', 'negative smile')[i % 3]), 192, rng)
+        face.resize(shape, Image.Resampling.BICUBIC).save(buf, 'JPEG', quality=90)
         out.append(buf.getvalue())
     return out
 
@@ -44,7 +47,8 @@ def pictures(n: int, shape: tuple[int, int]) -> list[bytes]:
 class Server:
     "The command in a process of its own"
     def __init__(self, model: Path, *options: str):
-        self.process = subprocess.Popen([sys.executable, '-m', 'fastsmile', 'serve', str(model), '--port', '0', '--json', *options], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, '-m', 'fastsmile', 'serve', str(model), '--port', '0', '--json', *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.host, self.port = self.process.stdout.readline().strip().removeprefix('http://').rsplit(':', 1)
 
     def __enter__(self): return self
@@ -98,19 +102,33 @@ def network_alone(model: Path, some: list[bytes], batch: int, seconds: float) ->
     return n / (time.perf_counter() - start)
 
 
+def decoding_alone(some: list[bytes], size: int, seconds: float) -> float: # pictures a second
+    "Decoding and resizing on all cores"
+    from fastsmile.images import Prep, decode, prepare
+    prep = Prep(size=size)
+    def one(data): return prepare(decode(data, prep=prep), prep)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        n, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds: n += len(list(pool.map(one, some)))
+    return n / (time.perf_counter() - start)
+
+
 def speed(args):
     from fastsmile.backend import batch_size
     shape = tuple(map(int, args.shape.split('x')))
     with tempfile.TemporaryDirectory() as tmp:
         model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(64, shape), batch_size(args.size, 'cpu')
         alone = {c: network_alone(model, some, min(c, most), args.seconds / 2) for c in args.clients}
-        print('| architecture | pictures | clients | p50 ms | p95 ms | p99 ms | answers a second | network alone | of it |\n|---|---|---|---|---|---|---|---|---|')
+        decoded = decoding_alone(some, args.size, args.seconds / 4)
+        print('| architecture | pictures | clients | p50 ms | p95 ms | p99 ms | answers a second | network alone | of it | decoding alone | bound | of bound |')
+        print('|---|---|---|---|---|---|---|---|---|---|---|---|')
         with Server(model) as server:
             load(server, some, 8, 1)
             for c in args.clients:
                 times, rate = load(server, some, c, args.seconds)
-                p = np.percentile(times, (50, 95, 99)) * 1000
-                print(f'| {args.arch} {args.size} px | {args.shape} | {c} | {p[0]:.1f} | {p[1]:.1f} | {p[2]:.1f} | **{rate:.0f}** | {alone[c]:.0f} | {rate / alone[c]:.2f} |')
+                p, bound = np.percentile(times, (50, 95, 99)) * 1000, 1 / (1 / alone[c] + 1 / decoded)
+                print(f'| {args.arch} {args.size} px | {args.shape} | {c} | {p[0]:.1f} | {p[1]:.1f} | {p[2]:.1f} | **{rate:.0f}** | {alone[c]:.0f} '
+                      f'| {rate / alone[c]:.2f} | {decoded:.0f} | {bound:.0f} | {rate / bound:.2f} |')
 
 
 def memory(args):

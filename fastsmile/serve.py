@@ -30,6 +30,7 @@ class Endpoints:
     def __init__(self, service: Service): self.service, self.about = service, about_page(service)
 
     async def files(self, request, hold: Callable) -> list[Upload]:
+        "What a request brings"
         return await read_files(request.stream(), request.headers, request.query_params.get('name', 'picture'), self.service.config, hold)
 
     async def asked(self,
@@ -48,12 +49,14 @@ class Endpoints:
             except TimeoutError: raise late from None
 
     async def predict(self, request):
+        "Rows as JSON; 422 where none of them is a prediction"
         rows = [r for several in await self.asked(request, self.service.predict) for r in several]
         text = f'"predictions": [{", ".join(map(as_json, rows))}]'
         if not all(r['error'] for r in rows): return reply(f'{{{text}}}')
         return reply(f'{{"error": "There is no picture that can be used.", "hint": "The reason stands in each row.", {text}}}', 422)
 
     async def explain(self, request):
+        "A picture of the evidence"
         from starlette.responses import Response
         method, label, face = (request.query_params.get(k, d) for k, d in (('method', self.service.methods[0]), ('label', None), ('face', '1')))
         if method not in self.service.methods: raise Refused(422, f'{method[:80]!r} is no explanation.', f'Accepted: {", ".join(self.service.methods)}.')
@@ -65,13 +68,15 @@ class Endpoints:
 
     async def answers(self, request):
         "What the page asks; a page of its own for a browser without JavaScript"
-        try: made, status = answers_of(await self.asked(request, self.service.predict)), 200
-        except Refused as e: made, status, headers = [problem(e.message, e.hint)], e.status, e.headers
-        return html(request, self.about, made, status, {} if status == 200 else headers)
+        try: return html(request, self.about, answers_of(await self.asked(request, self.service.predict)))
+        except Refused as e:
+            e.answer = html(request, self.about, [problem(e.message, e.hint)], e.status, e.headers)
+            raise
 
-    async def page(self, request): return html(request, self.about, [], 200, {})
+    async def page(self, request): return html(request, self.about)
 
     async def health(self, request):
+        "Does it work?"
         good = self.service.gate.open and self.service.batcher.thread.is_alive()
         return reply(as_json(dict(status='ok' if good else 'stopping', waiting=self.service.gate.inside)), 200 if good else 503)
 
@@ -82,6 +87,7 @@ class Endpoints:
         return reply(as_json(openapi(s.columns, s.model.spec.classes, s.config, s.methods)))
 
     async def asset(self, request):
+        "The page's style or its script"
         from starlette.responses import Response
         name = request.url.path[1:]
         return Response(asset(name), media_type=dict(css='text/css', js='text/javascript')[name[-3:].strip('.')])
@@ -91,7 +97,7 @@ def reply(text: str, status: int = 200, headers=None):
     from starlette.responses import Response
     return Response(text, status, headers, 'application/json')
 
-def html(request, about: About, made: list, status: int, headers: dict):
+def html(request, about: About, made=(), status: int = 200, headers=None):
     "Answers as a page, or alone where the page's script asks"
     from fasthtml.common import to_xml
     from starlette.responses import HTMLResponse
@@ -138,7 +144,7 @@ class Guard:
                 e = Refused(503, e.message, e.hint) if isinstance(e, SmileError) else Refused(500, 'Something failed inside the server.')
             headers = Headers(scope=scope)
             if left and 'expect' not in headers: await drain(body)
-            await refusal(e)(scope, receive, partial(closing, answer) if left or has_body(scope, headers) else answer)
+            await (e.answer or refusal(e))(scope, receive, partial(closing, answer) if left or has_body(scope, headers) else answer)
 
     def check(self, scope, headers):
         "Raise `Refused` for what should not get in"
