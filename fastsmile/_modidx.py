@@ -1045,7 +1045,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastsmile.service': { 'fastsmile.service.Service': ('service.html#service', 'fastsmile/service.py'),
                                    'fastsmile.service.Service.__init__': ('service.html#service.__init__', 'fastsmile/service.py'),
                                    'fastsmile.service.Service._explain': ('service.html#service._explain', 'fastsmile/service.py'),
-                                   'fastsmile.service.Service._rows': ('service.html#service._rows', 'fastsmile/service.py'),
+                                   'fastsmile.service.Service._row': ('service.html#service._row', 'fastsmile/service.py'),
                                    'fastsmile.service.Service.about': ('service.html#service.about', 'fastsmile/service.py'),
                                    'fastsmile.service.Service.close': ('service.html#service.close', 'fastsmile/service.py'),
                                    'fastsmile.service.Service.explain': ('service.html#service.explain', 'fastsmile/service.py'),

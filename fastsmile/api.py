@@ -9,6 +9,7 @@ __all__ = ['STATUSES', 'PROBLEM', 'TEXT', 'MAYBE', 'NUMBER', 'NUMBERS', 'WORDS',
 # %% ../nbs/19_api.ipynb #471a7d02
 from importlib.metadata import version
 
+from .faces import FACE
 from .intake import TAKEN
 
 # %% ../nbs/19_api.ipynb #b5d3b776
@@ -20,7 +21,8 @@ PROBLEM = {'$ref': '#/components/schemas/Problem'}
 TEXT, MAYBE = dict(type='string'), dict(type=['string', 'null'])
 NUMBER = dict(type=['number', 'null'], minimum=0, maximum=1)
 NUMBERS = dict(type='array', items=dict(type='number'))
-WORDS = dict(path='the name of the file as it was sent', label='by the decision rule; null where there is an error, or where the label is withheld',
+WORDS = dict(face='of the faces in this file, the largest is 1', x='left edge of the face in pixels', y='its upper edge',
+             path='the name of the file as it was sent', label='by the decision rule; null where there is an error, or where the label is withheld',
              confidence='the probability of the label', error='why there is no prediction; empty when it worked',
              withheld='what the label would be, were the model sure enough', set='every label of the set, joined by |')
 
@@ -29,8 +31,9 @@ def row_schema(
     classes,
 ) -> dict:
     "A row of predictions as a JSON schema"
-    numbers = {'confidence', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
-    kinds = dict(path=TEXT, error=TEXT, label=MAYBE | dict(enum=[*classes, None])) | dict.fromkeys(numbers, NUMBER)
+    numbers = {'confidence', 'face_score', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
+    whole = dict(type=['integer', 'null'])
+    kinds = dict.fromkeys(FACE, whole) | dict.fromkeys(numbers, NUMBER) | dict(path=TEXT, error=TEXT, label=MAYBE | dict(enum=[*classes, None]))
     return dict(type='object', additionalProperties=False, required=list(columns),
                 properties={c: kinds.get(c, MAYBE) | (dict(description=WORDS[c]) if c in WORDS else {}) for c in columns})
 
@@ -58,12 +61,14 @@ def openapi(
     def json(schema): return {'application/json': dict(schema=schema)}
     name = parameter('name', 'name of the file, where the body is the bytes of one picture', maxLength=255)
     rows = dict(type='object', required=['predictions'], properties=dict(predictions=dict(type='array', items={'$ref': '#/components/schemas/Row'})))
-    predict = dict(operationId='predict', summary='A row for every file, in their order', parameters=[name], requestBody=body(config),
+    predict = dict(operationId='predict', summary='A row for every file (with --faces: for every face), in their order', parameters=[name],
+                   requestBody=body(config),
                    responses=answers(dict(description='At least one file was predicted; the others say why not in `error`', content=json(rows))))
     method = parameter('method', 'how it is explained', enum=list(explain), default=explain[0] if explain else None)
     label = parameter('label', "the class whose evidence is shown; the picture's own label where it is left out", enum=list(classes))
+    face = dict(parameter('face', 'which face, where faces are cut out', default=1), schema=dict(type='integer', minimum=1, default=1))
     picture = dict(description='The picture as the network sees it, in grey, under the evidence in orange', content={'image/png': dict(schema={})})
-    shown = dict(operationId='explain', summary='Where in a picture the evidence for a class lies', parameters=[method, label], requestBody=body(config),
+    shown = dict(operationId='explain', summary='Where in a picture the evidence for a class lies', parameters=[method, label, face], requestBody=body(config),
                  responses=answers(picture))
     state = dict(type='object', required=['status', 'waiting'], properties=dict(status=dict(enum=['ok', 'stopping']), waiting=dict(type='integer', minimum=0)))
     about = dict(type='object', required=['labels', 'prior', 'rule', 'metrics', 'preprocessing', 'version', 'columns'],

@@ -71,8 +71,8 @@ class Batcher:
         batch = [t for t in batch if t.future.set_running_or_notify_cancel()]
         if not batch: return
         self.batches, self.done = self.batches + 1, self.done + len(batch)
-        try: results = batch[0].work([t.what for t in batch])
+        try: results = list(zip(batch, batch[0].work([t.what for t in batch]), strict=True))
         except BaseException as e:
             for t in batch: t.future.set_exception(e)
         else:
-            for t, r in zip(batch, results, strict=True): t.future.set_result(r)
+            for t, r in results: t.future.set_result(r)

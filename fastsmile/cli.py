@@ -105,10 +105,13 @@ def _predict(where, config):
 
 # %% ../nbs/20_cli.ipynb #5e5dfcc0
 @command('serve', ServeConfig, "fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; curl -F files=@face.jpg http://127.0.0.1:8000/predict",
-         ('run', None, 'a run folder or a model folder (default: the newest finished run under ./runs)'))
+         ('run', None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)'))
 def _serve(run, config):
     "A page to ask the model, and a JSON API; on this machine alone unless --host says otherwise, until Ctrl-C"
-    with quick_imports(): from fastsmile.serve import serve
+    with quick_imports():
+        from fastsmile.predict import import_for, runs_on
+        from fastsmile.serve import serve
+        import_for(runs_on(run, config.engine))
     done = serve(run, config, lambda url, server: print(url, flush=True))
     return [f'{done["requests"]} requests answered, {done["pictures"]} pictures in {done["batches"]} batches.'], done
 
@@ -212,8 +215,8 @@ def _demo(config):
 def expand(
     args: list[str], # as typed
 ) -> list[str]:
-    "`--tta` without a value becomes `--tta flip`; `--faces` becomes `--faces each` for predict and `--faces largest` for what trains"
-    alone = {'--tta': (TTA, 'flip'), '--faces': (FACES, 'each' if args[:1] == ['predict'] else 'largest')}
+    "`--tta` without a value becomes `--tta flip`; `--faces` becomes `--faces each` for predict and serve, and `--faces largest` for what trains"
+    alone = {'--tta': (TTA, 'flip'), '--faces': (FACES, 'each' if args[:1] in (['predict'], ['serve']) else 'largest')}
     out = []
     for i, a in enumerate(args):
         out.append(a)

@@ -32,6 +32,7 @@ class Refused(SmileError):
         retry: int = 0,  # seconds after which it may work
     ):
         super().__init__(message, hint)
+        self.answer = None  # a response for people, where the page asked
         self.status, self.headers = status, {'retry-after': str(retry)} if retry else {}
 
 class Gate:

@@ -180,11 +180,15 @@ class ServeConfig(Options):
     port: int = opt(8000, 'port to listen on; 0 takes one that is free. The address is printed', least=0, most=65535)
     allow_host: tuple[str, ...] = opt((), 'a name by which browsers may call this server, besides localhost and IP addresses; may be given again',
                                        metavar='NAME')
+    engine: str = same('engine')
     tta: str = same('tta')
     calibrated: bool = same('calibrated')
     threshold: str | None = same('threshold')
     abstain: bool = same('abstain')
     sets: bool = same('sets')
+    faces: str = same('faces')
+    face_margin: float | None = same('face_margin')
+    face_score: float = same('face_score')
     explain: str = opt('gradcam', 'explanation that the page shows first; none turns explanations off', accepts=SHOWN)
     max_batch: int | None = opt(None, 'pictures of all clients that go through the network at once (default: by size and memory)', least=1, most=8192)
     max_wait: int = opt(5, 'milliseconds that a batch waits for pictures that are on their way', least=0, most=10000)
@@ -223,7 +227,7 @@ def words(
     if len(set(out)) == len(out): return out
     raise OptionError(f'{name} {text!r} says a word twice.', f'Accepted: {", ".join(accepts)}, joined by commas.')
 
-# %% ../nbs/01_options.ipynb #a814184c
+# %% ../nbs/01_options.ipynb #4d8757d4
 @dataclass(frozen=True)
 class ProbeConfig(DataOptions, DecideOptions):
     "Everything `probe` can be told"
@@ -272,7 +276,7 @@ class ProbeConfig(DataOptions, DecideOptions):
                      forest=[dict(leaf=n, trees=self.trees) for n in leaf], logistic=[dict(c=v) for v in sorted(c)])
         return {p: every[p] for p in words('--probes', self.probes, PROBES)}
 
-# %% ../nbs/01_options.ipynb #d42ca275
+# %% ../nbs/01_options.ipynb #5bc8fbc2
 @dataclass(frozen=True)
 class EnsembleConfig(DecideOptions):
     "Everything `ensemble` can be told"
@@ -293,14 +297,14 @@ class EnsembleConfig(DecideOptions):
         numbers('--leaf', self.leaf)
         if self.how == 'mean' and self.inputs != 'features': raise OptionError('--inputs without --how forest.', 'A mean is one of probabilities.')
 
-# %% ../nbs/01_options.ipynb #4d8757d4
+# %% ../nbs/01_options.ipynb #9340513f
 @dataclass(frozen=True)
 class SampleConfig(Options):
     "Everything `sample` can be told"
     n: int = opt(1200, 'faces to draw, train and test together, before flaws are planted', least=60, most=100000, short='-n')
     seed: int = opt(42, 'the same seed draws the same faces', least=0)
 
-# %% ../nbs/01_options.ipynb #5bc8fbc2
+# %% ../nbs/01_options.ipynb #d7bd4213
 @dataclass(frozen=True)
 class DemoConfig(Options):
     "Everything `demo` can be told"

@@ -47,6 +47,8 @@ KIND = {'not an image': ('This does not look like a picture', 'JPEG, PNG, WebP, 
         'zero bytes': ('This file is empty', 'Perhaps its download was cut off.'),
         'truncated': ('A part of this picture is missing', 'Perhaps its download was cut off: send it again, or another copy.'),
         'broken': ('This picture is damaged', 'Open it in another program and save it again.'),
+        'no face': ('No face was found', 'Turn it to the camera, come nearer, or give it more light.'),
+        'more than one': ('There is more than one face', 'Show one at a time.'),
         'more than': ('This picture is too large', 'Make it smaller and send it again.')}
 
 @dataclass(frozen=True)
@@ -85,17 +87,22 @@ def answer_of(
     row: dict,      # of predictions
     number: int,    # which file of the request
 ):
-    "The answer for one picture"
+    "The answer for one picture, or one face in it"
     from fasthtml.common import H2, Article, Caption, Div, P, Span, Strong, Table, Tbody, Td, Th, Tr
-    said, name = in_words(row), plain(row['path'])
+    said, face = in_words(row), row.get('face', '')
+    name = plain(row['path']) + (f', face {face}' if face else '')
     table = Table(Caption(said.what), Tbody(*(Tr(Th(plain(c), scope='row'), Td(bar(p)), Td(percent(p))) for c, p in said.probs[:ROWS])))
     return Article(Div(cls='pictures'),
                    Div(H2(Strong(plain(said.head)), *([' ', Span(said.sure)] if said.sure else [])), P(name, cls='name'),
                        *([P(plain(said.more), cls='more')] if said.more else []), *([table] if said.probs else []), cls='words'),
                    cls='answer' if said.ok else 'answer bad', aria_label=f"{name}: {plain(said.head)}{', ' + said.sure if said.sure else ''}",
-                   data_number=number, data_label=row['label'] or row.get('withheld', ''), data_ok=str(int(said.ok)), tabindex='-1')
+                   data_number=number, data_label=row['label'] or row.get('withheld', ''), data_face=face or 1, data_ok=str(int(said.ok)), tabindex='-1')
 
-def answers_of(rows: list[dict]) -> list: return [answer_of(r, i) for i, r in enumerate(rows)]
+def answers_of(
+    rows: list[list[dict]], # of each file
+) -> list:
+    "The answers for all files of a request"
+    return [answer_of(r, i) for i, several in enumerate(rows) for r in several]
 
 def problem(message: str, hint: str = ''):
     "What is said instead of answers"

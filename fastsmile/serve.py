@@ -9,6 +9,7 @@ __all__ = ['HEADERS', 'HEAD', 'Endpoints', 'reply', 'html', 'refusal', 'Guard', 
 # %% ../nbs/19_serve.ipynb #5dd44f9a
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Callable
 from contextlib import asynccontextmanager, contextmanager
@@ -20,7 +21,7 @@ from .intake import Refused, Upload, foreign, known_host, read_files
 from .options import ServeConfig
 from .outputs import as_json
 from .page import POLICY, About, answers_of, asset, problem, whole_page
-from .predict import load_model
+from .predict import load_model, tell_faces
 from .service import Service, about_page
 
 # %% ../nbs/19_serve.ipynb #45d83045
@@ -29,6 +30,7 @@ class Endpoints:
     def __init__(self, service: Service): self.service, self.about = service, about_page(service)
 
     async def files(self, request, hold: Callable) -> list[Upload]:
+        "What a request brings"
         return await read_files(request.stream(), request.headers, request.query_params.get('name', 'picture'), self.service.config, hold)
 
     async def asked(self,
@@ -47,29 +49,34 @@ class Endpoints:
             except TimeoutError: raise late from None
 
     async def predict(self, request):
-        rows = await self.asked(request, self.service.predict)
+        "Rows as JSON; 422 where none of them is a prediction"
+        rows = [r for several in await self.asked(request, self.service.predict) for r in several]
         text = f'"predictions": [{", ".join(map(as_json, rows))}]'
         if not all(r['error'] for r in rows): return reply(f'{{{text}}}')
         return reply(f'{{"error": "There is no picture that can be used.", "hint": "The reason stands in each row.", {text}}}', 422)
 
     async def explain(self, request):
+        "A picture of the evidence"
         from starlette.responses import Response
-        method, label = request.query_params.get('method', self.service.methods[0]), request.query_params.get('label')
+        method, label, face = (request.query_params.get(k, d) for k, d in (('method', self.service.methods[0]), ('label', None), ('face', '1')))
         if method not in self.service.methods: raise Refused(422, f'{method[:80]!r} is no explanation.', f'Accepted: {", ".join(self.service.methods)}.')
+        if not re.fullmatch(r'[0-9]{1,6}', face): raise Refused(422, f'{face[:80]!r} is no number of a face.', 'Accepted: 1, 2, ...')
         def one(files):
             if len(files) > 1: raise Refused(413, 'More than one file to explain.', 'Send one at a time.')
-            return self.service.explain(files[0], method, label)
+            return self.service.explain(files[0], method, label, int(face))
         return Response(await self.asked(request, one), media_type='image/png')
 
     async def answers(self, request):
         "What the page asks; a page of its own for a browser without JavaScript"
-        try: made, status = answers_of(await self.asked(request, self.service.predict)), 200
-        except Refused as e: made, status, headers = [problem(e.message, e.hint)], e.status, e.headers
-        return html(request, self.about, made, status, {} if status == 200 else headers)
+        try: return html(request, self.about, answers_of(await self.asked(request, self.service.predict)))
+        except Refused as e:
+            e.answer = html(request, self.about, [problem(e.message, e.hint)], e.status, e.headers)
+            raise
 
-    async def page(self, request): return html(request, self.about, [], 200, {})
+    async def page(self, request): return html(request, self.about)
 
     async def health(self, request):
+        "Does it work?"
         good = self.service.gate.open and self.service.batcher.thread.is_alive()
         return reply(as_json(dict(status='ok' if good else 'stopping', waiting=self.service.gate.inside)), 200 if good else 503)
 
@@ -80,6 +87,7 @@ class Endpoints:
         return reply(as_json(openapi(s.columns, s.model.spec.classes, s.config, s.methods)))
 
     async def asset(self, request):
+        "The page's style or its script"
         from starlette.responses import Response
         name = request.url.path[1:]
         return Response(asset(name), media_type=dict(css='text/css', js='text/javascript')[name[-3:].strip('.')])
@@ -89,7 +97,7 @@ def reply(text: str, status: int = 200, headers=None):
     from starlette.responses import Response
     return Response(text, status, headers, 'application/json')
 
-def html(request, about: About, made: list, status: int, headers: dict):
+def html(request, about: About, made=(), status: int = 200, headers=None):
     "Answers as a page, or alone where the page's script asks"
     from fasthtml.common import to_xml
     from starlette.responses import HTMLResponse
@@ -136,7 +144,7 @@ class Guard:
                 e = Refused(503, e.message, e.hint) if isinstance(e, SmileError) else Refused(500, 'Something failed inside the server.')
             headers = Headers(scope=scope)
             if left and 'expect' not in headers: await drain(body)
-            await refusal(e)(scope, receive, partial(closing, answer) if left or has_body(scope, headers) else answer)
+            await (e.answer or refusal(e))(scope, receive, partial(closing, answer) if left or has_body(scope, headers) else answer)
 
     def check(self, scope, headers):
         "Raise `Refused` for what should not get in"
@@ -253,14 +261,14 @@ def needs_extra():
     if missing: raise SmileError(f'serve needs packages that are missing: {", ".join(missing)}.', 'Install them: pip install "fastsmile[serve]".')
 
 def serve(
-    run=None,                           # a run folder or a model folder; the newest finished run where None
+    run=None,                           # a run folder, a model folder or an .onnx file; the newest finished run where None
     config: ServeConfig = ServeConfig(),
     ready: Callable | None = None,      # called with the address and the `uvicorn.Server`, once it listens
 ) -> dict: # requests, pictures and batches answered
     "Serve a model until a signal comes; raises `SmileError` where it cannot"
     needs_extra()
     import uvicorn
-    model = load_model(run)
+    model = load_model(run, config.engine)
     sock = bound(config.host, config.port)
     service = Service(model, config)
     server = uvicorn.Server(uvicorn.Config(make_app(service), http=patient(config.timeout), ws='none', lifespan='on', log_config=None, access_log=False,
@@ -268,7 +276,9 @@ def serve(
         limit_concurrency=2 * config.max_waiting + 32, h11_max_incomplete_event_size=2 * HEAD, timeout_graceful_shutdown=int(config.timeout) + 1))
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f'model: {plain(model.where)} ({model.spec.arch}, {model.spec.prep.size} px), {service.engine.precision} on {service.engine.device}')
+    say(f'model: {plain(model.where)} ({model.spec.arch}, {model.spec.prep.size} px), {service.engine.precision} on {service.engine.device}{service.engine.by}')
+    if config.faces == 'none': tell_faces(model)
+    if config.explain != 'none' and not service.methods: say('There are no explanations: an exported network has no gradients.', style='yellow')
     if not host.startswith('127.') and host != '::1': say('Whoever can reach this machine can ask: there is no password and no encryption.', style='yellow')
     if ready: ready(url, server)
     with ended_by_signals(): server.run(sockets=[sock])

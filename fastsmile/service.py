@@ -17,16 +17,16 @@ from importlib.metadata import version
 import numpy as np
 from PIL import Image
 
-from .batching import Batcher
-from .bundle import Model
-from .core import jsonable, plain
-from .engine import Engine
-from .explain import evidence, overlay
-from .intake import Gate, Posted, Refused, Upload
 from .memory import batch_size
+from .batching import Batcher
+from .core import jsonable, plain
+from .faces import finder_of
+from .facts import Model
+from .intake import Gate, Posted, Refused, Upload
+from .onnx import OnnxNet
 from .options import SHOWN, ServeConfig
 from .page import About, percent
-from .predict import VIEWS, Job
+from .predict import VIEWS, Job, Loaded, engine_for
 from .reading import Request, columns, reading_of
 
 # %% ../nbs/19_service.ipynb #2e3e26a0
@@ -37,14 +37,16 @@ class Service:
         config: ServeConfig = ServeConfig(),
     ):
         self.model, self.config, cores = model, config, os.cpu_count() or 1
-        reading = reading_of(model, request=Request(config.calibrated, config.threshold, config.abstain, config.sets))
-        self.engine = Engine(model, config.precision, config.device)
-        self.job, self.columns = Job(self.engine, None, VIEWS[config.tta], 'probs', reading), columns((), reading)
+        find = finder_of(config, model.facts.origin)
+        reading = reading_of(model, request=Request(config.calibrated, config.threshold, config.abstain, config.sets), faces=find is not None)
+        self.engine = engine_for(model, config.precision, config.device)
+        self.job, self.columns = Job(self.engine, None, VIEWS[config.tta], 'probs', reading, find), columns((), reading)
         most = config.max_batch or batch_size(model.spec.prep.size, self.engine.device, memory=self.engine.memory())
         self.gate = Gate(config.max_waiting, max(8 * config.max_bytes, 2**29))
         self.pool, self.batcher = ThreadPoolExecutor(min(cores, 8), 'fastsmile-decode'), Batcher(most, config.max_wait / 1000)
         self.each = sum(not v.mirror for v in self.job.views) * 3 * model.spec.prep.size**2  # bytes of a decoded picture
-        self.methods = () if config.explain == 'none' else (config.explain, *(m for m in SHOWN if m not in ('none', config.explain)))
+        dumb = config.explain == 'none' or isinstance(model.net, OnnxNet)  # an exported network has no gradients
+        self.methods = () if dumb else (config.explain, *(m for m in SHOWN if m not in ('none', config.explain)))
         self.explainers = {m: partial(self._explain, m) for m in self.methods}
         self.engine.logits(np.zeros((1, model.spec.prep.size, model.spec.prep.size, 3), np.uint8))  # the first one is slow: it shall not be a client's
 
@@ -56,37 +58,43 @@ class Service:
 
     async def load(self,
         files: list[Upload],
-    ) -> list: # as `Job.load` gives them
+    ) -> list[list[Loaded]]: # of each file: the picture, or the faces in it
         "Decode files, side by side"
         job, loop = replace(self.job, reader=Posted(files, self.config.max_pixels)), asyncio.get_running_loop()
         self.batcher.coming += len(files)
-        try: return await asyncio.gather(*(loop.run_in_executor(self.pool, job.load, i) for i in range(len(files))))
+        try: found = await asyncio.gather(*(loop.run_in_executor(self.pool, job.load, i) for i in range(len(files))))
         finally: self.batcher.coming -= len(files)
+        return [[replace(one, name=f.name) for one in several] for f, several in zip(files, found)]
 
     async def predict(self,
         files: list[Upload],
-    ) -> list[dict]:
-        "A row for every file, in their order"
+    ) -> list[list[dict]]: # of each file; with --faces a file may have several
+        "The rows of every file, in their order"
         loaded = await self.load(files)
-        return await asyncio.gather(*(asyncio.wrap_future(self.batcher.submit(self._rows, (f.name, a))) for f, a in zip(files, loaded)))
+        rows = iter(await asyncio.gather(*(self._row(one) for several in loaded for one in several)))
+        return [[next(rows) for _ in several] for several in loaded]
+
+    async def _row(self, one: Loaded) -> dict: return await asyncio.wrap_future(self.batcher.submit(self.job.rows, one))
 
     async def explain(self,
         file: Upload,
         method: str,          # one of `methods`
         label: str | None,    # the class whose evidence is shown; the picture's own where None
+        face: int = 1,        # which one, where faces are cut out
     ) -> bytes: # a PNG
         "Where the evidence for a class lies; raises `Refused` where there is no picture"
-        classes, (loaded,) = self.model.spec.classes, await self.load([file])
-        if loaded[0]: raise Refused(422, f'{plain(file.name)} cannot be explained: {loaded[0]}.')
+        classes, (found,) = self.model.spec.classes, await self.load([file])
+        if found[0].error: raise Refused(422, f'{plain(file.name)} cannot be explained: {found[0].error}.')
+        if not 1 <= face <= len(found): raise Refused(422, f'There is no face {face} in {plain(file.name)}.', f'Accepted: 1 to {len(found)}.')
+        one = found[face - 1]
         if not label:
-            row = await asyncio.wrap_future(self.batcher.submit(self._rows, (file.name, loaded)))
+            row = await self._row(one)
             label = row['label'] or row.get('withheld')
         if label not in classes: raise Refused(422, f'{plain(label)[:80]!r} is none of the labels.', f'Accepted: {", ".join(classes)}.')
-        return await asyncio.wrap_future(self.batcher.submit(self.explainers[method], (loaded[1][0], classes.index(label))))
-
-    def _rows(self, tasks: list) -> list[dict]: return self.job.rows(*map(list, zip(*tasks)))
+        return await asyncio.wrap_future(self.batcher.submit(self.explainers[method], (one.pictures[0], classes.index(label))))
 
     def _explain(self, method: str, tasks: list) -> list[bytes]:
+        from fastsmile.explain import evidence, overlay
         pictures, targets = map(np.stack, zip(*tasks))
         return [png(overlay(p, m)) for p, m in zip(pictures, evidence(self.model, pictures, targets, method, self.engine.device))]
 
@@ -96,7 +104,7 @@ class Service:
         spec, facts = self.model.spec, self.model.facts
         return jsonable(dict(labels=spec.classes, prior=facts.prior, rule=self.config.threshold or facts.decide, architecture=spec.arch, metrics=facts.metrics,
                              preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.reading.words, tta=self.config.tta, explain=self.methods,
-                             precision=self.engine.precision, trained=facts.origin, version=version('fastsmile'),
+                             faces=self.config.faces, precision=self.engine.precision, trained=facts.origin, version=version('fastsmile'),
                              limits={k: getattr(self.config, k) for k in ('max_bytes', 'max_pixels', 'max_files', 'max_waiting', 'timeout')}))
 
 def png(
@@ -113,7 +121,7 @@ def about_page(
     "What the page says of the model"
     spec, config = service.model.spec, service.config
     return About(f'{spec.arch} at {spec.prep.size} pixels', spec.classes, measured(service.model.facts.metrics), service.methods,
-                 spec.prep.crop_mode == 'squash', config.max_files, config.max_bytes)
+                 spec.prep.crop_mode == 'squash' and config.faces == 'none', config.max_files, config.max_bytes)
 
 def measured(
     metrics: dict, # of `Facts`

@@ -30,11 +30,14 @@ from fastsmile.bundle import load_bundle, save_bundle
 from fastsmile.core import OptionError, SmileError
 from fastsmile.engine import Engine
 from fastsmile.explain import evidence, overlay
+from fastsmile.export import export
+from fastsmile.faces import finder_of
 from fastsmile.images import Folder, decode, prepare
 from fastsmile.intake import FormBody, Refused, Upload
 from fastsmile.options import PredictConfig, ServeConfig
 from fastsmile.predict import load_model, predict_rows
 from fastsmile.reading import Request, reading_of
+from fastsmile.sample import draw_face, draw_params
 from fastsmile.serve import serve
 from fastsmile.service import Service, measured
 
@@ -122,6 +125,9 @@ def files():
             'text.jpg': b'this is no picture', 'web.webp': picture('pink', (50, 70), 'WEBP')}
 
 
+def rough(rows): return [{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+
+
 # the same rows
 
 @pytest.mark.parametrize('options', [{}, dict(tta='full'), dict(calibrated=True), dict(threshold='negative smile=0'), dict(abstain=True), dict(sets=True)],
@@ -134,14 +140,14 @@ def test_rows_are_those_of_predict(model, tmp_path, options):
     expected = list(predict_rows(model, Folder(tmp_path), list(some), tta=options.get('tta', 'none'), reading=reading_of(model, request=Request(**asked))))
     def rows_of(config):
         service = Service(model, config)
-        try: return asyncio.run(service.predict([Upload(n, d) for n, d in some.items()]))
+        try: return [r for several in asyncio.run(service.predict([Upload(n, d) for n, d in some.items()])) for r in several]
         finally: service.close()
     rows = rows_of(replace(PLAIN, **options))
     for a, b in zip(rows, expected, strict=True):
         assert list(a) == list(b)
         for k in a: assert abs(a[k] - b[k]) < 1e-6 if isinstance(a[k], float) else a[k] == b[k], (a['path'], k)
     assert [r['path'] for r in rows if r['error']] == ['cut.jpg', 'empty.png', 'text.jpg']
-    if options: assert rows != rows_of(PLAIN)
+    if options: assert rough(rows) != rough(rows_of(PLAIN))
 
 
 def test_over_http_a_form_and_raw_bytes_say_the_same(server, model):
@@ -333,7 +339,7 @@ def test_pictures_that_would_take_too_much(model):
     some = dict(good=jpeg, large=picture(size=(80, 60)), bomb=png_of(50000, 50000), scans=jpeg[:-2] + jpeg[jpeg.rindex(b'\xff\xda'):-2] * 20_000,
                 eps=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
     start = time.monotonic()
-    try: rows = asyncio.run(service.predict([Upload(n, d) for n, d in some.items()]))
+    try: rows = [r for r, in asyncio.run(service.predict([Upload(n, d) for n, d in some.items()]))]
     finally: service.close()
     assert time.monotonic() - start < 5 and not rows[0]['error'] and rows[1]['error'] == 'more than 4,000 pixels: 80 x 60'
     assert rows[2]['error'].startswith('more than 4,000 pixels') and 'scans' in rows[3]['error'] and rows[4]['error'] == 'not an image that can be read'
@@ -343,7 +349,7 @@ def test_pictures_that_would_take_too_much(model):
 def test_the_size_of_batches(model, options, most):
     service, seen = Service(model, replace(PLAIN, **options)), []
     rows = service.job.rows
-    object.__setattr__(service.job, 'rows', lambda n, a: seen.append(len(n)) or rows(n, a))
+    object.__setattr__(service.job, 'rows', lambda a: seen.append(len(a)) or rows(a))
     try: asyncio.run(service.predict([Upload(str(i), picture()) for i in range(20)]))
     finally: service.close()
     assert max(seen) == most and sum(seen) == 20
@@ -382,6 +388,71 @@ def test_addresses_and_missing_packages(server, model, monkeypatch):
     real = u.find_spec
     monkeypatch.setattr(u, 'find_spec', lambda n, *a: None if n == 'fasthtml' else real(n, *a))
     with pytest.raises(SmileError, match=r'fasthtml.*\n.*fastsmile\[serve\]'): serve(model.where, PLAIN)
+
+
+@pytest.fixture(scope='module')
+def group():
+    "Three drawn faces in one picture"
+    rng, photo, buf = np.random.default_rng(3), Image.new('RGB', (480, 240), (200, 200, 190)), io.BytesIO()
+    for side, x, y in ((120, 20, 60), (90, 200, 30), (60, 370, 150)): photo.paste(draw_face(draw_params(rng, 'positive smile'), side, rng), (x, y))
+    photo.save(buf, 'PNG')
+    return buf.getvalue()
+
+
+def test_faces_are_cut_out_as_predict_does(model, group, tmp_path):
+    "A row for each face, the same as predict's; each is explained by its number; a picture without a face says so"
+    pytest.importorskip('cv2', reason='the extra faces is not installed')
+    (tmp_path/'group.png').write_bytes(group)
+    options = dict(faces='each', face_margin=0.1, face_score=0.5)
+    find = finder_of(PredictConfig(**options))
+    expected = list(predict_rows(model, Folder(tmp_path), ['group.png'], reading=reading_of(model, faces=True), faces=find))
+    assert len(expected) > 1
+    with started(model.where, replace(PLAIN, **options)) as (where, service):
+        status, _, got = ask(where, '/predict', *form(('group.png', group), ('none.png', picture('navy', (200, 200)))))
+        *rows, none = got['predictions']
+        assert status == 200 and none['error'] == 'no face found' and len(rows) == len(expected)
+        for a, b in zip(rows, expected):
+            for k in a: assert abs(a[k] - b[k]) < 1e-6 if isinstance(a[k], float) else a[k] == b[k], k
+        one, two = (ask(where, f'/explain?face={i}', group, IMAGE) for i in (1, 2))
+        assert one[0] == two[0] == 200 and one[2] != two[2]
+        assert [ask(where, f'/explain?face={i}', group, IMAGE)[0] for i in (99, 'x', '0')] == [422] * 3
+        page = ask(where, '/', *form(('group.png', group)))[2].decode()
+        assert 'group.png, face 2: ' in page and page.count('data-number="0"') == len(rows)
+        spec = ask(where, '/openapi.json')[2]
+        jsonschema = pytest.importorskip('jsonschema')
+        for row in got['predictions']: jsonschema.Draft202012Validator(spec['components']['schemas']['Row']).validate(row)
+    for change in (dict(faces='largest'), dict(face_score=0.95), dict(face_margin=0.4)):  # none of them does nothing
+        service = Service(model, replace(PLAIN, **options | change))
+        try: assert rough(asyncio.run(service.predict([Upload('group.png', group)]))[0]) != rough(expected)
+        finally: service.close()
+
+
+def test_an_exported_model_is_served_without_torch(run, tmp_path):
+    "The rows of the run, and no explanations, for which it says why"
+    pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
+    shutil.copytree(run.path/'model', tmp_path/'run'/'model')
+    done = export(tmp_path/'run'/'model')
+    file = next(Path(tmp_path).rglob('*.onnx'))
+    assert done and file.exists()
+    code = """import sys, threading, fastsmile.serve as s; from fastsmile.options import ServeConfig
+def ready(url, server):
+    print(url, flush=True)
+    threading.Thread(target=lambda: (sys.stdin.readline(), setattr(server, 'should_exit', True))).start()
+s.serve(sys.argv[1], ServeConfig(port=0), ready); print('torch' in sys.modules)"""
+    p = subprocess.Popen([sys.executable, '-c', code, str(file)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         env=os.environ | dict(FASTSMILE_QUIET=''))
+    try:
+        where = urlsplit(p.stdout.readline().strip()).netloc
+        row, = ask(where, '/predict', picture(seed=5), IMAGE)[2]['predictions']
+        assert ask(where, '/explain', picture(), IMAGE)[0] == 404 and ask(where, '/model')[2]['explain'] == []
+        out, talk = p.communicate('\n', timeout=30)
+    finally: p.kill()
+    assert out.strip() == 'False' and 'no gradients' in talk
+    (tmp_path/'a').mkdir()
+    (tmp_path/'a'/'picture').write_bytes(picture(seed=5))
+    want = next(predict_rows(load_model(run.path), Folder(tmp_path/'a'), ['picture']))
+    assert row['label'] == want['label'] and all(abs(row[k] - want[k]) < 1e-4 for k in row if k.startswith('p_'))
+    with pytest.raises(OptionError, match='--engine torch cannot run'): serve(file, replace(PLAIN, engine='torch'))
 
 
 def test_explanations_can_be_turned_off(model):
@@ -541,7 +612,7 @@ def test_the_page_in_a_browser(server, faces, tmp_path, width, scheme):
         assert all(u.startswith((f'http://{where}/', 'blob:', 'data:')) for u in tab.asked)
 
 
-def service_error(service, path): return asyncio.run(service.load([Upload('x', path.read_bytes())]))[0][0]
+def service_error(service, path): return asyncio.run(service.load([Upload('x', path.read_bytes())]))[0][0].error
 
 
 @pytest.mark.browser
@@ -596,5 +667,5 @@ def test_the_page_without_javascript_and_not_sure(model):
 
 def test_options_that_predict_shares_are_the_same():
     ours, theirs = ServeConfig.__dataclass_fields__, PredictConfig.__dataclass_fields__
-    for n in ('tta', 'calibrated', 'threshold', 'abstain', 'sets', 'precision', 'device'):
+    for n in ('engine', 'tta', 'calibrated', 'threshold', 'abstain', 'sets', 'faces', 'face_margin', 'face_score', 'precision', 'device'):
         assert ours[n].default == theirs[n].default and ours[n].metadata == theirs[n].metadata

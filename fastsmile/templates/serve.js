@@ -47,7 +47,7 @@ const sent = new Map()  // article -> its file, for explanations
 async function explain(article) {
   const method = $('method')?.value ?? 'none', file = sent.get(article), label = article.dataset.label
   if (method === 'none' || !file) { article.querySelector('figure.why')?.remove(); return }
-  const query = new URLSearchParams({ method, label, name: file.name })
+  const query = new URLSearchParams({ method, label, face: article.dataset.face })
   const r = await send('/explain?' + query, file, { 'content-type': 'application/octet-stream' }).catch(() => null)
   if (!r?.ok || $('method').value !== method) return
   const img = figure(article, 'why', URL.createObjectURL(await r.blob()), `Where the evidence for ${label} lies in this picture`, `Orange: the evidence for ${label}`)
