@@ -110,7 +110,8 @@ def ultralytics(model: Path, size: int):
 def model_alone(model: Path, size: int):
     "The bound's first part: the folded network in fp32 on all cores, the better of one group on all cores and a group on each"
     import torch
-    from fastsmile.engine import Engine, batch_size
+    from fastsmile.device import batch_size
+    from fastsmile.engine import Engine
     from fastsmile.predict import load_model
     net, bs = Engine(load_model(model)).net, batch_size(size, 'cpu', CORES)
     x = torch.randn(bs, 3, size, size).to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'Album', 'save_picture', 'Shown', 'describe', 'read_pictures', 'add_neighbours', 'fill_album', 'average_faces',
-           'chosen', 'ask_about', 'warn_corners', 'usable', 'read_album']
+           'chosen', 'ask_about', 'warn_corners', 'at_hand', 'usable', 'read_album']
 
 # %% ../nbs/17_album.ipynb #ac36afe9
 import io
@@ -168,9 +168,20 @@ def warn_corners(album: Album, method: str, maps: np.ndarray):
         album.notes.append(words)
         say(words, style='bold yellow')
 
+def at_hand(model: Model) -> tuple: # of `METHODS`
+    "What a report explains with: a method that costs one pass; none where there is no gradient"
+    return () if model.spec.head else ('smoothgrad',) if model.members else ('gradcam',)
+
 def usable(model: Model, methods, album: Album) -> list[str]:
-    "The methods that this network has; a note where Grad-CAM finds no feature map"
+    "The methods that this model has; a note where another stands in"
+    if model.spec.head and set(methods) != {'occlusion'}:
+        album.notes.append('The head has no gradient that a map could follow. ' + ('Occlusion stands in for it.' if methods else
+                           'To see which parts of a picture matter: fastsmile explain RUN --methods occlusion.'))
+        return ['occlusion'] if methods else []
     if 'gradcam' not in methods: return list(methods)
+    if model.members:
+        album.notes.append('An ensemble has no single feature map: SmoothGrad stands in for Grad-CAM.')
+        return list(dict.fromkeys('smoothgrad' if m == 'gradcam' else m for m in methods))
     try: feature_layer(model.net, model.spec.prep.size)
     except SmileError as e:
         album.notes.append(f'{e.message} SmoothGrad stands in for it.')

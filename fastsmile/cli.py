@@ -16,11 +16,11 @@ import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
-from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig,
-                               ExplainConfig, ExportConfig, FitConfig, PredictConfig, ReportConfig, SampleConfig, ServeConfig, SourceOptions, StudyConfig,
-                               command_line)
+from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig,
+                               EvaluateConfig, ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
+                               SourceOptions, StudyConfig, command_line)
 from .tables import (calibration_words, comparison_tables, evaluation_tables, export_words, fit_result, metrics_tables, predict_result,
-                              study_tables)
+                              study_tables, tried_result)
 
 # %% ../nbs/20_cli.ipynb #423801d5
 @command('sample', SampleConfig, 'fastsmile sample faces -n 600', ('dir', inspect.Parameter.empty, 'a new or empty folder'))
@@ -55,6 +55,16 @@ def _fit(source, config):
     must_exist(source)
     from fastsmile.runs import fit
     return fit_result(fit(source, config))
+
+# %% ../nbs/20_cli.ipynb #448be916
+@command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101; fastsmile probe faces --features pixels --size 32; '
+         'fastsmile probe faces --weights runs/resnet18', ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+def _probe(source, config):
+    "Nearest neighbours, a forest and logistic regression on frozen features or on pixels: chosen on valid, reported on test"
+    must_exist(source)
+    from fastsmile.probe import probe
+    with progress_bar('features') as start: run = probe(source, config, start)
+    return tried_result(run)
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))
@@ -149,6 +159,14 @@ def _explain(run, images, config):
                  [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}") for p in rows])
     return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corners'].items()), *r['notes'],
             f"page: {plain(r['page'])}"], r
+
+@command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161; fastsmile ensemble RUN RUN --how forest --inputs probs',
+         ('runs', [], 'two finished run folders or more, on one source'))
+def _ensemble(runs, config):
+    "Several runs as one model: the mean of their probabilities, or a forest over what they say"
+    from fastsmile.ensemble import ensemble
+    with progress_bar('what the members say') as start: run = ensemble(runs, config, start)
+    return tried_result(run)
 
 @command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
          ('runs', [], 'two finished run folders or more; the first is what the others are compared against'))

@@ -78,10 +78,11 @@ COSTS = dict(rule='decision rule', parameters='parameters', seconds='seconds of 
 
 def costs_of(run: Path) -> dict: # of COSTS
     "What a run cost, without its rule; a cross-validation all of its folds together"
-    each = [(read_json(f/'config.json'), pd.read_csv(f/'history.csv')) for f in folds_of(run) or [run]]
-    one = each[0][0]
-    return dict(parameters=f"{one['model']['parameters']:,}", seconds=f"{sum(c['training']['seconds'] for c, _ in each):.0f}", device=one['training']['device'],
-                images_per_second=f'{pd.concat([h.images_per_second for _, h in each]).median():.0f}')
+    folders = folds_of(run) or [run]
+    each, seen = [read_json(f/'config.json') for f in folders], [pd.read_csv(f/'history.csv') for f in folders if (f/'history.csv').exists()]
+    one = each[0]
+    return dict(parameters=f"{one['model']['parameters']:,}", seconds=f"{sum(c['training']['seconds'] for c in each):.0f}", device=one['training']['device'],
+                images_per_second=f'{pd.concat([h.images_per_second for h in seen]).median():.0f}' if seen else '')
 
 def differing(options: list[dict]) -> dict: # option -> its value in each run
     "The options that are not the same in all runs; where the run stands is none of them"

@@ -8,6 +8,7 @@ __all__ = ['HOW', 'CORNERS', 'Layer', 'feature_layer', 'as_input', 'evidence', '
 
 # %% ../nbs/16_explain.ipynb #49ac0dd2
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def feature_layer(
         def hook(module, given, out): shapes[name] = out.shape if torch.is_tensor(out) else ()
         return hook
     hooks = [modules[n].register_forward_hook(keep(n)) for n in names]
-    with torch.no_grad(): net(torch.zeros(1, 3, size, size, device=next(net.parameters()).device))
+    with torch.no_grad(): net(torch.zeros(1, 3, size, size, device=next(chain(net.parameters(), net.buffers())).device))
     for h in hooks: h.remove()
     found = [(side, Layer(modules[n], n, kind, prefix if kind == 'tokens' else 0))
              for n in names if n in shapes for kind, side in [_kind(shapes[n], prefix, getattr(net, 'output_fmt', ''))] if kind]

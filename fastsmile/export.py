@@ -21,7 +21,7 @@ import torch
 from .backend import pixels_to_input
 from .bundle import Model, load_bundle
 from .core import OptionError, SmileError, atomic, plain, read_json, say
-from .engine import fold_norms
+from .fold import fold_norms
 from .images import ImageError, prepare
 from .inputs import open_inputs
 from .known import rows_of

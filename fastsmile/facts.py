@@ -16,8 +16,8 @@ from .calibrate import Calibration, calibration_of, stored
 from .images import Prep
 from .spec import ModelSpec
 
-# %% ../nbs/13_facts.ipynb #c5f701a6
-FORMAT = 2  # of fastsmile's key in config.json; 1 had one decision rule and no calibration, and is read
+# %% ../nbs/13_facts.ipynb #7862a143
+FORMAT = 3  # of fastsmile's key in config.json; 1 had one decision rule and no calibration, 2 no heads without layers, and both are read
 
 @dataclass(frozen=True)
 class Facts:
@@ -45,6 +45,12 @@ class Model:
     facts: Facts
     net: object          # a torch module in evaluation mode, or an `OnnxNet`
     where: str = ''      # the bundle or the file it came from
+    members: tuple = ()  # of an ensemble: its models, each a `Model`
+
+    @property
+    def preps(self) -> tuple:
+        "The ways in which the network wants pictures prepared: one, but for an ensemble"
+        return getattr(self.net, 'preps', (self.spec.prep,))
 
     def read(self,
         logits: np.ndarray, # (N, C)
@@ -64,7 +70,7 @@ def parse_config(
     if not 1 <= prep.size <= 4096 or not 0.05 <= prep.crop_pct <= 1:
         raise ValueError(f'input size {prep.size} or crop_pct {prep.crop_pct} is out of range')
     spec = ModelSpec(own['arch'], tuple(map(str, cfg['label_names'])), prep, dict(cfg['model_args']), tuple(map(int, own.get('hidden', ()))),
-                     float(own.get('dropout', 0)))
+                     float(own.get('dropout', 0)), dict(own.get('head', {})), len(own.get('members', ())))
     facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')), link=own.get('link', 'softmax'),
                   calibration=calibration_of(own))
     if facts.link.partition(':')[0] not in LINKS: raise ValueError(f'its link {facts.link!r} is not known')

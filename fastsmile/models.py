@@ -20,8 +20,9 @@ from torch import nn
 import fastsmile.nets  # noqa: F401  the reports' own networks join timm's registry
 from .choices import parse_head
 from .core import OptionError, SmileError, plain, read_json
-from .heads import fresh_head, head_name, initialise, put_head
+from .heads import fresh_head, head_name, initialise, last_layer, put_head, set_head
 from .images import MODES, Prep
+from .shallow import head_words, shallow_head
 from .spec import ModelSpec
 
 _all_ = ['ModelSpec']
@@ -108,7 +109,8 @@ def create(
         args = ', '.join(f'{k}={v}' for k, v in spec.model_args.items())
         raise OptionError(f'--model-args, --pool or --size: {spec.arch} does not take them ({plain(args)}): {_first(e)}',
                           'See the architecture in timm.') from e
-    return put_head(model, spec.hidden, spec.dropout)
+    if not spec.head: return put_head(model, spec.hidden, spec.dropout)
+    return set_head(model, shallow_head(spec.head, last_layer(model, '--arch')[1].in_features, len(spec.classes)), '--arch')
 
 # %% ../nbs/09_models.ipynb #01629db9
 def _from_run(spec: ModelSpec, folder: Path, init: str) -> nn.Module:
@@ -118,6 +120,8 @@ def _from_run(spec: ModelSpec, folder: Path, init: str) -> nn.Module:
     if not (where/'config.json').is_file() or not (where/'model.safetensors').is_file():
         raise SmileError(f'--weights {plain(folder)} holds no model.', 'Name a run folder that `fastsmile fit` has finished, or a file of weights.')
     cfg, arch = read_json(where/'config.json'), spec.arch.split('.')[0]
+    if cfg.get('architecture') == 'ensemble':
+        raise SmileError(f'--weights {plain(folder)} is an ensemble, which has no single network.', f'Name a member, e.g. {plain(where/"members"/"0")}.')
     if cfg.get('architecture') != arch:
         raise SmileError(f'--weights {plain(folder)} is a {plain(cfg.get("architecture"))}, and --arch asks for {spec.arch}.',
                          f'Add --arch {plain(cfg.get("architecture"))}.')
@@ -163,6 +167,8 @@ def needs_fastsmile(
     spec: ModelSpec,
 ) -> str: # why, or empty
     "Why a model file of this network cannot be loaded by plain timm"
+    if spec.members: return f'it is {spec.members} models put together'
+    if spec.head: return f'its head is {head_words(spec.head)}'
     if spec.hidden: return f'its head has hidden layers ({", ".join(map(str, spec.hidden))})'
     return f'{spec.arch} is an architecture of fastsmile' if spec.arch in fastsmile.nets.OWN else ''
 

@@ -164,7 +164,7 @@ class Sheet:
     ) -> Iterator[str]:
         "The inputs that have no row yet; a `SmileError` where the rows are of other inputs"
         names = iter(names)
-        for i, (row, _) in enumerate(islice(self._whole(), self.kept)):
+        for i, (row, _) in enumerate(islice(read_rows(self.part, self.kind, self.columns), self.kept)):
             if begins(row): name = next(names, None)
             if name != row['path']:
                 raise SmileError(f'Row {i + 1} of {plain(self.part)} is {plain(row["path"])}, but input {i + 1} is now {plain(name)}.',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'WORDS', 'RULE_WORDS', 'verdict', 'failing', 'report_context', 'clock', 'data_context', 'report_charts',
-           'class_chart', 'album_of', 'training_words', 'rule_words', 'reading_words', 'training_context',
-           'write_report', 'render', 'write_plots']
+           'class_chart', 'album_of', 'training_words', 'rule_words', 'reading_words', 'tried_context', 'short',
+           'training_context', 'write_report', 'render', 'write_plots']
 
 # %% ../nbs/17_report.ipynb #259664a0
 import base64
@@ -33,7 +33,7 @@ def verdict(
     b, base, common = m['balanced_accuracy'], m['baseline']['balanced_accuracy'], m['baseline']['label']
     figures = f"balanced accuracy {b['value']:.3f} ({b['low']:.3f} to {b['high']:.3f}) on {m['rows']} {part} rows, where answering {common!r} scores {base:.3f}"
     weak = f' {failing(m)}'
-    if part == 'valid': weak += ' There are no test rows, so this figure also chose the epoch and is too good.'
+    if part == 'valid': weak += ' There are no test rows, so this figure also made the choices and is too good.'
     if m['collapsed']:
         return dict(text=f'This model has collapsed: it answers one class to nearly everything ({figures}). It is of no use: train it again with another '
                          '--balance, a lower --lr or more epochs.', tone='bad')
@@ -62,11 +62,11 @@ def report_context(
     return dict(run=run.name, config=o | dict(size=config['model']['size']), audit=audit, verdict=verdict(metrics), part=part, m=metrics[part],
                 valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES,
                 rule=rule_words(metrics['calibration']), training=training_words(o, t, config['model']),
-                prior_words=balance_words(o['balance'], o['loss'], o['prior']),
+                prior_words=balance_words(o['balance'], o.get('loss', 'ce'), o['prior']),
                 album=album_of(run/'explain'), command=config['command'], calibrated=config.get('calibrated'),
                 origin=config['origin'] | dict(finished=clock(config.get('finished'))),
                 options={k: v for k, v in o.items() if v not in (None, [], '')}, **data_context(run), **training_context(run, config),
-                charts=report_charts(run, metrics, part, t['best_epoch']))
+                charts=report_charts(run, metrics, part, t.get('best_epoch')))
 
 def clock(time: str | None) -> str:
     "A time as people write it"
@@ -82,15 +82,16 @@ def data_context(run: Path) -> dict: # splits, balance
 
 def report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict: # name -> SVG
     "The drawings of the page"
-    history, balance, cal = pd.read_csv(run/'history.csv'), data_context(run)['balance'], metrics['calibration']
-    drawn = {c: history[f'drawn_{c}'][history.valid_loss.notna()].mean() for c in balance if f'drawn_{c}' in history}
+    balance, cal = data_context(run)['balance'], metrics['calibration']
+    history = pd.read_csv(run/'history.csv') if (run/'history.csv').exists() else None
+    drawn = {} if history is None else {c: history[f'drawn_{c}'][history.valid_loss.notna()].mean() for c in balance if f'drawn_{c}' in history}
     level = metrics['valid']['baseline']['accuracy'] if 'valid' in metrics else None
     on = metrics[cal['on']]
     have, asked = {c: r.get('train', 0) for c, r in balance.items()}, read_json(run/'balance.json')['asked']
-    charts = dict(balance=balance_chart(have, drawn, asked), loss=curve_chart(history, 'loss', 'loss'),
-                  f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch), accuracy=curve_chart(history, 'accuracy', 'accuracy', level=level),
-                  reliability=reliability_chart(on['reliability'], cal['after']['reliability']),
+    charts = dict(balance=balance_chart(have, drawn, asked), reliability=reliability_chart(on['reliability'], cal['after']['reliability']),
                   classes=class_chart(metrics[part]))
+    if history is not None: charts |= dict(loss=curve_chart(history, 'loss', 'loss'), f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch),
+                                           accuracy=curve_chart(history, 'accuracy', 'accuracy', level=level))
     if (run/'lr_find.csv').exists(): charts['lr'] = rate_chart(pd.read_csv(run/'lr_find.csv'))
     return charts
 
@@ -119,6 +120,7 @@ def album_of(
 
 def training_words(options: dict, training: dict, model: dict) -> str:
     "How the model was trained, in a few sentences"
+    if training.get('words'): return training['words']  # no network was trained
     start = 'random weights' if options['weights'] == 'none' else f"weights: {options['weights']}"
     def words(p):
         early = '' if p.get('asked', p['epochs']) == p['epochs'] else f", of {p['asked']} that were asked for"
@@ -126,9 +128,15 @@ def training_words(options: dict, training: dict, model: dict) -> str:
         return f"{p['epochs']} epochs{early} of {what} ({p['note'].rstrip('.')})"
     phases, changed = ', then '.join(map(words, training['phases'])), ' '.join(WORDS[k].format(options[k]) for k in WORDS if options.get(k) not in (None, 0, 1))
     again = training.get('refit')
+    kept, parts = training.get('features'), training.get('parts', 1)
+    numbers = f"Computed in {training['precision']['note']}. " if training.get('precision') else ''
+    once = (f"The features of the frozen network were computed once, of each picture as it is and of {kept['views']} augmented views "
+            f"({kept['passes']:,} pictures, {kept['seconds']:.0f} seconds{', by an earlier run' if kept['cached'] else ''}). ") if kept else ''
+    less = f"Memory ran out: each batch was computed in {parts} parts before its step. " if parts > 1 else ''
+    augment = 'none' if kept and not kept['views'] else options['augment']
     return (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, from {start}; {phases}, "
             f"{options['schedule']}. "
-            f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {options['augment']}. {changed} "
+            f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {augment}. {numbers}{once}{less}{changed} "
             f"Kept: epoch {training['best_epoch']}, the best {SCORE_NAMES.get(options['monitor'], options['monitor'])} on valid. "
             + (f"Then trained again on train and valid together ({again['rows']} rows, {again['epochs']} epochs): test measures that model, "
                "valid the one before. " if again else '') + f"{training['seconds']:.0f} seconds on {training['device']}.")
@@ -155,14 +163,28 @@ def rule_words(
 
 def reading_words(options: dict, calibration: dict) -> str:
     "How probabilities and labels are to be read"
-    words = balance_words(options['balance'], options['loss'], options['prior'])
+    words = balance_words(options['balance'], options.get('loss', 'ce'), options['prior'])
     return f"{words} {rule_words(calibration)} The confidence is the probability of the label."
 
-# %% ../nbs/17_report.ipynb #92f0d305
+# %% ../nbs/17_report.ipynb #371cdfcc
+def tried_context(
+    run: Path,
+    training: dict, # of its config.json
+) -> dict | None:   # title, columns, rows
+    "The table of what was tried on valid: settings of probes, trials of a search, members of an ensemble"
+    if not training.get('tried'): return None
+    table = pd.read_csv(run/'tried.csv', dtype=str, keep_default_na=False)
+    return dict(title=training['tried'], columns=[c.replace('_', ' ') for c in table], rows=[[short(v) for v in r] for r in table.to_numpy().tolist()])
+
+def short(text: str) -> str:
+    "A number with a point in few digits; other text as it is"
+    try: return f'{float(text):.4g}' if '.' in text or 'e-' in text else text
+    except ValueError: return text
+
 def training_context(
     run: Path,
     config: dict, # its config.json
-) -> dict: # stages, balance_facts, augmented, comparison
+) -> dict: # stages, balance_facts, augmented, comparison, tried
     "What the page says of the network, of what was drawn, of augmentation, and of other trainings"
     seen, b = run/'augmented.jpg', read_json(run/'balance.json')
     facts = {c: dict(rows=b['rows'][c], asked=b['asked'][c], low=min(d[c] for d in b['drawn']), high=max(d[c] for d in b['drawn']), weight=b['weights'][c],
@@ -171,7 +193,7 @@ def training_context(
     monitor = config['options']['monitor']
     return dict(stages=config['model']['stages'], needs=config['model']['needs_fastsmile'], balance_facts=facts, monitor=monitor,
                 augmented=base64.b64encode(seen.read_bytes()).decode() if seen.exists() else None,
-                comparison=None if table is None else summary(table, monitor).to_dict('records'))
+                comparison=None if table is None else summary(table, monitor).to_dict('records'), tried=tried_context(run, config['training']))
 
 # %% ../nbs/17_report.ipynb #a7098041
 def write_report(

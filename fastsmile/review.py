@@ -225,13 +225,16 @@ def report(
 
 def redraw(run: Path):
     "Make the pictures of the report's explanations again; where the source is gone, those that stand there stay"
-    from fastsmile.runs import explain_run, load_run
+    from fastsmile.album import at_hand
+    from fastsmile.runs import load_run
+    from fastsmile.seal import explain_run
     opened = load_run(run)
     try: data = opened.data
     except SmileError as e:
         say(f'The explanations stay as they are: {e.message}', style='yellow')
         return
-    explain_run(opened.model, data, run, ExplainConfig(methods=('gradcam',), neighbours=0, device=opened.options.device, seed=opened.options.seed))
+    explain_run(opened.model, data, run, ExplainConfig(methods=at_hand(opened.model), neighbours=0, device=opened.options.device,
+                                                         seed=opened.options.seed))
 
 def explain(
     run,                # a finished run's folder
@@ -240,7 +243,8 @@ def explain(
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
     from fastsmile.report import album_of, render
-    from fastsmile.runs import explain_run, load_run
+    from fastsmile.runs import load_run
+    from fastsmile.seal import explain_run
     run = finished(run)
     opened = load_run(run)
     out = Path(config.out) if config.out else run/('explain-asked' if images else 'explain')

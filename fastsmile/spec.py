@@ -20,3 +20,5 @@ class ModelSpec:
     model_args: dict = field(default_factory=dict)  # arguments of the architecture beyond timm's defaults
     hidden: tuple = ()   # widths of the head's hidden layers; none: timm's own linear layer
     dropout: float = 0.0 # before each layer of such a head; with a linear head timm's drop_rate says it
+    head: dict = field(default_factory=dict)  # of a head without layers, as `describe_head` gives it; empty: linear or hidden layers
+    members: int = 0     # models that it is put together of; 0: it is a network of its own

@@ -21,12 +21,13 @@ import pandas as pd
 from .charts import interval_chart
 from .core import OptionError, SmileError, choose, new_run, plain, read_json, say, write_json, write_text
 from .data import Data, audit_source
-from .engine import pick_device
+from .device import pick_device
 from .evaluate import METRICS, draw_weights, estimates, group_ids, spans
 from .measure import read_saved
 from .options import FitConfig, SourceOptions, StudyConfig, command_line
 from .report import SCORE_NAMES, render
-from .runs import Run, fit_once, new_net, status_of
+from .runs import Run, fit_once, new_net
+from .seal import status_of
 from .session import pictures_of, spec_of
 from .splits import divide
 from .studies import STUDIES, Claim, Entry, Study, entry_options

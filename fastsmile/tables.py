@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['span', 'metrics_tables', 'evaluation_tables', 'slice_tables', 'calibration_words', 'comparison_tables',
-           'export_words', 'fit_result', 'verdict_line', 'fits_table', 'predict_result', 'study_tables']
+           'export_words', 'fit_result', 'tried_result', 'verdict_line', 'fits_table', 'predict_result', 'study_tables']
 
 # %% ../nbs/19_tables.ipynb #e1621e35
 from .console import grid
@@ -93,6 +93,16 @@ def fit_result(run) -> tuple:
     shown = [*compared, *metrics_tables(run.metrics), verdict_line(run.metrics), f'run: {plain(run.path)}', f'report: {plain(run.report)}']
     return shown, dict(path=str(run.path), verdict=run.verdict, metrics=run.metrics, **(dict(comparison=rows) if rows else {}))
 
+def tried_result(run, most: int = 15) -> tuple:
+    "What a command prints that tries several things on valid: the best of them, then what `fit` prints"
+    import pandas as pd
+    from fastsmile.report import short
+    table = pd.read_csv(run.path/'tried.csv', dtype=str, keep_default_na=False)
+    rows = table.to_dict('records')
+    title = run.config['training']['tried'].partition('.')[0] + (f', the first {most} of {len(rows)}' if len(rows) > most else '')
+    shown, result = fit_result(run)
+    return [grid(title, [c.replace('_', ' ') for c in table], [[short(v) for v in r.values()] for r in rows[:most]]), *shown], result | dict(tried=rows)
+
 def verdict_line(metrics: dict):
     "The verdict; in red where the model is of no use"
     from rich.text import Text
@@ -108,9 +118,10 @@ def fits_table(run) -> tuple[list, list]: # Rich tables; the rows of the compari
     rows = summary(run.comparison, monitor).to_dict('records')
     columns, most = (f'valid_{monitor}', 'test_balanced_accuracy', 'test_macro_f1'), max(r['fits'] + r['failed'] for r in rows)
     def cell(r, k): return 'failed' if r[k] != r[k] else f'{r[k]:.3f}' + (f" ± {(r[f'{k}_max'] - r[f'{k}_min']) / 2:.3f}" if most > 1 else '')
-    lines = [(r['variant'] + (' (collapsed)' if r['collapsed'] else ''), r['epochs'], *(cell(r, k) for k in columns)) for r in rows]
+    epochs = ['epochs'] * any(r['epochs'] for r in rows)  # probes have none
+    lines = [(r['variant'] + (' (collapsed)' if r['collapsed'] else ''), *(r[e] for e in epochs), *(cell(r, k) for k in columns)) for r in rows]
     title = 'trainings, the best on valid first; test chose nothing' + (f'; ± half the range of {most}' if most > 1 else '')
-    return [grid(title, ['', 'epochs', f"valid {monitor.replace('_', ' ').replace('f1', 'F1')}", 'test balanced', 'test macro F1'], lines)], rows
+    return [grid(title, ['', *epochs, f"valid {monitor.replace('_', ' ').replace('f1', 'F1')}", 'test balanced', 'test macro F1'], lines)], rows
 
 def predict_result(done, page=None) -> tuple:
     "What `predict` prints"

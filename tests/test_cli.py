@@ -10,8 +10,8 @@ from dataclasses import fields
 import pytest
 from conftest import folder, picture
 
-from fastsmile.options import (ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EvaluateConfig, ExplainConfig, FitConfig,
-                               PredictConfig, ReportConfig, SampleConfig, flag)
+from fastsmile.options import (ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
+                               ExplainConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, flag)
 
 
 def shell(*args, cwd=None, **env):
@@ -21,7 +21,8 @@ def shell(*args, cwd=None, **env):
 
 @pytest.mark.parametrize('name,config', [('fit', FitConfig), ('predict', PredictConfig), ('sample', SampleConfig), ('demo', DemoConfig),
                                          ('archs', ArchsConfig), ('audit', AuditConfig), ('evaluate', EvaluateConfig), ('calibrate', CalibrateConfig),
-                                         ('explain', ExplainConfig), ('report', ReportConfig), ('compare', CompareConfig), ('cache', CacheConfig)])
+                                         ('explain', ExplainConfig), ('report', ReportConfig), ('compare', CompareConfig), ('cache', CacheConfig),
+                                         ('probe', ProbeConfig), ('ensemble', EnsembleConfig)])
 def test_help_shows_every_option_and_an_example(name, config):
     r = shell(name, '--help')
     assert r.returncode == 0 and f'fastsmile {name}' in r.stdout.split('Example')[1]
