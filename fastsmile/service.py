@@ -17,12 +17,13 @@ from importlib.metadata import version
 import numpy as np
 from PIL import Image
 
-from .memory import batch_size
+from .backend import pack
 from .batching import Batcher
 from .core import jsonable, plain
 from .faces import finder_of
 from .facts import Model
 from .intake import Gate, Posted, Refused, Upload
+from .memory import batch_size
 from .onnx import OnnxNet
 from .options import SHOWN, ServeConfig
 from .page import About, percent
@@ -44,11 +45,12 @@ class Service:
         most = config.max_batch or batch_size(model.spec.prep.size, self.engine.device, memory=self.engine.memory())
         self.gate = Gate(config.max_waiting, max(8 * config.max_bytes, 2**29))
         self.pool, self.batcher = ThreadPoolExecutor(min(cores, 8), 'fastsmile-decode'), Batcher(most, config.max_wait / 1000)
-        self.each = sum(not v.mirror for v in self.job.views) * 3 * model.spec.prep.size**2  # bytes of a decoded picture
-        dumb = config.explain == 'none' or isinstance(model.net, OnnxNet)  # an exported network has no gradients
+        blank = pack([np.zeros((1, p.size, p.size, 3), np.uint8) for p in self.engine.preps])
+        self.each = sum(not v.mirror for v in self.job.views) * blank.nbytes  # bytes of a decoded picture
+        dumb = config.explain == 'none' or isinstance(model.net, OnnxNet) or model.members or model.spec.head  # there is no one network with gradients
         self.methods = () if dumb else (config.explain, *(m for m in SHOWN if m not in ('none', config.explain)))
         self.explainers = {m: partial(self._explain, m) for m in self.methods}
-        self.engine.logits(np.zeros((1, model.spec.prep.size, model.spec.prep.size, 3), np.uint8))  # the first one is slow: it shall not be a client's
+        self.engine.logits(blank)  # the first one is slow: it shall not be a client's
 
     def close(self):
         "Answer what is under way, then stop"

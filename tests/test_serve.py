@@ -447,7 +447,7 @@ s.serve(sys.argv[1], ServeConfig(port=0), ready); print('torch' in sys.modules)"
         assert ask(where, '/explain', picture(), IMAGE)[0] == 404 and ask(where, '/model')[2]['explain'] == []
         out, talk = p.communicate('\n', timeout=30)
     finally: p.kill()
-    assert out.strip() == 'False' and 'no gradients' in talk
+    assert out.strip() == 'False' and 'no gradients to follow' in talk
     (tmp_path/'a').mkdir()
     (tmp_path/'a'/'picture').write_bytes(picture(seed=5))
     want = next(predict_rows(load_model(run.path), Folder(tmp_path/'a'), ['picture']))
