@@ -16,7 +16,8 @@ import typer
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
 from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
-                               ExplainConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig)
+                               ExplainConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig,
+                               TuneConfig)
 from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result, tried_result
 
 # %% ../nbs/20_cli.ipynb #423801d5
@@ -42,8 +43,8 @@ def _audit(source, config):
               f'the plan, to be edited and obeyed: fastsmile fit {plain(source)} --plan {plain(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
-# %% ../nbs/20_cli.ipynb #eac9db80
-@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5',
+# %% ../nbs/20_cli.ipynb #a013c6f9
+@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
     "Audit, split, find the learning rate, train, evaluate, report"
@@ -60,6 +61,15 @@ def _probe(source, config):
     from fastsmile.probe import probe
     with progress_bar('features') as start: run = probe(source, config, start)
     return tried_result(run)
+
+# %% ../nbs/20_cli.ipynb #f1428a6b
+@command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60; fastsmile tune faces --space lr,balance,loss --sampler random',
+         ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+def _tune(source, config):
+    "Search options with Optuna, judged on valid; the best trial is finished as a run and measured on test once. The same command goes on"
+    must_exist(source)
+    from fastsmile.tune import tune
+    return tried_result(tune(source, config))
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))
