@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['WHERE', 'searching', 'Figures', 'missing', 'on_tensorboard', 'on_wandb', 'tracked']
 
-# %% ../nbs/13_track.ipynb #7fbd7496
-import sys
-from contextlib import contextmanager, nullcontext, redirect_stdout
+# %% ../nbs/13_track.ipynb #80ea65ff
+import math
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from fastai.callback.core import Callback
 
 from .core import OptionError, SmileError, choose, plain, say
 from .fitting import TRACK
-from .resume import generators, put_generators
 
 # %% ../nbs/13_track.ipynb #e3853d16
 def searching(learn) -> bool:
@@ -66,15 +65,15 @@ def on_wandb(path: Path, options: dict):
     except ImportError: raise missing('wandb') from None
 
     class Watch(WandbCallback):
-        "fastai's callback, which leaves the random numbers where they are"
+        "fastai's callback without its search through the learner for a config: ours is given, and numbers in it are no objects"
         def before_fit(self):
-            before = generators()
-            with redirect_stdout(sys.stderr): super().before_fit()
-            put_generators(*before)
+            self.run, step = not searching(self.learn), wandb.run.step
+            self._wandb_step, self._wandb_epoch = step - 1, math.ceil(wandb.run.summary['epoch']) if step else 0
 
     try: run = wandb.init(project='fastsmile', name=path.name, dir=path, config=options, settings=wandb.Settings(silent=True))
     except wandb.errors.Error as e:
-        raise SmileError(f'Weights & Biases cannot be reached: {plain(e)[:200]}', 'Log in with `wandb login`, or keep the run here: WANDB_MODE=offline.') from None
+        raise SmileError(f'Weights & Biases cannot be reached: {plain(e)[:200]}',
+                         'Log in with `wandb login`, or keep the run here: WANDB_MODE=offline.') from None
     watch = Watch(log_preds=False)
     def send(row, epoch): run.log({f'epoch/{k}': v for k, v in row.items()} | {'epoch/epoch': epoch}, step=watch._wandb_step)
     try: yield [watch, Figures(send)]
