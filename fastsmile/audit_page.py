@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageOps
 from .checks import SEVERITIES, Finding, audit_record
 from .core import SmileError, jsonable, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
-from .images import Array, ImageError, decode
+from .images import Array, ImageError, decode, whole_and_box
 from .options import AuditConfig, command_line
 from .table import read_source
 
@@ -47,7 +47,7 @@ class Gallery:
 
     def _small(self, name: str) -> Image.Image | None:
         "A decoded picture, its longer side at most `SIDE`; None where there is none"
-        try: img = self.reader.image(name) if isinstance(self.reader, Array) else decode(self.reader.raw(name), at_least=SIDE)
+        try: img = self.reader.image(name) if isinstance(self.reader, Array) or whole_and_box(name)[1] else decode(self.reader.raw(name), at_least=SIDE)
         except ImageError: return None
         img.thumbnail((SIDE, SIDE))
         return img
@@ -168,7 +168,7 @@ def audit(
     read = read_source(source, config)
     oof = out_of_fold(config.suspects) if config.suspects else None
     for note in read.notes: say(note)
-    looked = review(read, config, oof, config.workers, progress(read.frame.path.nunique()) if progress else None)
+    looked = review(read, config, oof, config.workers, progress(read.frame.path.nunique() * (1 + (config.faces != 'none'))) if progress else None)
     tell(looked.found)
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
     write_audit(looked, path)

@@ -66,6 +66,7 @@ def read_csv(
     try: rows = [(reader.line_num, r) for r in reader if any(c.strip() for c in r)]
     except csv.Error as e:
         raise SmileError(f'{name} cannot be read as a table, line {reader.line_num}: {e}.', 'Save it again as CSV in UTF-8.') from None
+    if not rows: raise SmileError(f'{name} is empty.', 'A table has one row per picture: a file name or id, and a label.')
     for line, r in rows:
         if len(r) != len(rows[0][1]):
             raise SmileError(f'{name} cannot be read as a table: line {line} has {len(r)} cells, the first line {len(rows[0][1])}.',

@@ -17,7 +17,7 @@ from .table import Source
 
 # %% ../nbs/07_checks.ipynb #e50cf4f5
 KINDS = ('unreadable', 'missing-image', 'image-without-row', 'label-variant', 'unlabelled', 'tiny-class', 'imbalance', 'odd-image',
-         'wrong-extension', 'exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak', 'suspect-label')
+         'wrong-extension', 'exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak', 'suspect-label', 'no-face', 'several-faces')
 SEVERITIES = ('error', 'warning', 'note')
 
 @dataclass(frozen=True)

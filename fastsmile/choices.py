@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNT', 'DRAWS', 'WEIGHTS', 'BALANCE', 'LOSS', 'STRENGTH', 'MIXES', 'AUGMENT', 'SCHEDULE', 'INIT', 'POOL', 'REFUSED',
-           'Value', 'parse_choice', 'spelled', 'parse_sum', 'parse_rates', 'parse_head', 'Asked', 'refuse']
+           'Value', 'parse_choice', 'spelled', 'parse_sum', 'parse_rates', 'parse_head', 'parse_views', 'Asked',
+           'refuse']
 
 # %% ../nbs/01_choices.ipynb #49ac0dd2
 from dataclasses import dataclass
@@ -99,6 +100,15 @@ def parse_head(
     if widths and all(1 <= w <= 16384 for w in widths): return widths
     raise OptionError(f'--head {text!r} is not known.', 'Accepted: linear, or mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512.')
 
+# %% ../nbs/01_choices.ipynb #d3fb4961
+def parse_views(
+    text: str | None, # a number, or fresh
+) -> int | None: # augmented views of each picture beside the plain one; None: new ones in every epoch
+    "What `--views` asks for; none where it is not given"
+    if text in (None, 'fresh'): return 0 if text is None else None
+    if text.isdecimal() and int(text) <= 1000: return int(text)
+    raise OptionError(f'--views {text!r} is not known.', 'Accepted: a number from 0 to 1000, or fresh.')
+
 # %% ../nbs/01_choices.ipynb #bde23f0d
 @dataclass(frozen=True)
 class Asked:
@@ -116,6 +126,13 @@ class Asked:
     spread: float | None
     folds: int | None
     seeds: int
+    views: str | None = None
+    compile: bool = False
+
+    @property
+    def kept_views(self) -> int | None:
+        "Augmented views whose features are kept beside those of the plain picture; None where no features are kept"
+        return parse_views(self.views) if self.freeze == 'head' else None
 
 REFUSED = (
     ('--balance with two ways of drawing', lambda a: len(a.balance.keys() & DRAWS.keys()) > 1, 'An epoch is drawn in one way.'),
@@ -134,6 +151,15 @@ REFUSED = (
     ('--freeze head with --freeze-epochs', lambda a: a.freeze == 'head' and a.freeze_epochs,
      'With --freeze head the head alone is trained all the time; --epochs says how long.'),
     ('--freeze head with --spread', lambda a: a.freeze == 'head' and a.spread, 'The head is one group of parameters, and has one rate.'),
+    ('--views without --freeze head', lambda a: a.views is not None and a.freeze != 'head',
+     'Features are those of a network that is never trained: with --freeze head it is all but the head.'),
+    ('--freeze head with mixup or cutmix, without --views fresh', lambda a: a.kept_views is not None and a.augment.keys() & MIXES.keys(),
+     'Features are computed once for each picture, and mixing makes new pictures in every batch; --views fresh computes them in every batch.'),
+    ('--freeze head with --balance augment:N, without --views', lambda a: a.kept_views == 0 and 'augment' in a.balance,
+     'Without views the pictures that are drawn again are copies; --views N makes N augmented ones of each, --views fresh new ones in every epoch.'),
+    ('--views N with --augment none', lambda a: a.kept_views and a.augment.keys() == {'none'}, 'Every view would be the picture itself; that is --views 0.'),
+    ('--compile with --freeze head, without --views fresh', lambda a: a.compile and a.kept_views is not None,
+     'The network works once for each picture, and what is trained is its last layer: there is nothing to compile.'),
     ('--refit-all with --schedule plateau', lambda a: a.refit_all and a.schedule[0] == 'plateau',
      'The plateau is seen on valid, and a refit has no valid left.'),
     ('--balance all with --lr-sweep', lambda a: not a.balance and a.lr_sweep, 'One comparison at a time.'),

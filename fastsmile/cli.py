@@ -9,16 +9,18 @@ __all__ = ['RUN', 'expand', 'main']
 import inspect
 import os
 import sys
+from dataclasses import fields
 from typing import Annotated
 
 import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
-from .options import (TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
-                               ExplainConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig,
-                               TuneConfig)
-from .tables import calibration_words, comparison_tables, evaluation_tables, fit_result, metrics_tables, predict_result, tried_result
+from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig,
+                               EvaluateConfig, ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
+                               SourceOptions, StudyConfig, TuneConfig, command_line)
+from .tables import (calibration_words, comparison_tables, evaluation_tables, export_words, fit_result, metrics_tables, predict_result,
+                              study_tables, tried_result)
 
 # %% ../nbs/20_cli.ipynb #423801d5
 @command('sample', SampleConfig, 'fastsmile sample faces -n 600', ('dir', inspect.Parameter.empty, 'a new or empty folder'))
@@ -30,8 +32,9 @@ def _sample(where, config):
     return [f'{n} faces in {plain(root)}; what is wrong with them stands in flaws.json.',
             f'Next: fastsmile fit {plain(root)}'], dict(path=str(root), images=n)
 
-# %% ../nbs/20_cli.ipynb #c67af20c
-@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error', ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+# %% ../nbs/20_cli.ipynb #ae78472d
+@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces',
+         ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _audit(source, config):
     "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
     from fastsmile.audit_page import audit
@@ -39,12 +42,15 @@ def _audit(source, config):
     r = done.record
     shown = [grid(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
                   [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
+    again = command_line('fit', [source], SourceOptions(**{f.name: getattr(config, f.name) for f in fields(SourceOptions)}))
     shown += [f'page: {plain(done.path/"audit.html")}',
-              f'the plan, to be edited and obeyed: fastsmile fit {plain(source)} --plan {plain(done.path/"plan.csv")}']
+              f'the plan, to be edited and obeyed: {plain(again)} --plan {plain(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
-# %% ../nbs/20_cli.ipynb #a013c6f9
-@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard',
+# %% ../nbs/20_cli.ipynb #df46b04b
+@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
+         'fastsmile fit faces --freeze head --views 4 --precision fp32; '
+         'fastsmile fit photographs --faces largest --face-margin 0.1',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
     "Audit, split, find the learning rate, train, evaluate, report"
@@ -96,13 +102,37 @@ def _cache(config):
 
 # %% ../nbs/20_cli.ipynb #bade6836
 @command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
-         "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces",
+         "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces; "
+         "fastsmile predict party.jpg --faces",
          ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, or - for paths on standard input', list[str]))
 def _predict(where, config):
     "One row for every picture: label, confidence, probabilities, or the reason there is none"
-    with quick_imports(): from fastsmile.predict import predict_to_file
+    with quick_imports():
+        from fastsmile.predict import import_for, predict_to_file, runs_on
+        import_for(runs_on(config.model, config.engine))
     with progress_bar('predicting') as start: done = predict_to_file(where if len(where) > 1 else where[0], config, start)
     return predict_result(done, config.html)
+
+# %% ../nbs/20_cli.ipynb #5e5dfcc0
+@command('serve', ServeConfig, "fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; curl -F files=@face.jpg http://127.0.0.1:8000/predict",
+         ('run', None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)'))
+def _serve(run, config):
+    "A page to ask the model, and a JSON API; on this machine alone unless --host says otherwise, until Ctrl-C"
+    with quick_imports():
+        from fastsmile.predict import import_for, runs_on
+        from fastsmile.serve import serve
+        import_for(runs_on(run, config.engine))
+    done = serve(run, config, lambda url, server: print(url, flush=True))
+    return [f'{done["requests"]} requests answered, {done["pictures"]} pictures in {done["batches"]} batches.'], done
+
+# %% ../nbs/20_cli.ipynb #c207b7f5
+@command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: fastsmile predict folder/ --engine onnx --model runs/resnet18',
+         ('run', inspect.Parameter.empty, 'a finished run, or a model folder'))
+def _export(run, config):
+    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept"
+    from fastsmile.export import export
+    done = export(run, config)
+    return export_words(done), done
 
 # %% ../nbs/20_cli.ipynb #7bfc3022
 RUN = ('run', inspect.Parameter.empty, 'a finished run folder')
@@ -157,6 +187,17 @@ def _compare(runs, config):
     r = compare(runs, config)
     return comparison_tables(r), r
 
+# %% ../nbs/20_cli.ipynb #20087be1
+@command('study', StudyConfig, 'fastsmile study clothing clothing.zip --quick --weights weights/',
+         ('name', inspect.Parameter.empty, 'smile-densenet161, smile-resnet50, emotions, clothing or face-property'),
+         ('source', inspect.Parameter.empty, 'the data set: folder, zip, CSV or array file'))
+def _study(name, source, config):
+    "A report's whole experiment, run again with several seeds: its table beside ours, and what held"
+    must_exist(source)
+    from fastsmile.study import study
+    r = study(name, source, config)
+    return study_tables(r), r
+
 # %% ../nbs/20_cli.ipynb #32b59811
 @command('demo', DemoConfig, 'fastsmile demo --out /tmp/demo')
 def _demo(config):
@@ -184,11 +225,13 @@ def _demo(config):
 def expand(
     args: list[str], # as typed
 ) -> list[str]:
-    "`--tta` without a value becomes `--tta flip`"
+    "`--tta` without a value becomes `--tta flip`; `--faces` becomes `--faces each` for predict and serve, and `--faces largest` for what trains"
+    alone = {'--tta': (TTA, 'flip'), '--faces': (FACES, 'each' if args[:1] in (['predict'], ['serve']) else 'largest')}
     out = []
     for i, a in enumerate(args):
         out.append(a)
-        if a == '--tta' and (i + 1 == len(args) or args[i + 1] not in TTA): out.append('flip')
+        words, word = alone.get(a, ((), ''))
+        if words and (i + 1 == len(args) or args[i + 1] not in words): out.append(word)
     return out
 
 @app.callback(invoke_without_command=True)

@@ -66,11 +66,12 @@ def command(
 ):
     "Make a command out of a function from (argument, config) to what to print, what `--json` prints, and maybe an exit code"
     def wrap(f):
-        def run(**given):
+        def run(ctx, **given):
             as_json = given.pop('json')
             where = [given.pop(a[0]) for a in arguments]
+            typed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if ctx.get_parameter_source(k).name != 'DEFAULT'}
             try:
-                show, result, *code = f(*where, config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
+                show, result, *code = f(*where, config(**typed))
                 if as_json: print(json.dumps(jsonable(result), ensure_ascii=False))
                 else: _print(show)
                 if code and code[0]: raise typer.Exit(code[0])
@@ -85,7 +86,8 @@ def command(
                                                                 typer.Argument(help=help, show_default=shown)]))
         last = inspect.Parameter('json', inspect.Parameter.KEYWORD_ONLY, default=False,
                                  annotation=Annotated[bool, typer.Option('--json', help='print the result as JSON')])
-        run.__signature__ = inspect.Signature([*first, *parameters(config), last])
+        context = inspect.Parameter('ctx', inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        run.__signature__ = inspect.Signature([context, *first, *parameters(config), last])
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
         app.command(name, help=f.__doc__, epilog=f'Example: {example}')(run)
         return f

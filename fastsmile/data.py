@@ -13,6 +13,7 @@ import pandas as pd
 
 from .checks import Finding, about, audit_record, class_findings, file_findings, suspect_finding, table_findings, worst_first
 from .core import SmileError, atomic, plain, say, sub_seed, write_json, write_text
+from .crops import cut_faces, face_findings
 from .hashes import HASHES
 from .images import Array
 from .options import DataOptions, FitConfig
@@ -41,10 +42,11 @@ def review(
 ) -> Review:
     "Examine every file of the source, find what is wrong, and make and obey the plan"
     edited = read_plan(config.plan) if config.plan else None
+    source = cut_faces(source, config, jobs, progress)
     frame = source.frame
     rows = frame[frame.reason.isin(['', 'unlabelled']) | (frame.path.isin(edited.path) if edited is not None else False)]
     seen = scan(source.reader, rows.path, Examiner(config.hash, config.mirror), jobs, progress)
-    single = table_findings(source) + file_findings(seen.facts)
+    single = table_findings(source) + face_findings(source) + file_findings(seen.facts)
     usable = frame[(frame.reason == '') & (frame.path.map(seen.facts.error) == '')]
     if oof is not None: single.append(suspect_finding(usable, oof))
     same, plan = plan_copies(usable, seen, HASHES[config.hash].near if config.near is None else config.near)

@@ -22,9 +22,9 @@ from .calibrate import rule_for, unfitted
 from .checks import audit_record
 from .core import SmileError, atomic, new_run, plain, read_json, say, seed_everything, sub_seed, write_json
 from .data import Data
-from .engine import pick_device
+from .device import pick_device
 from .evaluate import evaluate_predictions
-from .features import features_of
+from .embed import features_of
 from .measure import read_saved, wish_of
 from .models import ModelSpec
 from .options import DataOptions, EnsembleConfig, ProbeConfig, command_line

@@ -24,7 +24,8 @@ from fastsmile.choices import (
     spelled,
 )
 from .core import OptionError, choose
-from .fields import TTA, DataOptions, DecideOptions, opt
+from .fields import PRECISION, TTA, DataOptions, DecideOptions, opt
+from .recipes import RECIPES, follows, usual
 
 # %% ../nbs/01_fitting.ipynb #db534493
 RESIZE = ('squash', 'crop', 'pad')
@@ -32,10 +33,12 @@ CACHE = ('auto', 'memory', 'disk', 'none')
 TRACK = ('none', 'tensorboard', 'wandb')
 MONITOR = ('macro_f1', 'balanced_accuracy', 'accuracy', 'loss')
 
-# %% ../nbs/01_fitting.ipynb #922b19a9
+# %% ../nbs/01_fitting.ipynb #7581e8d0
+@follows
 @dataclass(frozen=True)
 class FitConfig(DataOptions, DecideOptions):
     "Everything `fit` can be told"
+    recipe: str | None = opt(None, f"train as one of the reports did: {', '.join(RECIPES)}; every other option overrules it", metavar='NAME')
     arch: str = opt('resnet18', "a timm architecture, e.g. densenet161, resnet50, mobilenetv2_100, or one of the reports' own; see fastsmile archs")
     weights: str = opt('hub', 'start from: hub (timm\'s pretrained weights), none (random), a .safetensors / .pth FILE, or an earlier RUN, '
                        'also of other classes', metavar='hub|none|FILE|RUN')
@@ -45,6 +48,8 @@ class FitConfig(DataOptions, DecideOptions):
     pool: str | None = opt(None, f"how the last feature map becomes a vector: {' or '.join(POOL)} (default: the architecture's own way)", metavar='WORD')
     init: str = opt('default', 'random weights (all of them with --weights none, else those of the head)', accepts=INIT)
     freeze: str = opt('none', "what is never trained: none, head (all but the head), or all before a MODULE, e.g. layer4.1.conv2", metavar='none|head|MODULE')
+    views: str | None = opt(None, 'with --freeze head the features of each picture are computed once, and of N augmented views of it (default 0); fresh: '
+                            'no features are kept, each epoch sees new views', metavar='N|fresh')
     size: int | None = opt(None, "pixels on a side that the network sees (default: the architecture's own)", least=16, most=1024)
     resize: str = opt('squash', 'how a picture of another shape becomes square', accepts=RESIZE)
     epochs: int = opt(5, 'epochs in which everything is trained', least=0, most=10000)
@@ -81,8 +86,12 @@ class FitConfig(DataOptions, DecideOptions):
     seeds: int = opt(1, 'train so many times, with seeds that follow each other, on the same split; the table shows the spread', least=1, most=100)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     workers: int | None = opt(None, 'processes that decode pictures (default: by the number of cores)', least=0, most=64)
-    cache: str = opt('auto', 'where decoded, resized pictures are kept: in memory, on disk for later runs too, or nowhere; auto goes by their size',
+    cache: str = opt('auto', 'where decoded, resized pictures are kept: in memory, on disk for later runs too, or nowhere; auto goes by their size, '
+                     'and keeps features of --freeze head on disk',
                      accepts=CACHE)
+    precision: str = opt('auto', 'numbers that training computes in; auto times a few batches where bf16 or fp16 may be quicker, and says what it chose',
+                         accepts=PRECISION)
+    compile: bool = opt(False, 'compile the network for training with torch.compile: a start of a minute or so, then quicker on some machines')
     tta: str = opt('flip', 'test-time augmentation reported beside the plain figures on test', accepts=TTA)
     track: str = opt('none', 'follow the training on a dashboard, each an extra of that name', accepts=TRACK)
 
@@ -103,12 +112,19 @@ class FitConfig(DataOptions, DecideOptions):
         return Asked({} if self.balance == 'all' else parse_sum('--balance', self.balance, BALANCE), parse_choice('--loss', self.loss, LOSS),
                      parse_sum('--augment', self.augment, AUGMENT), parse_choice('--schedule', self.schedule, SCHEDULE), self.freeze,
                      self.freeze_epochs, self.refit_all, self.patience, self.lr, bool(self.lr_sweep and parse_rates(self.lr_sweep)), self.spread, self.folds,
-                     self.seeds)
+                     self.seeds, self.views, self.compile)
+
+    def usual(self) -> dict: return usual(type(self), self.recipe)
 
     @property
     def training_seed(self) -> int:
         "The seed of draws and weights"
         return self.seed if self.train_seed is None else self.train_seed
+
+    @property
+    def seen_augment(self) -> str:
+        "The augmentation that training sees: none where the features of the plain pictures are all there is"
+        return 'none' if self.asked().kept_views == 0 else self.augment
 
     @property
     def compares(self) -> bool:

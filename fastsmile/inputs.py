@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from .core import OptionError, SmileError, plain
-from .images import Folder, ImageError, Zip, is_image_name
+from .images import Folder, ImageError, Zip, is_image_name, whole_and_box
 
 # %% ../nbs/15_inputs.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Listed(Folder):
     def raw(self, name: str) -> bytes:
         if not name.strip(): raise ImageError('the row names no file')
         if '\0' in name: raise ImageError('no such file')
-        path = self.root/name
-        if not path.suffix and not path.exists(): name = next((name + s for s in SUFFIXES if (self.root/(name + s)).exists()), name)
+        path = os.path.join(self.root, name)
+        if not Path(name).suffix and not os.path.exists(path): name = next((name + s for s in SUFFIXES if os.path.exists(path + s)), name)
         return super().raw(name)
 
 def _below(root: str | None, default) -> Folder:
@@ -166,7 +166,7 @@ def open_inputs(
     if root is not None and not Path(root).is_dir() and not (Path(root).is_file() and Path(root).suffix.lower() == '.zip'):
         raise OptionError(f'--root {plain(root)} is neither a folder nor a zip.')
     if '-' in words and len(words) > 1: raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
-    missing = [w for w in words if w != '-' and not os.path.lexists(w) and not glob.has_magic(w)]
+    missing = [w for w in words if w != '-' and not os.path.lexists(whole_and_box(w)[0]) and not glob.has_magic(w)]
     if missing: raise SmileError(f'{plain(missing[0])} does not exist.', f'Name {ACCEPTED}.')
     try: made = kind(alone, image_col, root) if kind else _of_several(words)
     except OSError as e: raise SmileError(f'{plain(words[0])} cannot be read: {e.strerror or plain(e)}.') from None

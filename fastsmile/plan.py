@@ -96,7 +96,7 @@ def read_plan(
     if not path.is_file(): raise SmileError(f'--plan {plain(path)} does not exist.', 'Name a plan.csv as `fastsmile audit` writes it.')
     raw = read_csv(path.read_bytes(), path.name).astype(str)
     head = [c.strip().lower() for c in raw.iloc[0]]
-    if not {'path', 'action'} <= set(head):
+    if not {'path', 'action'} <= set(head) or len(set(head)) < len(head):
         raise SmileError(f'{plain(path)} is no cleaning plan: its columns are {", ".join(map(plain, head))}.', f'It needs {", ".join(PLAN)}.')
     plan = raw.iloc[1:].set_axis(head, axis=1).reset_index(drop=True).reindex(columns=PLAN, fill_value='')
     plan[PLAN[1:]] = plan[PLAN[1:]].apply(lambda c: c.str.strip())

@@ -26,8 +26,8 @@ from .calibrate import rule_for, unfitted
 from .callbacks import Judge
 from .core import SmileError, atomic, new_run, now, plain, read_json, say, seed_everything, sub_seed, write_json
 from .data import Data, divide_rows, look, write_audit
-from .engine import pick_device
-from .features import features_of, headless
+from .device import pick_device
+from .embed import features_of, headless
 from .heads import head_name
 from .measure import wish_of, write_saved
 from .models import ModelSpec, build, make_spec

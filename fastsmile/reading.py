@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bundle import Model
 from .calibrate import Calibration
 from .core import OptionError
+from .faces import FACE
+from .facts import Model
 from .known import KNOWN, Known
 from .options import flag
 
@@ -102,6 +103,7 @@ def reading_of(
     raw: bool = False, # columns of the network's own probabilities, too
     request: Request = Request(), # calibrated probabilities, another rule, abstention, sets
     known: Known | None = None,   # labelled pictures, whose labels are taken
+    faces: bool = False,          # columns of where a face is in its photograph
 ) -> Reading:
     "The label by the model's rule or another, its probability, and those of all classes; an `OptionError` for a rule that is not there"
     classes, calibration = model.spec.classes, model.facts.calibration
@@ -113,10 +115,11 @@ def reading_of(
     def said(p):
         label, _, unsure, sets = decided(p, classes, calibration, request)
         return np.column_stack([label, unsure, sets & request.sets])
-    names = columns(classes)[1:-1] + [f'raw_{c}' for c in classes if raw] + request.columns(classes) + KNOWN * (known is not None)
+    names = columns(classes)[1:-1] + [f'raw_{c}' for c in classes if raw] + request.columns(classes) + KNOWN * (known is not None) + FACE * faces
     shifted = 'corrected to the class shares of the data' if np.ptp(model.facts.shift) > 1e-12 else 'under the class shares of the data, as training saw them'
     words = [f'p_ columns {shifted}, not calibrated']
     if request.calibrated: words.append(f'calibrated_ columns and confidence at temperature {calibration.temperature:.3f}')
     if raw: words.append('raw_ columns as the network gives them')
+    if faces: words.append('a row is a face; x, y, w and h are its box in pixels of the photograph')
     if known: words.append(f'where known is not empty, the label is that of one of {known.what}')
     return Reading(names, cells, said, '; '.join(words), known)

@@ -136,9 +136,15 @@ def training_words(options: dict, training: dict, model: dict) -> str:
         return f"{p['epochs']} epochs{early} of {what} ({p['note'].rstrip('.')})"
     phases, changed = ', then '.join(map(words, training['phases'])), ' '.join(WORDS[k].format(options[k]) for k in WORDS if options.get(k) not in (None, 0, 1))
     again = training.get('refit')
+    kept, parts = training.get('features'), training.get('parts', 1)
+    numbers = f"Computed in {training['precision']['note']}. " if training.get('precision') else ''
+    once = (f"The features of the frozen network were computed once, of each picture as it is and of {kept['views']} augmented views "
+            f"({kept['passes']:,} pictures, {kept['seconds']:.0f} seconds{', by an earlier run' if kept['cached'] else ''}). ") if kept else ''
+    less = f"Memory ran out: each batch was computed in {parts} parts before its step. " if parts > 1 else ''
+    augment = 'none' if kept and not kept['views'] else options['augment']
     return (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, from {start}; {phases}, "
             f"{options['schedule']}. "
-            f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {options['augment']}. {changed} "
+            f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {augment}. {numbers}{once}{less}{changed} "
             f"Kept: epoch {training['best_epoch']}, the best {SCORE_NAMES.get(options['monitor'], options['monitor'])} on valid. "
             + (f"Then trained again on train and valid together ({again['rows']} rows, {again['epochs']} epochs): test measures that model, "
                "valid the one before. " if again else '') + f"{training['seconds']:.0f} seconds on {training['device']}.")

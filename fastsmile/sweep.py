@@ -58,7 +58,7 @@ def variants(
     if config.lr_sweep: each = {f'lr {r:g}': replace(base, lr=f'{r:g}') for r in parse_rates(config.lr_sweep)}
     elif config.balance == 'all':
         ways = all_ways(np.bincount(labels, minlength=n_classes))
-        if 'none' in config.asked().augment: ways = [w for w in ways if not w.startswith('augment')]
+        if 'none' in config.asked().augment or config.asked().kept_views == 0: ways = [w for w in ways if not w.startswith('augment')]
         if config.loss.startswith('soft-f1'): ways = [w for w in ways if not w.startswith(('class-weight', 'logit-adjust'))]
         if config.loss == 'bce': ways = [w for w in ways if not w.startswith('logit-adjust')]
         each = {w: within_budget(replace(base, balance=w), labels, n_classes) for w in ways}

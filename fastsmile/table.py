@@ -9,14 +9,13 @@ __all__ = ['COLUMNS', 'TABLES', 'Source', 'from_tables', 'from_folders', 'from_a
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from .cells import SPLITS, Lookup, columns_of, label_key, read_csv, tidy_labels
 from .core import OptionError, SmileError, must_exist, plain
-from .images import Array, Folder, Zip
+from .images import Array, Folder, ImageError, Zip
 from .options import SourceOptions
 
 # %% ../nbs/03_table.ipynb #8a7dfc3e
@@ -103,13 +102,13 @@ def from_npz(
     "A reader and rows from the arrays of a .npz; raises `SmileError` where pictures and labels cannot be paired"
     try:
         with np.load(where, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as e:
-        raise SmileError(f'{plain(where)} cannot be read: {plain(e)}.', 'A .npz of arrays without pickled objects is accepted.') from None
+    except Exception as e:  # NumPy's readers raise whatever zlib, zipfile and Python's parser do
+        raise SmileError(f'{plain(where)} cannot be read: {plain(e)[:200]}.', 'A .npz of arrays without pickled objects is accepted.') from None
     def split(key): return next((SPLITS[w] for w in re.split(r'[^a-z]+', key.lower()) if w in SPLITS), '')
     pictures = [k for k, a in arrays.items() if a.dtype == np.uint8 and (a.ndim == 3 or (a.ndim == 4 and a.shape[3] in (1, 3, 4)))]
     parts = []
     for k in pictures:
-        fits = [n for n, a in arrays.items() if n not in pictures and a.size == len(a) == len(arrays[k]) and split(n) == split(k)]
+        fits = [n for n, a in arrays.items() if n not in pictures and a.ndim and a.size == len(a) == len(arrays[k]) and split(n) == split(k)]
         if len(fits) != 1:
             shapes = ', '.join(f'{plain(n)} {a.dtype}{list(a.shape)}' for n, a in arrays.items())
             raise SmileError(f'{plain(where)} holds {shapes}: {"no" if not fits else "more than one"} array of labels fits {plain(k)}.',
@@ -188,13 +187,20 @@ def _tables(where: Path, reader, opts: SourceOptions) -> list[tuple]:
     if where.is_dir(): files = {p.name: p.read_bytes for p in sorted(where.iterdir()) if p.suffix.lower() in TABLES[:3] and p.is_file()}
     else:
         inside = [n for n in reader.archive.namelist() if PurePosixPath(n).suffix.lower() in TABLES[:3] and n.count('/') <= 1 and '__MACOSX' not in n]
-        files = {n: (lambda n=n: reader.archive.read(n)) for n in inside}
+        files = {n: (lambda n=n: _member(reader, n)) for n in inside}
         if not files: files = {p.name: p.read_bytes for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
     by_split = {n: SPLITS[PurePosixPath(n).stem.lower()] for n in files if PurePosixPath(n).stem.lower() in SPLITS}
     if 'train' in by_split.values(): return [(n, files[n](), s) for s in ('train', 'valid', 'calib', 'test') for n in by_split if by_split[n] == s]
     if len(files) <= 1 or 'metadata.csv' in files: return [(n, f(), '') for n, f in files.items() if len(files) == 1 or n == 'metadata.csv']
     raise SmileError(f'{plain(where)} has several tables: {", ".join(map(plain, files))}.',
                      'Say which with --labels FILE, or use the class folders with --layout folders.')
+
+# %% ../nbs/03_table.ipynb #b454881b
+def _member(reader: Zip, name: str) -> bytes:
+    "A table inside a zip; a `SmileError` where it cannot be unpacked or is larger than any table"
+    try: return reader.raw(name)
+    except ImageError as e:
+        raise SmileError(f'{plain(name)} in {plain(reader.root)}: {e}.', 'Pack the zip again, or name the table with --labels FILE.') from None
 
 # %% ../nbs/03_table.ipynb #27c58935
 def _shared(frame: pd.DataFrame, opts: SourceOptions) -> tuple[pd.DataFrame, dict]:

@@ -19,13 +19,13 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder, valley
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam
 from torch import nn
 
 from .callbacks import Average, FrozenNorm, History, Judge, Keep, Live, NoValid, Patience, Plateau, StopAtNaN, load_weights
 from .core import OptionError, say, seed_everything, sub_seed
+from .mixed import SteadyLearner
 from .resume import Rejoin, Snapshot, restore
 from .stages import param_groups
 
@@ -42,11 +42,11 @@ def make_learner(
     loss: nn.Module | None = None, # from `make_loss`; cross-entropy where None
     groups: int = 3,    # of parameters
     cbs=(),             # more callbacks
-) -> Learner:
+) -> SteadyLearner:
     "A fastai Learner around a timm model, with our callbacks"
     path = Path(path)
     cbs = [ChannelsLast(), FrozenNorm(), StopAtNaN(), History(judge, path/'history.csv', classes, talk), Keep(path/'checkpoints', monitor), *cbs]
-    learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, splitter=partial(param_groups, n=groups), wd=wd, train_bn=False,
+    learn = SteadyLearner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, splitter=partial(param_groups, n=groups), wd=wd, train_bn=False,
                     path=path, model_dir='checkpoints', cbs=cbs)
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback)))
     learn.model.to(dls.device)
@@ -84,7 +84,7 @@ class Trace(Callback):
         if self.training: self.steps.append((self.opt.hypers[-1]['lr'], float(self.loss.detach())))
 
 def find_rate(
-    learn: Learner,    # its weights and optimizer are as before afterwards
+    learn: SteadyLearner,    # its weights and optimizer are as before afterwards
     steps: int = 100,  # at least 50
 ) -> Rate:
     "Search the learning rate in the learner's present state of freezing"
@@ -145,7 +145,7 @@ SCHEDULES = {'one-cycle': lambda learn, n, lr, _: learn.fit_one_cycle(n, lr), 'f
 
 # %% ../nbs/13_train.ipynb #9dc8c887
 def run_phases(
-    learn: Learner,
+    learn: SteadyLearner,
     phases: list[Phase],
     lr: float | list | None, # the highest rate, or one for each phase, or None: each phase searches its own
     seed: int,               # of what a search leaves behind in the generators
@@ -173,7 +173,7 @@ def run_phases(
     load_weights(learn.model, learn.keep.folder/f'{load}.safetensors')
     return done
 
-def choose_rate(learn: Learner, name: str, lr: float | None, steps: int) -> tuple[float, Rate | None]:
+def choose_rate(learn: SteadyLearner, name: str, lr: float | None, steps: int) -> tuple[float, Rate | None]:
     "The rate that is given, or one that is searched; says which"
     rate = find_rate(learn, steps) if lr is None else None
     learn.history.talk(f'{name}: {rate.note}' if rate else f'{name}: learning rate {lr:g}, as given.')
@@ -189,7 +189,7 @@ def recalled(made: dict) -> tuple[float, Rate | None]:
     return made['lr'], Rate(made['lr'], made['note'], pd.DataFrame(made['curve'], columns=['lr', 'loss', 'smooth']))
 
 def run_phase(
-    learn: Learner,
+    learn: SteadyLearner,
     phase: Phase,
     top: float,      # the head's highest rate
     schedule: tuple, # one of `SCHEDULES`, and its value
@@ -204,8 +204,8 @@ def run_phase(
             if live: live.stop()
 
 def refit(
-    learn: Learner,           # over train and valid together, from the weights that the first training started with
-    first: Learner,           # the one that chose
+    learn: SteadyLearner,     # over train and valid together, from the weights that the first training started with
+    first: SteadyLearner,     # the one that chose
     done: list,               # what `run_phases` returned for it
     seed: int,
     schedule: tuple,

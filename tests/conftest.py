@@ -22,6 +22,12 @@ def shared():
     return SHARED
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    "No test reads or leaves anything in the user's cache"
+    os.environ['FASTSMILE_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory):
     "A small sample data set"

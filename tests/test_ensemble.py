@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 from fastsmile.bundle import load_bundle
 from fastsmile.compare import compare
@@ -61,7 +62,8 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
         assert np.abs(again[p].astype(float).to_numpy() - saved[p].to_numpy()).max() < 1e-5
     done = predict_to_file(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full', calibrated=True))
     assert done.rows > 100 and done.failed < 10
-    assert Engine(model, 'bf16', 'cpu').exact is not None and Engine(model, device='cpu').folded > 10
+    assert Engine(model, 'bf16', 'cpu').exact is not None
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in Engine(model, device='cpu').net.modules())
 
 
 def test_the_members_stand_beside_the_ensemble(both, run):
@@ -99,7 +101,7 @@ def test_a_forest_over_what_they_say(run, second, faces, tmp_path, inputs):
 
 def test_what_taught_one_measures_nothing(run, faces, tiny, tmp_path):
     "Another split: only the rows that are test for both are left; the folds of a cross-validation share none"
-    other = fit(faces, replace(tiny, seed=4, tta='none', out=str(tmp_path/'other')))
+    other = fit(faces, replace(tiny, seed=6, tta='none', out=str(tmp_path/'other')))
     made = ensemble([run.path, other.path], EnsembleConfig(tta='none', out=str(tmp_path/'both')))
     tables = [pd.read_csv(r.path/'table.csv', keep_default_na=False).query("reason == ''").set_index('path').split for r in (run, other)]
     saved = pd.read_csv(made.path/'predictions_test.csv').path

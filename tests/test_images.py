@@ -1,5 +1,6 @@
 "Every file ends as a decoded RGB picture or as a reason, and plain timm prepares pictures as we do."
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -90,3 +91,27 @@ def test_prepare_is_timms_own_transform(mode, size, pct):
     img = decode(picture(size=size))
     theirs = create_transform((3, 48, 48), interpolation='bicubic', mean=prep.mean, std=prep.std, crop_pct=pct, crop_mode=mode, normalize=False)(img)
     assert np.abs(prepare(img, prep).astype(int) - theirs.permute(1, 2, 0).numpy()).max() == 0
+
+
+def test_what_could_run_a_program_is_no_picture(tmp_path):
+    "EPS goes through Ghostscript; its bytes are refused whatever the file is called"
+    eps = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n'
+    with pytest.raises(ImageError, match='not an image'): decode(eps)
+    buf = io.BytesIO()
+    Image.new('RGB', (20, 20), 'red').save(buf, 'PCX')
+    with pytest.raises(ImageError, match='not an image'): decode(buf.getvalue())
+
+
+@pytest.mark.parametrize('fmt', ['JPEG', 'MPO', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000', 'TGA', 'ICO'])
+def test_every_format_of_photographs_opens(fmt):
+    buf = io.BytesIO()
+    Image.new('RGB', (32, 32), 'red').save(buf, fmt)
+    assert decode(buf.getvalue()).size == (32, 32)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no pipes')
+def test_a_pipe_or_a_device_called_jpg_is_answered_at_once(tmp_path):
+    os.mkfifo(tmp_path/'pipe.jpg')
+    (tmp_path/'zero.jpg').symlink_to('/dev/zero')
+    for name in ('pipe.jpg', 'zero.jpg'):
+        with pytest.raises(ImageError, match='a device or a pipe'): Folder(tmp_path).raw(name)

@@ -458,7 +458,7 @@ def test_threads_are_given_back(album, run):
                                      ('vit_tiny_patch16_224', dict(size=96)), ('convnext_atto', {}), ('regnetx_002', {}), ('ghostnet_050', {})])
 def test_folding_changes_only_the_last_digits(arch, kw):
     import copy
-    from fastsmile.engine import fold_norms
+    from fastsmile.fold import fold_norms
     from fastsmile.models import build, make_spec
     torch.manual_seed(0)
     net = build(make_spec(arch, ['a', 'b'], **kw)).eval()

@@ -1,0 +1,102 @@
+"A study trains its entries, goes on where it was stopped, and says what held from the figures alone"
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from fastsmile.core import OptionError, SmileError, read_json
+from fastsmile.options import StudyConfig
+from fastsmile.studies import STUDIES
+from fastsmile.study import fewer, start_of, study
+from fastsmile.options import FitConfig
+
+ASKED = ('B1', 'B2')
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "The options of a study that takes seconds"
+    out = tmp_path_factory.mktemp('studies')/'face'
+    return StudyConfig(quick=True, seeds=2, weights='none', rows=110, only=ASKED, out=str(out), device='cpu', workers=0)
+
+
+@pytest.fixture(scope='module')
+def done(faces, small, monkeypatch_module):
+    "That study, on the sample"
+    return study('face-property', faces, small)
+
+
+@pytest.fixture(scope='module')
+def monkeypatch_module():
+    "The study's entries with an epoch"
+    with pytest.MonkeyPatch.context() as m:
+        s = STUDIES['face-property']
+        m.setitem(STUDIES, 'face-property', replace(s, shared=s.shared | dict(bs=16), quick=dict(epochs=1, size=32)))
+        yield m
+
+
+def test_every_entry_has_a_run_for_each_seed_and_a_row(done, small):
+    assert [r['name'] for r in done['entries']] == list(ASKED)
+    assert len(list((small_path(small)/'runs').iterdir())) == 4
+    table = pd.read_csv(small_path(small)/'study.csv')
+    assert list(table.entry) == list(ASKED) and table.theirs_balanced_accuracy.tolist() == [0.8233, 0.8412]
+    for r in done['entries']:
+        each = [read_json(p/'metrics.json')['test']['balanced_accuracy']['value'] for p in sorted((small_path(small)/'runs').glob(f'{r["name"].lower()}-*'))]
+        assert r['ours']['balanced_accuracy']['seeds'] == pytest.approx(each)
+        assert r['ours']['balanced_accuracy']['value'] == pytest.approx(sum(each) / 2)
+
+
+def small_path(config):
+    from pathlib import Path
+    return Path(config.out)
+
+
+def test_claims_on_entries_that_were_not_trained_are_not_tested(done):
+    said = {c['says']: c['verdict'] for c in done['claims']}
+    assert said['Dropout and one more layer help (B2 over B1).'] != 'not tested'
+    assert said['Augmentation at a lower rate helps (B3 over B2).'] == 'not tested'
+
+
+def test_pages_hold_their_figures_and_ours(done, small):
+    for name in ('study.md', 'study.html'):
+        text = (small_path(small)/name).read_text()
+        assert '0.823' in text and f"{done['entries'][0]['ours']['balanced_accuracy']['value']:.3f}" in text
+    assert (small_path(small)/'study.svg').read_text().startswith('<svg')
+
+
+def test_what_is_finished_is_not_trained_again(done, faces, small):
+    runs = sorted((small_path(small)/'runs').iterdir())
+    before = [(p/'config.json').stat().st_mtime_ns for p in runs]
+    again = study('face-property', faces, small)
+    assert [(p/'config.json').stat().st_mtime_ns for p in runs] == before
+    assert again['entries'][0]['ours'] == done['entries'][0]['ours']
+
+
+def test_other_options_in_the_same_folder_are_refused(done, faces, small):
+    with pytest.raises(SmileError, match='No training ran'): study('face-property', faces, replace(small, seed=7))
+
+
+def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
+    entry, config = STUDIES['face-property'].entries[4], FitConfig(recipe='resnet50-partial')
+    with pytest.raises(SmileError, match='neither of resnet50'): start_of(entry, config, str(tmp_path))
+    (tmp_path/'mobilenetv2_100.safetensors').touch()
+    made, note = start_of(entry, config, str(tmp_path))
+    assert (made.arch, made.freeze, note) == ('mobilenetv2_100', 'blocks.6', 'mobilenetv2_100 for resnet50')
+    (tmp_path/'resnet50.safetensors').touch()
+    made, note = start_of(entry, config, str(tmp_path))
+    assert (made.arch, made.freeze, note) == ('resnet50', 'layer4.1.conv2', '')
+    assert start_of(STUDIES['face-property'].entries[0], FitConfig(recipe='cnn-b1'), str(tmp_path))[0].weights == 'none'
+
+
+def test_wrong_names_are_answered_with_what_there_is(faces):
+    with pytest.raises(OptionError, match='clothing'): study('shoes', faces)
+    with pytest.raises(OptionError, match='B1, B2'): study('face-property', faces, StudyConfig(only=('B9',)))
+
+
+def test_fewer_rows_keep_groups_whole_and_classes_in_proportion(run):
+    data = run.data
+    some = fewer(data, len(data.rows) // 2, 1)
+    assert abs(len(some.rows) - len(data.rows) / 2) < 12
+    assert set(some.rows.split) == set(data.rows.split) and set(some.rows.path) < set(data.rows.path)
+    lost = set(data.rows.group[~data.rows.path.isin(some.rows.path)]) - {''}
+    assert not lost & set(some.rows.group)
