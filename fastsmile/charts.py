@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'ORANGE', 'chart', 'curve_chart', 'rate_chart', 'draw_rates', 'balance_chart', 'reliability_chart',
-           'interval_chart']
+           'interval_chart', 'draw_search', 'draw_importance']
 
 # %% ../nbs/16_charts.ipynb #ac36afe9
 import io
@@ -123,3 +123,28 @@ def interval_chart(
         ax.set_xlabel(title)
     words = '; '.join(f'{n} {v:.3f}, {low:.3f} to {high:.3f}' for n, v, low, high in rows)
     return chart(draw, f'{title}: {words}', size=(4.6, 0.9 + 0.36 * len(rows)))
+
+# %% ../nbs/16_charts.ipynb #ed99949d
+def draw_search(
+    ax,
+    table: pd.DataFrame, # of trials: trial, state, and a column valid_METRIC
+):
+    "The worth of each trial on valid, in the order in which they ran, and the best so far"
+    t, column = table.sort_values('trial'), next(c for c in table if c.startswith('valid_'))
+    good, stopped = t[t.state == 'complete'], t[t.state == 'pruned']
+    ax.plot(good.trial, good[column], 'o', color=BLUE, ms=4, label='complete')
+    if len(stopped): ax.plot(stopped.trial, stopped[column], 'x', color=ORANGE, ms=4, label='stopped')
+    ax.step(good.trial, good[column].cummin() if column == 'valid_loss' else good[column].cummax(), where='post', color=INK, lw=0.8, label='best so far')
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel='trial', ylabel=column.replace('valid_', 'valid ').replace('_', ' '))
+    ax.legend(frameon=False, fontsize=8)
+
+def draw_importance(
+    ax,
+    shares: dict, # option -> share
+):
+    "A bar for each option"
+    ax.barh(range(len(shares)), list(shares.values()), 0.6, color=BLUE)
+    ax.set_yticks(range(len(shares)), [_safe(k) for k in shares])
+    ax.invert_yaxis()
+    ax.set_xlabel('share of the differences between trials (fANOVA)')

@@ -18,7 +18,7 @@ from .console import app, command, grid, progress_bar, quick_imports
 from .core import must_exist, plain, say
 from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig,
                                EvaluateConfig, ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
-                               SourceOptions, StudyConfig, command_line)
+                               SourceOptions, StudyConfig, TuneConfig, command_line)
 from .tables import (calibration_words, comparison_tables, evaluation_tables, export_words, fit_result, metrics_tables, predict_result,
                               study_tables, tried_result)
 
@@ -47,8 +47,9 @@ def _audit(source, config):
               f'the plan, to be edited and obeyed: {plain(again)} --plan {plain(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
-# %% ../nbs/20_cli.ipynb #729d3220
-@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5; fastsmile fit faces --freeze head --views 4 --precision fp32; '
+# %% ../nbs/20_cli.ipynb #df46b04b
+@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
+         'fastsmile fit faces --freeze head --views 4 --precision fp32; '
          'fastsmile fit photographs --faces largest --face-margin 0.1',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
@@ -66,6 +67,15 @@ def _probe(source, config):
     from fastsmile.probe import probe
     with progress_bar('features') as start: run = probe(source, config, start)
     return tried_result(run)
+
+# %% ../nbs/20_cli.ipynb #f1428a6b
+@command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60; fastsmile tune faces --space lr,balance,loss --sampler random',
+         ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+def _tune(source, config):
+    "Search options with Optuna, judged on valid; the best trial is finished as a run and measured on test once. The same command goes on"
+    must_exist(source)
+    from fastsmile.tune import tune
+    return tried_result(tune(source, config))
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))

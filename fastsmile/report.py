@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'WORDS', 'RULE_WORDS', 'verdict', 'failing', 'report_context', 'clock', 'data_context', 'report_charts',
-           'class_chart', 'album_of', 'training_words', 'rule_words', 'reading_words', 'tried_context', 'short',
-           'training_context', 'write_report', 'render', 'write_plots']
+           'search_charts', 'class_chart', 'album_of', 'training_words', 'rule_words', 'reading_words', 'tried_context',
+           'short', 'training_context', 'write_report', 'render', 'write_plots', 'save_figure']
 
 # %% ../nbs/17_report.ipynb #259664a0
 import base64
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .balance import balance_words
-from .charts import balance_chart, curve_chart, draw_rates, interval_chart, rate_chart, reliability_chart
+from .charts import balance_chart, chart, curve_chart, draw_importance, draw_rates, draw_search, interval_chart, rate_chart, reliability_chart
 from .core import atomic, plain, read_json, write_text
 from .sweep import summary
 
@@ -92,8 +92,16 @@ def report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict:
                   classes=class_chart(metrics[part]))
     if history is not None: charts |= dict(loss=curve_chart(history, 'loss', 'loss'), f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch),
                                            accuracy=curve_chart(history, 'accuracy', 'accuracy', level=level))
+    if (run/'importance.csv').exists(): charts |= search_charts(run)
     if (run/'lr_find.csv').exists(): charts['lr'] = rate_chart(pd.read_csv(run/'lr_find.csv'))
     return charts
+
+def search_charts(run: Path) -> dict: # name -> SVG
+    "What a search for options has tried, and which of them mattered"
+    shares = pd.read_csv(run/'importance.csv').set_index('option').importance.to_dict()
+    table = pd.read_csv(run/'tried.csv')
+    return dict(search=chart(lambda ax: draw_search(ax, table), 'trials of the search')) | (
+        dict(importance=chart(lambda ax: draw_importance(ax, shares), 'importance of options')) if shares else {})
 
 def class_chart(
     m: dict, # of one part
@@ -228,12 +236,12 @@ def write_plots(
         for part in ('train', 'valid'): ax.plot(history.epoch, history[f'{part}_{column}'], label=part)
         ax.set(title=column.replace('_', ' '), xlabel='epoch')
         ax.legend()
-    _save(fig, run/'curves.png')
+    save_figure(fig, run/'curves.png')
     if not (run/'lr_find.csv').exists(): return
     curve = pd.read_csv(run/'lr_find.csv')
     fig = Figure(figsize=(5, 3), layout='constrained')
     draw_rates(fig.subplots(), curve)
-    _save(fig, run/'lr_find.png')
+    save_figure(fig, run/'lr_find.png')
 
-def _save(fig, path: Path):
+def save_figure(fig, path: Path):
     with atomic(path) as tmp: fig.savefig(tmp, format='png', dpi=110)

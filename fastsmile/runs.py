@@ -32,6 +32,7 @@ from .session import build_learner, pictures_of, refit_all, spec_of, tell_networ
 from .stages import freeze_before
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
+from .track import tracked
 
 # %% ../nbs/18_runs.ipynb #d06c4b7b
 def fit(
@@ -103,7 +104,7 @@ def _fit(data: Data, spec: ModelSpec, net, config: FitConfig, path: Path, device
     write_audit(data, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, pictures)
-    training, done = train(learn, config, path, resume)
+    with tracked(learn, config, path): training, done = train(learn, config, path, resume)
     model = Model(spec, facts, learn.model.eval(), str(path/'model'))
     if config.refit_all:
         predict_parts(model, data, config, path, ('valid',))

@@ -11,7 +11,8 @@ import pytest
 from conftest import folder, picture
 
 from fastsmile.options import (ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
-                               ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig, StudyConfig, flag)
+                               ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig, StudyConfig,
+                               TuneConfig, flag)
 
 
 def shell(*args, cwd=None, **env):
@@ -23,7 +24,7 @@ def shell(*args, cwd=None, **env):
                                          ('archs', ArchsConfig), ('audit', AuditConfig), ('evaluate', EvaluateConfig), ('calibrate', CalibrateConfig),
                                          ('explain', ExplainConfig), ('report', ReportConfig), ('compare', CompareConfig), ('cache', CacheConfig),
                                          ('probe', ProbeConfig), ('ensemble', EnsembleConfig), ('export', ExportConfig), ('serve', ServeConfig),
-                                         ('study', StudyConfig)])
+                                         ('study', StudyConfig), ('tune', TuneConfig)])
 def test_help_shows_every_option_and_an_example(name, config):
     r = shell(name, '--help')
     assert r.returncode == 0 and f'fastsmile {name}' in r.stdout.split('Example')[1]
