@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'SAME', 'WEIGHTS', 'NONE', 'SEVERAL', 'FACE', 'FaceBox', 'detector_file', 'shared_part', 'distinct',
-           'FaceFinder', 'finder_of']
+           'FaceFinder', 'finder_of', 'tell_faces']
 
 # %% ../nbs/05_faces.ipynb #1f40b61b
 import threading
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import OptionError
+from .core import OptionError, say
 from .images import ImageError
 
 # %% ../nbs/05_faces.ipynb #922b19a9
@@ -121,6 +121,18 @@ def finder_of(
     if opts.faces == 'none': return None
     margin = (trained or {}).get('face_margin', 0.) if opts.face_margin is None else opts.face_margin
     return FaceFinder(opts.faces, margin, opts.face_score)
+
+def tell_faces(
+    origin: dict, # of a model
+    opts,         # with `faces` and `face_margin`
+):
+    "Say where what is asked for is not what the model was trained on, or may not be"
+    own = origin.get('faces')
+    if own and opts.faces == 'none':
+        say('This model was trained on faces that --faces cut out of photographs: photographs need it here, too.', style='yellow')
+    if not own and opts.faces != 'none' and opts.face_margin is None:
+        say('How closely the faces that this model was trained on were cut is not known: --face-margin 0 is taken. It matters; give what they were cut with.',
+            style='yellow')
 
 NONE, SEVERAL = 'no face found', 'more than one face'
 FACE = ['face', 'x', 'y', 'w', 'h', 'face_score']  # columns of a row of predictions

@@ -87,13 +87,14 @@ def reading_for(run: Path, saved: Saved, config: EvaluateConfig) -> Calibration:
 def predict_source(run: Path, source, config: EvaluateConfig) -> tuple[Saved, Saved | None, list[dict]]: # without and with TTA; `copies_in` it
     "The run's model on a labelled source"
     from fastsmile.crops import cut_faces
-    from fastsmile.predict import columns, load_model, predict_rows, tell_faces
+    from fastsmile.faces import tell_faces
+    from fastsmile.predict import columns, load_model, predict_rows
     from fastsmile.table import read_source
     if Path(read_json(run/'config.json').get('source', '')) == Path(source).absolute():
         raise SmileError(f'{plain(source)} is what this run was trained on.', 'Without a SOURCE, evaluate measures the rows of it that chose nothing.')
     model = load_model(run)
     read = cut_faces(read_source(source, config), config, trained=model.facts.origin)
-    if config.faces == 'none': tell_faces(model)
+    tell_faces(model.facts.origin, config)
     rows, classes = given(read.kept, source, config).reset_index(drop=True), model.spec.classes
     strange = sorted(set(rows.label) - set(classes))
     if strange:

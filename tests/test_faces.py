@@ -186,6 +186,15 @@ def test_a_face_is_predicted_as_its_crop_would_be(album, run, tmp_path):
     assert (prepare(reader.image(parts[0]), Prep(size=32)) == prepare(Folder(tmp_path).image('0.png'), Prep(size=32))).all()
 
 
+def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu')
+    predict_to_file(album/'a', ask)
+    assert '--face-margin 0 is taken' in capsys.readouterr().err
+    predict_to_file(album/'a', replace(ask, face_margin=0.1))
+    assert 'face-margin' not in capsys.readouterr().err
+
+
 def test_margin_and_score_reach_the_network(album, run, tmp_path):
     def confidences(**kw):
         predict_to_file(album/'a', PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu', **kw))
@@ -283,7 +292,7 @@ def test_fit_trains_on_faces_and_says_so_in_the_model(trained, photographs, tmp_
     predict_to_file(photographs, ask)
     assert '--faces' in capsys.readouterr().err
     predict_to_file(photographs, replace(ask, faces='largest'))  # with the margin of the training
-    assert '--faces' not in capsys.readouterr().err
+    assert 'face' not in capsys.readouterr().err
     again, test = {r['path']: r for r in rows_of(ask.out)}, rows_of(trained.path/'predictions_test.csv')
     assert test and all(abs(float(again[r['path'].split('#')[0]]['p_yes']) - float(r['p_yes'])) < 1e-5 for r in test)
 
