@@ -62,6 +62,15 @@ def fastsmile(model: Path, size: int, precision: str = 'auto'):
     return lambda files: sum(not r['error'] for r in predict_rows(engine, Folder('.'), files, total=len(files)))
 
 
+def onnx(model: Path, size: int):
+    from fastsmile.export import export
+    from fastsmile.images import Folder
+    from fastsmile.options import ExportConfig
+    from fastsmile.predict import load_model, predict_rows
+    made = load_model(export(model, ExportConfig(out=str(model.parent/f'{model.name}.onnx')))['out'])
+    return lambda files: sum(not r['error'] for r in predict_rows(made, Folder('.'), files, total=len(files)))
+
+
 def fastai(model: Path, size: int):
     import timm
     from fastai.vision.all import CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, Resize, ResizeMethod, imagenet_stats
@@ -141,7 +150,7 @@ def decode_alone(model: Path, size: int):
     return run
 
 
-CONTENDERS = dict(fastsmile=fastsmile, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics,
+CONTENDERS = dict(fastsmile=fastsmile, onnx=onnx, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics,
                   model=model_alone, decode=decode_alone)
 
 
@@ -195,7 +204,7 @@ def _first(_): return 'a'  # a label for fastai, which wants one; a name of a mo
 
 
 def cold(args):
-    "One picture from a fresh process: `fastsmile predict`, and fastai's load_learner and predict"
+    "One picture from a fresh process: `fastsmile predict` with torch and from an exported file, and fastai's load_learner and predict"
     from fastai.vision.all import CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Resize, ResizeMethod
     import timm
     with tempfile.TemporaryDirectory() as tmp:
@@ -205,8 +214,11 @@ def cold(args):
         learn = Learner(block.dataloaders(files, num_workers=0), timm.create_model(f'local-dir:{model}', pretrained=True),
                         loss_func=CrossEntropyLossFlat())
         learn.export(tmp/'export.pkl')
+        exported = ['export', model, '--check', tmp/'pictures', '--out', tmp/'model.onnx']
         python = [sys.executable, '-W', 'ignore']
+        subprocess.run(list(map(str, [*python, '-m', 'fastsmile', *exported])), check=True, capture_output=True)
         ways = dict(fastsmile=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', model, '--out', tmp/'p.csv'],
+                    onnx=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', tmp/'model.onnx', '--out', tmp/'p.csv'],
                     fastai=[*python, '-c', BY_HAND, tmp/'export.pkl', files[0]])
         best = {}
         for _ in range(args.rounds + 1):  # the first fills the disk's cache
@@ -217,7 +229,7 @@ def cold(args):
                 other = max(0., (all1 - all0 - own1 + own0) / seconds / CORES)
                 if name not in best or seconds < best[name][0]: best[name] = seconds, other
         print(json.dumps(dict(arch=args.arch, seconds={k: round(s, 2) for k, (s, _) in best.items()}, other={k: round(o, 2) for k, (_, o) in best.items()},
-                              ratio=round(best['fastsmile'][0] / best['fastai'][0], 2))))
+                              ratio={k: round(best[k][0] / best['fastai'][0], 2) for k in ('fastsmile', 'onnx')})))
 
 
 GROW = '''
@@ -250,7 +262,7 @@ def machine(args):
     import torch
     have = torch.cpu.get_capabilities()
     packages = {}
-    for p in ('fastsmile', 'torch', 'timm', 'fastai', 'pillow', 'transformers', 'ultralytics'):
+    for p in ('fastsmile', 'torch', 'onnxruntime', 'timm', 'fastai', 'pillow', 'transformers', 'ultralytics'):
         try: packages[p] = version(p)
         except PackageNotFoundError: pass
     print(json.dumps(dict(cpu=have['cpu_name'], cores=CORES, **{k: have.get(k) for k in ('avx512_f', 'avx512_bf16', 'amx_bf16')}, system=platform.platform(),

@@ -157,7 +157,7 @@ REFUSED = (
      'Features are computed once for each picture, and mixing makes new pictures in every batch; --views fresh computes them in every batch.'),
     ('--freeze head with --balance augment:N, without --views', lambda a: a.kept_views == 0 and 'augment' in a.balance,
      'Without views the pictures that are drawn again are copies; --views N makes N augmented ones of each, --views fresh new ones in every epoch.'),
-    ('--views N with --augment none', lambda a: a.kept_views and a.augment.keys() == {'none'}, 'Every view would be the picture itself.'),
+    ('--views N with --augment none', lambda a: a.kept_views and a.augment.keys() == {'none'}, 'Every view would be the picture itself; that is --views 0.'),
     ('--compile with --freeze head, without --views fresh', lambda a: a.compile and a.kept_views is not None,
      'The network works once for each picture, and what is trained is its last layer: there is nothing to compile.'),
     ('--refit-all with --schedule plateau', lambda a: a.refit_all and a.schedule[0] == 'plateau',

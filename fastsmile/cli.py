@@ -47,8 +47,9 @@ def _audit(source, config):
               f'the plan, to be edited and obeyed: {plain(again)} --plan {plain(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
-# %% ../nbs/20_cli.ipynb #3accaed3
-@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5; fastsmile fit photographs --faces largest --face-margin 0.1',
+# %% ../nbs/20_cli.ipynb #729d3220
+@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5; fastsmile fit faces --freeze head --views 4 --precision fp32; '
+         'fastsmile fit photographs --faces largest --face-margin 0.1',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
     "Audit, split, find the learning rate, train, evaluate, report"

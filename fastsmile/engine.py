@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .backend import Backend, unpack
+from .core import OptionError, plain
 from .device import DTYPES, device_memory, out_of_memory, pick_device, pick_precision
 from .facts import Model
 from .fold import ready
@@ -27,6 +28,8 @@ class Engine(Backend):
         device: str | None = None,
         most: int = 10**9,         # pictures that go through at once; halved when memory runs out
     ):
+        if not isinstance(model.net, torch.nn.Module):
+            raise OptionError(f'{plain(model.where)} is an exported model: this needs torch, and the run that it comes from.', 'predict takes it as it is.')
         device, looks_up = pick_device(device), any(m.spec.head for m in (model, *model.members))
         super().__init__(model, 'fp32' if looks_up and precision == 'auto' else pick_precision(precision, device), device, most)
         self.dtype, self.close = DTYPES[self.precision], CLOSE.get(self.precision, 0.)

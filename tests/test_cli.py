@@ -11,7 +11,7 @@ import pytest
 from conftest import folder, picture
 
 from fastsmile.options import (ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
-                               ExplainConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, flag)
+                               ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig, StudyConfig, flag)
 
 
 def shell(*args, cwd=None, **env):
@@ -22,7 +22,8 @@ def shell(*args, cwd=None, **env):
 @pytest.mark.parametrize('name,config', [('fit', FitConfig), ('predict', PredictConfig), ('sample', SampleConfig), ('demo', DemoConfig),
                                          ('archs', ArchsConfig), ('audit', AuditConfig), ('evaluate', EvaluateConfig), ('calibrate', CalibrateConfig),
                                          ('explain', ExplainConfig), ('report', ReportConfig), ('compare', CompareConfig), ('cache', CacheConfig),
-                                         ('probe', ProbeConfig), ('ensemble', EnsembleConfig)])
+                                         ('probe', ProbeConfig), ('ensemble', EnsembleConfig), ('export', ExportConfig), ('serve', ServeConfig),
+                                         ('study', StudyConfig)])
 def test_help_shows_every_option_and_an_example(name, config):
     r = shell(name, '--help')
     assert r.returncode == 0 and f'fastsmile {name}' in r.stdout.split('Example')[1]

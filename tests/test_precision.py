@@ -164,3 +164,22 @@ def test_the_report_says_it(faces, tiny, tmp_path):
     r = fit(faces, replace(tiny, precision='bf16', epochs=1, tta='none', out=str(tmp_path/'r'), model_args=TINY))
     assert r.config['training']['precision']['used'] == 'bf16' and 'Computed in bf16, as asked' in r.report.read_text()
     assert isinstance(r.learner(), SteadyLearner)
+
+
+# Compiled
+
+def test_compiled_training_is_training_and_keeps_the_names(data, tiny, tmp_path, exact, monkeypatch):
+    from torch._dynamo.utils import counters
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: plain(self, backend='eager'))  # no C++ compiler, no minute of waiting
+    counters.clear()
+    h, _, learn = trained(data, replace(tiny, precision='fp32', compile=True), tmp_path)
+    assert counters['frames']['ok'] > 0
+    assert (h.train_loss - exact[0].train_loss).abs().max() < 1e-3
+    assert set(load_file(tmp_path/'checkpoints'/'best.safetensors')) == set(exact[2].model.state_dict()) and learn.model._compiled_call_impl is None
+
+
+def test_where_nothing_can_be_compiled(faces, tiny, tmp_path, monkeypatch):
+    def fail(*_, **__): raise RuntimeError('no C++ compiler was found')
+    monkeypatch.setattr(torch, 'compile', fail)
+    with pytest.raises(OptionError, match='no C.. compiler was found'): fit(faces, replace(tiny, compile=True, out=str(tmp_path/'r')))
