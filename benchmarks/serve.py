@@ -114,7 +114,7 @@ def decoding_alone(some: list[bytes], size: int, seconds: float) -> float: # pic
 
 
 def speed(args):
-    from fastsmile.backend import batch_size
+    from fastsmile.memory import batch_size
     shape = tuple(map(int, args.shape.split('x')))
     with tempfile.TemporaryDirectory() as tmp:
         model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(64, shape), batch_size(args.size, 'cpu')
