@@ -63,7 +63,7 @@ def fastsmile(model: Path, size: int, precision: str = 'auto'):
 
 
 def onnx(model: Path, size: int):
-    from fastsmile.export import export
+    from fastsmile.exporting import export
     from fastsmile.images import Folder
     from fastsmile.options import ExportConfig
     from fastsmile.predict import load_model, predict_rows

@@ -64,7 +64,7 @@ def _fit(source, config):
 def _probe(source, config):
     "Nearest neighbours, a forest and logistic regression on frozen features or on pixels: chosen on valid, reported on test"
     must_exist(source)
-    from fastsmile.probe import probe
+    from fastsmile.probing import probe
     with progress_bar('features') as start: run = probe(source, config, start)
     return tried_result(run)
 
@@ -74,7 +74,7 @@ def _probe(source, config):
 def _tune(source, config):
     "Search options with Optuna, judged on valid; the best trial is finished as a run and measured on test once. The same command goes on"
     must_exist(source)
-    from fastsmile.tune import tune
+    from fastsmile.tuning import tune
     return tried_result(tune(source, config))
 
 # %% ../nbs/20_cli.ipynb #b5c527a9
@@ -120,7 +120,7 @@ def _serve(run, config):
     "A page to ask the model, and a JSON API; on this machine alone unless --host says otherwise, until Ctrl-C"
     with quick_imports():
         from fastsmile.predict import import_for, runs_on
-        from fastsmile.serve import serve
+        from fastsmile.serving import serve
         import_for(runs_on(run, config.engine))
     done = serve(run, config, lambda url, server: print(url, flush=True))
     return [f'{done["requests"]} requests answered, {done["pictures"]} pictures in {done["batches"]} batches.'], done
@@ -130,7 +130,7 @@ def _serve(run, config):
          ('run', inspect.Parameter.empty, 'a finished run, or a model folder'))
 def _export(run, config):
     "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept"
-    from fastsmile.export import export
+    from fastsmile.exporting import export
     done = export(run, config)
     return export_words(done), done
 
@@ -175,7 +175,7 @@ def _explain(run, images, config):
          ('runs', [], 'two finished run folders or more, on one source'))
 def _ensemble(runs, config):
     "Several runs as one model: the mean of their probabilities, or a forest over what they say"
-    from fastsmile.ensemble import ensemble
+    from fastsmile.ensembling import ensemble
     with progress_bar('what the members say') as start: run = ensemble(runs, config, start)
     return tried_result(run)
 
@@ -194,7 +194,7 @@ def _compare(runs, config):
 def _study(name, source, config):
     "A report's whole experiment, run again with several seeds: its table beside ours, and what held"
     must_exist(source)
-    from fastsmile.study import study
+    from fastsmile.studying import study
     r = study(name, source, config)
     return study_tables(r), r
 

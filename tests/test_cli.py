@@ -89,3 +89,12 @@ def test_a_reader_that_leaves_is_no_failure(capsys, monkeypatch):
     for left in (BrokenPipeError(), SystemExit(1)): assert translate(left) == 1  # `fastsmile compare ... | head`: Rich leaves with SystemExit
     assert 'failed inside' not in capsys.readouterr().err
     assert translate(ValueError('x')) == 1 and 'failed inside' in capsys.readouterr().err
+
+
+def test_names_of_the_package_are_functions_also_after_their_rooms_were_imported():
+    "A room called like its function would stand in its place"
+    import fastsmile
+    from importlib import import_module
+    for name, home in fastsmile._HOMES.items():
+        import_module(f'fastsmile.{home}')
+        assert callable(getattr(fastsmile, name)), name

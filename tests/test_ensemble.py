@@ -12,11 +12,11 @@ from fastsmile.bundle import load_bundle
 from fastsmile.compare import compare
 from fastsmile.core import OptionError, SmileError
 from fastsmile.engine import Engine
-from fastsmile.ensemble import ensemble
+from fastsmile.ensembling import ensemble
 from fastsmile.models import build, make_spec
 from fastsmile.options import CalibrateConfig, CompareConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, PredictConfig, ProbeConfig
 from fastsmile.predict import predict_to_file
-from fastsmile.probe import probe
+from fastsmile.probing import probe
 from fastsmile.review import calibrate, evaluate, explain
 from fastsmile.runs import fit, load_run
 

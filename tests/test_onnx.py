@@ -21,7 +21,7 @@ from fastsmile.backend import pixels_to_input
 from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
 from fastsmile.core import OptionError, SmileError
 from fastsmile.engine import Engine
-from fastsmile.export import export
+from fastsmile.exporting import export
 from fastsmile.images import Folder, Prep
 from fastsmile.models import build, make_spec
 from fastsmile.onnx import OnnxEngine, load_onnx

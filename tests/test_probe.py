@@ -19,7 +19,7 @@ from fastsmile.engine import Engine
 from fastsmile.heads import head_of
 from fastsmile.models import build, make_spec
 from fastsmile.options import CalibrateConfig, CompareConfig, EvaluateConfig, ExplainConfig, FitConfig, ProbeConfig
-from fastsmile.probe import probe
+from fastsmile.probing import probe
 from fastsmile.review import calibrate, evaluate, explain
 from fastsmile.runs import Run, load_run, resume
 from fastsmile.shallow import Neighbours, describe_head, forest_of

@@ -30,7 +30,7 @@ from fastsmile.bundle import load_bundle, save_bundle
 from fastsmile.core import OptionError, SmileError
 from fastsmile.engine import Engine
 from fastsmile.explain import evidence, overlay
-from fastsmile.export import export
+from fastsmile.exporting import export
 from fastsmile.faces import finder_of
 from fastsmile.images import Folder, decode, prepare
 from fastsmile.intake import FormBody, Refused, Upload
@@ -38,7 +38,7 @@ from fastsmile.options import PredictConfig, ServeConfig
 from fastsmile.predict import load_model, predict_rows
 from fastsmile.reading import Request, reading_of
 from fastsmile.sample import draw_face, draw_params
-from fastsmile.serve import serve
+from fastsmile.serving import serve
 from fastsmile.service import Service, measured
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -434,7 +434,7 @@ def test_an_exported_model_is_served_without_torch(run, tmp_path):
     done = export(tmp_path/'run'/'model')
     file = next(Path(tmp_path).rglob('*.onnx'))
     assert done and file.exists()
-    code = """import sys, threading, fastsmile.serve as s; from fastsmile.options import ServeConfig
+    code = """import sys, threading, fastsmile.serving as s; from fastsmile.options import ServeConfig
 def ready(url, server):
     print(url, flush=True)
     threading.Thread(target=lambda: (sys.stdin.readline(), setattr(server, 'should_exit', True))).start()

@@ -7,7 +7,7 @@ import pytest
 from fastsmile.core import OptionError, SmileError, read_json
 from fastsmile.options import StudyConfig
 from fastsmile.studies import STUDIES
-from fastsmile.study import fewer, start_of, study
+from fastsmile.studying import fewer, start_of, study
 from fastsmile.options import FitConfig
 
 ASKED = ('B1', 'B2')

@@ -9,7 +9,7 @@ import pytest
 from fastsmile.core import OptionError, SmileError
 from fastsmile.options import SPACE, FitConfig, TuneConfig
 from fastsmile.runs import load_run, resume
-from fastsmile.tune import config_of, folder_for, one_more, space_of, tune
+from fastsmile.tuning import config_of, folder_for, one_more, space_of, tune
 
 optuna = pytest.importorskip('optuna')
 
@@ -58,7 +58,7 @@ def test_the_best_trial_is_a_run(searched, faces):
 def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, faces, tmp_path, monkeypatch):
     "In the middle of the second trial, after its first epoch"
     once = replace(config, out=str(tmp_path/'search'))
-    from fastsmile.tune import Tell
+    from fastsmile.tuning import Tell
     real = Tell.after_epoch
     def killed(self):
         real(self)
@@ -94,13 +94,13 @@ def test_a_trial_that_lags_is_stopped(config, faces, tmp_path):
     run = tune(faces, replace(config, trials=2, out=str(tmp_path/'pruned')), each)
     t = table(run)
     assert t.state.tolist() == ['complete', 'pruned'] and t.epochs.tolist() == [2, 1] and 'stopped' in (run.path/'report.html').read_text()
-    from fastsmile.tune import pruner_for
+    from fastsmile.tuning import pruner_for
     assert isinstance(pruner_for(replace(config, pruner='none')), optuna.pruners.NopPruner)
     assert isinstance(pruner_for(config), optuna.pruners.MedianPruner)
 
 
 def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, tmp_path, monkeypatch):
-    import fastsmile.tune as module
+    import fastsmile.tuning as module
     real = module.run_trial
     def fails(search, trial, told):
         if trial.number == 0: raise SmileError('The loss is not a number any more.')
@@ -123,7 +123,7 @@ def test_each_word_of_the_space_varies_its_option(name):
 
 
 def test_samplers(config, faces, tmp_path):
-    from fastsmile.tune import sampler_for
+    from fastsmile.tuning import sampler_for
     d = space_of(config, 32)
     def draws(kind, numbers):
         out = []
@@ -136,7 +136,7 @@ def test_samplers(config, faces, tmp_path):
 
 
 def test_importance_finds_the_option_that_matters():
-    from fastsmile.tune import importance, trial_table
+    from fastsmile.tuning import importance, trial_table
     study = optuna.create_study(direction='maximize', sampler=optuna.samplers.RandomSampler(seed=0))
     d = dict(lr=optuna.distributions.FloatDistribution(0, 1), bs=optuna.distributions.FloatDistribution(0, 1))
     for i in range(30):
