@@ -292,7 +292,8 @@ def test_fit_trains_on_faces_and_says_so_in_the_model(trained, photographs, tmp_
     predict_to_file(photographs, ask)
     assert '--faces' in capsys.readouterr().err
     predict_to_file(photographs, replace(ask, faces='largest'))  # with the margin of the training
-    assert 'face' not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert '--faces' not in err and '--face-margin' not in err
     again, test = {r['path']: r for r in rows_of(ask.out)}, rows_of(trained.path/'predictions_test.csv')
     assert test and all(abs(float(again[r['path'].split('#')[0]]['p_yes']) - float(r['p_yes'])) < 1e-5 for r in test)
 
