@@ -12,7 +12,8 @@ from importlib import import_module
 _HOMES = dict(SmileError='core', OptionError='core', SourceOptions='options', AuditConfig='options', FitConfig='options', PredictConfig='options',
               SampleConfig='options', DemoConfig='options', EvaluateConfig='options', CalibrateConfig='options', ExplainConfig='options',
               ReportConfig='options', ProbeConfig='options', EnsembleConfig='options', CompareConfig='options', ExportConfig='options',
-              ServeConfig='options', StudyConfig='options', TuneConfig='options', read_source='table', audit='audit_page', fit='runs', probe='probe', ensemble='ensemble',
+              ServeConfig='options', StudyConfig='options',
+              TuneConfig='options', read_source='table', audit='audit_page', fit='runs', probe='probe', ensemble='ensemble',
               tune='tune', export='export', serve='serve', study='study', load_run='runs', load_model='predict', Run='runs')
 __all__ = [*_HOMES, '__version__']
 
