@@ -130,7 +130,7 @@ def sampler_for(config: TuneConfig, number: int):
 def pruner_for(config: TuneConfig):
     "The pruner: no trial ends before its second epoch, nor before three are complete"
     p = need_optuna().pruners
-    return dict(median=lambda: p.MedianPruner(n_startup_trials=3, n_warmup_steps=1), none=p.NopPruner)[config.pruner]()
+    return dict(median=lambda: p.MedianPruner(n_startup_trials=3, n_warmup_steps=2), none=p.NopPruner)[config.pruner]()
 
 def asked_of(source, config: TuneConfig) -> dict:
     "What must be the same where a search goes on"
