@@ -17,11 +17,12 @@ from functools import partial
 
 from .api import openapi
 from .core import SmileError, plain, say
+from .faces import tell_faces
 from .intake import Refused, Upload, foreign, known_host, read_files
 from .options import ServeConfig
 from .outputs import as_json
 from .page import POLICY, About, answers_of, asset, problem, whole_page
-from .predict import load_model, tell_faces
+from .predict import load_model
 from .service import Service, about_page
 
 # %% ../nbs/19_serving.ipynb #45d83045
@@ -279,7 +280,7 @@ def serve(
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f'model: {plain(model.where)} ({model.spec.arch}, {model.spec.prep.size} px), {service.engine.precision} on {service.engine.device}{service.engine.by}')
-    if config.faces == 'none': tell_faces(model)
+    tell_faces(model.facts.origin, config)
     if config.explain != 'none' and not service.methods: say(MUTE, style='yellow')
     if not host.startswith('127.') and host != '::1': say('Whoever can reach this machine can ask: there is no password and no encryption.', style='yellow')
     if ready: ready(url, server)

@@ -16,7 +16,7 @@ from test_cli import shell
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
-from fastsmile import export as room
+import fastsmile.exporting as room
 from fastsmile.backend import pixels_to_input
 from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
 from fastsmile.core import OptionError, SmileError
