@@ -40,6 +40,7 @@ class Case:
     weights: str = ''       # a file; random where empty
     workers: int = 2        # of fastai by hand
     weighted: bool = False
+    still: bool = False     # fastai's frozen BatchNorm is not trained
     options: str = ''       # more of fastsmile's, as JSON
     folder: str = ''        # with rows.csv and the pictures
 
@@ -98,7 +99,8 @@ def fastai_by_hand(case: Case) -> dict:
     else: dls = block.dataloaders(df, **kwargs)
     more = dict(pretrained_cfg_overlay=dict(file=case.weights)) if case.weights else {}
     metrics = F1Score(average='macro')
-    if case.weights or case.frozen: learn = vision_learner(dls, case.arch, pretrained=bool(case.weights), metrics=metrics, **more)
+    if case.weights or case.frozen: learn = vision_learner(dls, case.arch, pretrained=bool(case.weights), metrics=metrics,
+                                                            train_bn=not case.still, **more)
     else: learn = Learner(dls, timm.create_model(case.arch, num_classes=len(dls.vocab)), metrics=metrics)
     curve = []
 
@@ -213,10 +215,12 @@ def main():
     parser.add_argument('--who', default=','.join(CONTENDERS))
     parser.add_argument('--options', default='', help='more options of fit, as JSON')
     parser.add_argument('--weighted', action='store_true', help='every class equally often, in both')
+    parser.add_argument('--still', action='store_true',
+                        help='by hand, the BatchNorm of a frozen network is not trained either: fastai does, unless it is told not to')
     for name in ('epochs', 'bs', 'size', 'workers'): parser.add_argument(f'--{name}', type=int)
     args = parser.parse_args()
-    case = replace(CASES[args.case], weights=args.weights and str(Path(args.weights).absolute()), weighted=args.weighted, options=args.options,
-                   **{k: getattr(args, k) for k in ('epochs', 'bs', 'size', 'workers') if getattr(args, k) is not None})
+    case = replace(CASES[args.case], weights=args.weights and str(Path(args.weights).absolute()), weighted=args.weighted, still=args.still,
+                   options=args.options, **{k: getattr(args, k) for k in ('epochs', 'bs', 'size', 'workers') if getattr(args, k) is not None})
     if args.case == 'finetune' and not args.weights: parser.error('finetune needs --weights FILE')
     with tempfile.TemporaryDirectory() as tmp:
         prepare(args.data, args.rows, Path(tmp))
