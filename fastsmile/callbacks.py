@@ -22,6 +22,7 @@ from torch import nn
 from .balance import decide, probabilities
 from .core import SmileError, atomic, say
 from .evaluate import confusion, scores
+from .sheets import write_sheet
 
 # %% ../nbs/13_callbacks.ipynb #ee3a98ca
 class FrozenNorm(Callback):
@@ -112,7 +113,7 @@ def peak_memory(
 
 def write_history(path: Path, rows: list[dict]):
     "The rows as CSV, atomically"
-    with atomic(path) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    write_sheet(pd.DataFrame(rows), path)
 
 # %% ../nbs/13_callbacks.ipynb #0c9fc0f5
 class Keep(Callback):

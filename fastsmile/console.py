@@ -9,7 +9,6 @@ __all__ = ['app', 'parameters', 'translate', 'command', 'grid', 'progress_bar', 
 import atexit
 import gc
 import inspect
-import json
 import os
 import sys
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .core import OptionError, SmileError, jsonable, plain, say
+from .core import OptionError, SmileError, json_text, plain, plain_lines, say
 from .options import flag
 
 # %% ../nbs/19_console.ipynb #5ab8abe8
@@ -72,7 +71,7 @@ def command(
             typed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if ctx.get_parameter_source(k).name != 'DEFAULT'}
             try:
                 show, result, *code = f(*where, config(**typed))
-                if as_json: print(json.dumps(jsonable(result), ensure_ascii=False))
+                if as_json: print(json_text(result))
                 else: _print(show)
                 if code and code[0]: raise typer.Exit(code[0])
             except BaseException as e:
@@ -97,7 +96,7 @@ def _print(show):
     "Print Rich tables and text to standard output"
     from rich.console import Console
     console = Console(highlight=False, markup=False, soft_wrap=False, force_jupyter=False)
-    for s in show: console.print(s, soft_wrap=isinstance(s, str))
+    for s in show: console.print(plain_lines(s) if isinstance(s, str) else s, soft_wrap=isinstance(s, str))
 
 # %% ../nbs/19_console.ipynb #c2e4010d
 def grid(
@@ -109,8 +108,8 @@ def grid(
     from rich import box
     from rich.table import Table
     from rich.text import Text
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
-    for i, c in enumerate(columns): table.add_column(Text(c), justify='right' if i else 'left', overflow='fold')
+    table = Table(title=Text(plain(title)), box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
+    for i, c in enumerate(columns): table.add_column(Text(plain(c)), justify='right' if i else 'left', overflow='fold')
     for r in rows: table.add_row(*(Text(plain(v)) for v in r))
     return table
 

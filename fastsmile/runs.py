@@ -29,6 +29,7 @@ from .report import verdict, write_plots, write_report
 from .resume import STATE
 from .seal import predict_parts, record_of, recorded, seal, status_of
 from .session import build_learner, pictures_of, refit_all, spec_of, tell_network, train, write_balance, write_preview
+from .sheets import read_sheet
 from .stages import freeze_before
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
@@ -201,11 +202,11 @@ class Run:
     @cached_property
     def metrics(self) -> dict: return read_json(self.path/'metrics.json')
     @property
-    def history(self) -> pd.DataFrame: return pd.read_csv(self.path/'history.csv')
+    def history(self) -> pd.DataFrame: return read_sheet(self.path/'history.csv', numbers=True)
     @property
     def comparison(self) -> pd.DataFrame | None:
         "A row for each training, where the run compared several"
-        return pd.read_csv(self.path/'comparison.csv') if (self.path/'comparison.csv').exists() else None
+        return read_sheet(self.path/'comparison.csv', numbers=True) if (self.path/'comparison.csv').exists() else None
     @property
     def report(self) -> Path: return self.path/'report.html'
     @property
@@ -226,7 +227,7 @@ class Run:
     @cached_property
     def data(self) -> Data:
         "The run's rows, as they were divided; its source must still be there"
-        table = pd.read_csv(self.path/'table.csv', dtype=str, keep_default_na=False)
+        table = read_sheet(self.path/'table.csv')
         return Data(read_source(self.config['source'], self.options), table, [], self.config['origin']['data'])
 
     def learner(self):

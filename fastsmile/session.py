@@ -28,6 +28,7 @@ from .mixed import Choice, choose_precision, compiled, mixing_of
 from .models import ModelSpec, build, make_spec, needs_fastsmile
 from .options import FitConfig
 from .resume import STATE, Snapshot
+from .sheets import write_sheet
 from .stages import count_parameters, freeze_before, stage_table
 from .train import extras, make_learner, plan_phases, refit, run_phases
 
@@ -96,7 +97,7 @@ def train(
         done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.asked().schedule, snap=snap)
     curves = [rate.curve.assign(phase=p.name, taken=lr) for p, lr, rate in done if rate]
     if curves:
-        with atomic(path/'lr_find.csv') as tmp: pd.concat(curves).to_csv(tmp, index=False)
+        write_sheet(pd.concat(curves), path/'lr_find.csv')
     ran = [r['phase'] for r in learn.history.rows]
     phases = [dict(name=p.name, epochs=ran.count(p.name), asked=p.epochs, frozen=p.frozen, lr=lr,
                    note=rate.note if rate else f'Learning rate {lr:g}, as given.') for p, lr, rate in done]
