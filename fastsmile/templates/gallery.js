@@ -19,3 +19,4 @@ function filter() {
 }
 function sort() { for (const grid of document.querySelectorAll('.grid')) grid.append(...[...grid.children].sort(orders[$('sort').value])) }
 document.querySelector('form').addEventListener('input', e => e.target.id === 'sort' ? sort() : filter())
+document.querySelector('form').addEventListener('submit', e => e.preventDefault())
