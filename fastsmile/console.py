@@ -11,7 +11,6 @@ import gc
 import inspect
 import json
 import os
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -123,7 +122,7 @@ def grid(
 
 # %% ../nbs/19_console.ipynb #79ecda6b
 class progress_bar:
-    "A Rich bar on standard error with rate and time left; nothing where that is no terminal"
+    "A Rich bar on standard error with rate and time left; nothing where that is no terminal, or one that only adds lines (TERM=dumb)"
     def __init__(self, what: str): self.what = what
     def __enter__(self):
         from rich.console import Console
@@ -131,7 +130,7 @@ class progress_bar:
         rate = TextColumn('{task.fields[rate]}')
         self.bar = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(),
                             console=Console(stderr=True), transient=True)
-        if sys.stderr.isatty(): self.bar.start()
+        if self.bar.console.is_terminal and not self.bar.console.is_dumb_terminal: self.bar.start()
         return self.start
     def start(self, total: int | None):
         task = self.bar.add_task(self.what, total=total, rate='')

@@ -128,7 +128,7 @@ def watch(learn, config: FitConfig):
     "Add the callbacks that the options ask for, and a display where somebody looks at a terminal"
     learn.add_cbs(extras(learn.dls, config.ema, config.accumulate, config.clip, config.patience))
     live = Live()
-    if live.console.is_terminal and not os.environ.get('FASTSMILE_QUIET'):
+    if live.console.is_terminal and not live.console.is_dumb_terminal and not os.environ.get('FASTSMILE_QUIET'):
         learn.add_cb(live)
         learn.history.talk = live.talk
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FALLBACK', 'RANGE', 'SCHEDULES', 'make_learner', 'extras', 'Rate', 'Trace', 'Search', 'find_rate', 'smooth',
-           'suggest', 'Phase', 'plan_phases', 'run_phases', 'choose_rate', 'recorded', 'recalled', 'run_phase', 'refit']
+           'suggest', 'Phase', 'plan_phases', 'run_phases', 'ready', 'choose_rate', 'recorded', 'recalled', 'run_phase',
+           'refit']
 
 # %% ../nbs/13_train.ipynb #49ac0dd2
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from .core import OptionError, say, seed_everything, sub_seed
 from .mixed import SteadyLearner
 from .ranks import from_first, gathered, rank
 from .resume import Rejoin, Snapshot, restore
-from .stages import param_groups
+from .stages import param_groups, trained_names
 
 # %% ../nbs/13_train.ipynb #9bf65561
 def make_learner(
@@ -48,8 +49,8 @@ def make_learner(
     "A fastai Learner around a timm model, with our callbacks"
     path = Path(path)
     cbs = [ChannelsLast(), FrozenNorm(), StopAtNaN(), History(judge, path/'history.csv', classes, talk), Keep(path/'checkpoints', monitor), *cbs]
-    learn = SteadyLearner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, splitter=partial(param_groups, n=groups), wd=wd, train_bn=False,
-                    path=path, model_dir='checkpoints', cbs=cbs)
+    learn = SteadyLearner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, wd=wd, train_bn=False,
+                    splitter=partial(param_groups, n=groups, names=trained_names(model)), path=path, model_dir='checkpoints', cbs=cbs)
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback)))
     learn.model.to(dls.device)
     return learn
@@ -171,10 +172,10 @@ def run_phases(
     done, total = [], sum(p.epochs for p in phases) * len(learn.dls.train)
     given = lr if isinstance(lr, list) else [lr] * len(phases)
     for i, (p, lr) in enumerate(zip(phases, given, strict=True)):
-        (learn.freeze if p.frozen else learn.unfreeze)()
+        ready(learn, p)
         before = snap is not None and i <= snap.at
         top, rate = recalled(snap.rate(i)) if before else choose_rate(learn, p.name, lr, min(100, total // 3))
-        if rate: learn.opt = None  # as a search leaves it
+        if rate: ready(learn, p)
         if snap: snap.enter(i, recorded(top, rate), snap.found[1]['begun'] if before and i == snap.at else len(learn.history.rows))
         done.append((p, top, rate))
         if before and i < snap.at: continue
@@ -186,6 +187,11 @@ def run_phases(
             run_phase(learn, p, top, schedule, [snap, *([Rejoin(snap)] if before else [])] if snap else [])
     if not rank(): load_weights(learn.model, learn.keep.folder/f'{load}.safetensors')
     return done
+
+def ready(learn: SteadyLearner, phase: Phase):
+    "An optimizer that remembers nothing, over what the phase trains"
+    learn.opt = None
+    (learn.freeze if phase.frozen else learn.unfreeze)()
 
 def choose_rate(learn: SteadyLearner, name: str, lr: float | None, steps: int) -> tuple[float, Rate | None]:
     "The rate that is given, or one that is searched; says which"
