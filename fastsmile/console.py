@@ -11,13 +11,14 @@ import gc
 import inspect
 import json
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Annotated
 
 import typer
 
-from .core import OptionError, SmileError, jsonable, plain, say
+from .core import OptionError, SmileError, jsonable, plain, say, several
 from .options import flag
 
 # %% ../nbs/19_console.ipynb #5ab8abe8
@@ -40,6 +41,9 @@ def translate(
     e: BaseException,
 ) -> int: # the exit code
     "Say what went wrong, in one place for all commands"
+    if isinstance(e, OptionError) and several() and os.environ['RANK'] != '0':  # all were given the same, and the first says it
+        time.sleep(2)  # before torchrun ends it, because one process has ended
+        return 2
     if isinstance(e, SmileError):
         say(f'error: {plain(e.message)}', style='bold red')
         if e.hint: say(e.hint)
@@ -70,7 +74,10 @@ def command(
             where = [given.pop(a[0]) for a in arguments]
             typed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if ctx.get_parameter_source(k).name != 'DEFAULT'}
             try:
-                show, result, *code = f(*where, config(**typed))
+                if name != 'fit' and several():
+                    raise OptionError(f'fastsmile {name} in several processes.', 'torchrun is for fastsmile fit; start this once, without it.')
+                if (told := f(*where, config(**typed))) is None: raise typer.Exit  # a process that only helps another
+                show, result, *code = told
                 if as_json: print(json.dumps(jsonable(result), ensure_ascii=False))
                 else: _print(show)
                 if code and code[0]: raise typer.Exit(code[0])
