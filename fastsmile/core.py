@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'MAX_JSON', 'SmileError', 'OptionError', 'choose', 'plain', 'plain_lines', 'say', 'atomic', 'write_text',
            'write_json', 'json_text', 'jsonable', 'read_json', 'new_run', 'must_exist', 'newest_run', 'now', 'sub_seed',
-           'seed_everything']
+           'seed_everything', 'several']
 
 # %% ../nbs/00_core.ipynb #a70a506a
 import json
@@ -208,3 +208,8 @@ def seed_everything(
     random.seed(seed)
     if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(seed % 2**32)
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #d47a6888
+def several() -> bool:
+    "Was this process started as one of several that are to work together?"
+    return os.environ.get('WORLD_SIZE', '1') != '1' and {'RANK', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()

@@ -14,6 +14,7 @@ os.environ.setdefault('FASTSMILE_QUIET', '1')
 warnings.filterwarnings('ignore', category=FutureWarning)
 
 SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
+TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv that no two trainings share
 TINY = '{"channels": [8, 16, 32, 64]}'
 
 
@@ -43,6 +44,31 @@ def tiny():
     "Options of a run that takes seconds"
     from fastsmile.options import FitConfig
     return FitConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, epochs=2, bs=16, lr='0.005', seed=1)
+
+
+@pytest.fixture(scope='session')
+def data(faces, tiny):
+    "The sample, audited and divided"
+    from fastsmile.data import audit_source
+    from fastsmile.table import read_source
+    return audit_source(read_source(faces, tiny), tiny)
+
+
+def learner(data, config, path):
+    "A Learner on the CPU that has not trained yet"
+    from fastsmile.runs import build_learner, new_net
+    from fastsmile.session import spec_of
+    spec = spec_of(config, data.classes)
+    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
+
+
+def trained(data, config, path, resume=False):
+    "A training alone: its history without times, what it tells, its Learner"
+    import pandas as pd
+    from fastsmile.session import train
+    learn = learner(data, config, path)
+    told, _ = train(learn, config, path, resume)
+    return pd.DataFrame(learn.history.rows).drop(columns=TIMES), told, learn
 
 
 @pytest.fixture(scope='session')
