@@ -245,7 +245,7 @@ class Zip(Folder):
             return self._open[1]
 
     def names(self) -> list[str]:
-        return sorted({i.filename for i in self.archive.infolist() if not i.is_dir() and is_image_name(i.filename)})
+        return sorted({i.filename for i in self.archive.infolist() if i.filename and not i.is_dir() and is_image_name(i.filename)})
 
     def raw(self, name: str) -> bytes:
         try: return unpack(self.archive, name, MAX_BYTES)

@@ -127,6 +127,13 @@ def test_photographs_and_tables_stay_within_the_limits(tmp_path):
         assert all(i.file_size < MAX_RATIO / 4 * i.compress_size for i in z.infolist())
 
 
+def test_a_member_without_a_name(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        z.writestr('a.png', picture())
+        z.writestr(zipfile.ZipInfo(''), b'x')
+    assert Zip(tmp_path/'a.zip').names() == ['a.png']
+
+
 def sparse(path, size: int):
     "A file of zeros that takes no room on the disk"
     with open(path, 'wb') as f: f.truncate(size)
