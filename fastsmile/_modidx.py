@@ -1151,6 +1151,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastsmile.shards.ShardDL.to_detach': ('shards.html#sharddl.to_detach', 'fastsmile/shards.py'),
                                   'fastsmile.shards._counted': ('shards.html#_counted', 'fastsmile/shards.py'),
                                   'fastsmile.shards.check_shards': ('shards.html#check_shards', 'fastsmile/shards.py'),
+                                  'fastsmile.shards.idle': ('shards.html#idle', 'fastsmile/shards.py'),
                                   'fastsmile.shards.own_device': ('shards.html#own_device', 'fastsmile/shards.py'),
                                   'fastsmile.shards.part_of': ('shards.html#part_of', 'fastsmile/shards.py'),
                                   'fastsmile.shards.put_back': ('shards.html#put_back', 'fastsmile/shards.py'),
