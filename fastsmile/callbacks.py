@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FrozenNorm', 'Judge', 'History', 'peak_memory', 'write_history', 'Keep', 'save_weights', 'load_weights', 'StopAtNaN',
-           'Patience', 'Plateau', 'Average', 'NoValid', 'Live']
+           'Leave', 'Patience', 'Plateau', 'Average', 'NoValid', 'Live']
 
 # %% ../nbs/13_callbacks.ipynb #7fbd7496
 import sys
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .balance import decide, probabilities
-from .core import SmileError, atomic, say
+from .core import SmileError, atomic, plain, say
 from .evaluate import confusion, scores
 
 # %% ../nbs/13_callbacks.ipynb #ee3a98ca
@@ -146,14 +146,41 @@ def load_weights(model: nn.Module, path: Path):
 
 # %% ../nbs/13_callbacks.ipynb #8be57a72
 class StopAtNaN(Callback):
-    "End the training with an error when the loss is no number any more"
+    "End the training with an error when the loss or the weights are no numbers any more; nothing of that epoch is kept"
     order = -5
+    fitting, failed = False, ''
+    def before_fit(self): self.fitting, self.failed = True, ''
+
+    def after_pred(self):
+        if self.fitting and not self.training and not torch.isfinite(self.pred).all(): self._end('what the network says on valid')
+
     def after_loss(self):
-        if self.training and not torch.isfinite(self.loss): self.failed = True; raise CancelFitException()
-    def before_fit(self): self.failed = False
+        if self.training and not torch.isfinite(self.loss): self._end('the loss')
+
+    def after_train(self):
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()): self._end('a weight')
+
+    def _end(self, what: str):
+        self.failed = what
+        raise CancelFitException()
+
     def after_fit(self):
+        self.fitting = False
         if not self.failed or hasattr(self, 'lr_finder'): return
-        raise SmileError('The loss is not a number any more; the checkpoints of the epochs before are kept.', 'Try a lower --lr.')
+        keep, history = (getattr(self.learn, name, None) for name in ('keep', 'history'))
+        best, at = keep and keep.best_epoch, '' if history is None else f' in epoch {len(history.rows) + 1}'
+        kept = f'the weights of the best, {best}, are kept in {plain(keep.folder/"best.safetensors")}' if best else 'no epoch before it ended well'
+        raise SmileError(f'The training diverged{at}: {self.failed} is not a number any more; {kept}.', self._advice())
+
+    def _advice(self) -> str:
+        narrow = ', or --precision fp32' if hasattr(self.learn, 'mixed') else ''
+        return f"Try a lower --lr than {self.opt.hypers[-1]['lr']:.1g}, or --clip 1{narrow}."
+
+class Leave(Callback):
+    "Call after each batch what ends the training where somebody pressed Ctrl-C"
+    order = 101  # after everybody else
+    def __init__(self, leave): self.ask = leave
+    def after_batch(self): self.ask()
 
 # %% ../nbs/13_callbacks.ipynb #31299fe7
 class Patience(Callback):

@@ -56,7 +56,7 @@ def pictures_of(data, spec: ModelSpec, config: FitConfig) -> Pictures:
     "The pictures of the train and valid rows, decoded where `config` keeps them"
     rows = data.rows
     digests = None if data.taught is None else dict(zip(data.taught.path, data.taught.digest))
-    return Pictures(data.source.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, config.cache, digests)
+    return Pictures(data.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, config.cache, digests)
 
 def build_learner(
     data,             # from an audit
