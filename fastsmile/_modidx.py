@@ -204,6 +204,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastsmile/callbacks.py'),
                                      'fastsmile.callbacks.StopAtNaN.before_fit': ( 'callbacks.html#stopatnan.before_fit',
                                                                                    'fastsmile/callbacks.py'),
+                                     'fastsmile.callbacks.StopAtNaN.before_train': ( 'callbacks.html#stopatnan.before_train',
+                                                                                     'fastsmile/callbacks.py'),
                                      'fastsmile.callbacks.load_weights': ('callbacks.html#load_weights', 'fastsmile/callbacks.py'),
                                      'fastsmile.callbacks.peak_memory': ('callbacks.html#peak_memory', 'fastsmile/callbacks.py'),
                                      'fastsmile.callbacks.save_weights': ('callbacks.html#save_weights', 'fastsmile/callbacks.py'),

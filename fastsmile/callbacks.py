@@ -148,11 +148,11 @@ def load_weights(model: nn.Module, path: Path):
 class StopAtNaN(Callback):
     "End the training with an error when the loss or the weights are no numbers any more; nothing of that epoch is kept"
     order = -5
-    fitting, failed = False, ''
-    def before_fit(self): self.fitting, self.failed = True, ''
+    def before_fit(self): self.trained, self.failed = False, ''
+    def before_train(self): self.trained = True  # validating by hand is a fit, too
 
     def after_pred(self):
-        if self.fitting and not self.training and not torch.isfinite(self.pred).all(): self._end('what the network says on valid')
+        if self.trained and not self.training and not torch.isfinite(self.pred).all(): self._end('what the network says on valid')
 
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss): self._end('the loss')
@@ -165,7 +165,6 @@ class StopAtNaN(Callback):
         raise CancelFitException()
 
     def after_fit(self):
-        self.fitting = False
         if not self.failed or hasattr(self, 'lr_finder'): return
         keep, history = (getattr(self.learn, name, None) for name in ('keep', 'history'))
         best, at = keep and keep.best_epoch, '' if history is None else f' in epoch {len(history.rows) + 1}'

@@ -115,7 +115,7 @@ def test_a_picture_goes_away_during_an_audit(copy, tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'scan', scanned)
     done = audit(copy, AuditConfig(out=str(tmp_path/'a')))
     table = done.table.set_index('path')
-    assert table.reason[f'happy_images/{first.name}'] == 'no such file' and f'{first.name}' in str(done.record['findings'])
+    assert table.reason[f'happy_images/{first.name}'] == 'unreadable: no such file' and f'{first.name}' in str(done.record['findings'])
     assert done.record['rows_in'] == len(done.table) and (done.path/'audit.html').exists()
 
 
