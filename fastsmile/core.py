@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_WRITTEN', 'PART', 'LOCK', 'SmileError', 'OptionError', 'choose', 'plain', 'say', 'cannot_write', 'NotWritten',
-           'writing', 'lock', 'atomic', 'clear_parts', 'write_text', 'write_json', 'jsonable', 'read_json',
+           'writing', 'lock', 'is_at', 'atomic', 'clear_parts', 'write_text', 'write_json', 'jsonable', 'read_json',
            'open_alone', 'claimed', 'Stopped', 'gently', 'new_run', 'must_exist', 'newest_run', 'now', 'sub_seed',
            'seed_everything']
 
@@ -105,6 +105,11 @@ def lock(
     except OSError as e: return e.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # else this file system knows no locks
     return True
 
+def is_at(fd: int, path) -> bool:
+    "Is an open file still the one of that name?"
+    try: return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError: return False
+
 def _lock_windows(fd: int) -> bool:
     "A byte far behind the end: what is locked there cannot be read by others"
     import msvcrt
@@ -127,10 +132,7 @@ def atomic(
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_parts(path.parent, end)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=end)
-        tmp = Path(tmp)
-        if os.name == 'nt': os.close(fd)  # there an open file cannot be renamed
-        else: lock(fd)
+        fd, tmp = _temporary(path.parent, end)
         try:
             yield tmp
             with open(tmp, 'rb') as f: os.fsync(f.fileno())
@@ -139,6 +141,15 @@ def atomic(
         finally:
             if os.name != 'nt': os.close(fd)
             tmp.unlink(missing_ok=True)
+
+def _temporary(folder: Path, end: str) -> tuple[int, Path]:
+    "A new file, locked; on Windows closed, because there an open file cannot be renamed"
+    while True:
+        fd, tmp = tempfile.mkstemp(dir=folder, prefix=PART, suffix=end)
+        if os.name == 'nt' or lock(fd) and is_at(fd, tmp): break
+        os.close(fd)  # somebody took it for a leftover before it was locked
+    if os.name == 'nt': os.close(fd)
+    return fd, Path(tmp)
 
 def clear_parts(
     folder,
@@ -205,7 +216,7 @@ def open_alone(
             if not lock(file.fileno()):
                 file.close()
                 raise SmileError(f'Another process is writing {plain(path)}.', 'Wait for it, or name another place with --out.')
-            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)): return file
+            if is_at(file.fileno(), path): return file
             file.close()  # its owner renamed or deleted it between the two steps
 
 LOCK = '.lock'  # in a run folder while somebody writes there; and after somebody was killed
