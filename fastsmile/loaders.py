@@ -46,7 +46,7 @@ SHM = Path('/dev/shm')  # where shared memory is, where a system shows it
 class Unread(SmileError):
     "A picture that cannot be read any more; torch makes it anew out of its traceback when it comes from another process"
     def __init__(self, message: str):
-        super().__init__(message.rpartition('Unread: ')[2].splitlines()[0], 'It could be read before: has the source changed? Train again on what is there now.')
+        super().__init__(message.rpartition('Unread: ')[2].splitlines()[0], 'It could be read before: has the source changed? Train again on what is there.')
 
 @contextmanager
 def loading():

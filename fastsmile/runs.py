@@ -190,7 +190,8 @@ def resume(
     "Go on with a run that was stopped"
     path = Path(config.resume)
     status = status_of(path)
-    if status is None: raise SmileError(f'{plain(path)} is not a run folder.', 'Name the folder of a run that was stopped; where nothing was finished, give its command again.')
+    if status is None:
+        raise SmileError(f'{plain(path)} is not a run folder.', 'Name the folder of a run that was stopped; where it is empty, give its command again.')
     if status in ('finished', 'cross-validated'):
         tidy(path)
         raise SmileError(f'{plain(path)} is finished.', 'There is nothing to go on with.')

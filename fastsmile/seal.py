@@ -53,7 +53,8 @@ def recorded(path: Path, record: dict):
         try: yield
         except BaseException as e:
             stopped = isinstance(e, KeyboardInterrupt)
-            with suppress(SmileError): write_json(path/'config.json', record | dict(status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}'))
+            ended = dict(status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}')
+            with suppress(SmileError): write_json(path/'config.json', record | ended)
             if not stopped: raise
             how = GO_ON.get(record.get('kind', 'fit'), 'Give its command again, with another --out.')
             raise Stopped(f'What is finished is kept in {plain(path)}.', how.format(plain(path))) from None

@@ -130,13 +130,16 @@ class Fit(Case):
         from safetensors.numpy import load_file
         run, history = out/'run', pd.read_csv(out/'run'/'history.csv')
         files = {p.name: p.read_text() for p in run.glob('*.csv') if p.name != 'history.csv'} | dict(metrics=(run/'metrics.json').read_text())
-        return files | dict(history=history.drop(columns=[c for c in TIMES if c in history]).to_csv(), status=json.loads((run/'config.json').read_text())['status'],
+        return files | dict(history=history.drop(columns=[c for c in TIMES if c in history]).to_csv(),
+                            status=json.loads((run/'config.json').read_text())['status'],
                             weights={k: v.tobytes() for k, v in load_file(run/'model'/'model.safetensors').items()},
                             names=sorted(str(p.relative_to(run)) for p in run.rglob('*') if not p.name.startswith('events')))
 
 
 class Predict(Case):
-    def args(self, out): return ['predict', self.there/'new', '--model', self.there/'run', '--bs', 8, '--workers', 2, '--out', out/'p.csv', '--html', out/'g.html']
+    def args(self, out):
+        return ['predict', self.there/'new', '--model', self.there/'run', '--bs', 8, '--workers', 2, '--out', out/'p.csv', '--html', out/'g.html']
+
     def again(self, out): return [*self.args(out), '--resume']
     def made(self, out): return {p.name: p.read_bytes() for p in out.iterdir() if p.suffix != '.html'} | dict(page=(out/'g.html').exists())
 

@@ -11,19 +11,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fastsmile.core import LOCK, PART, SmileError, Stopped, atomic, claimed, gently, new_run, read_json, write_text
 from fastsmile.images import Folder
-from fastsmile.options import FitConfig, PredictConfig
+from fastsmile.options import FitConfig
 from fastsmile.outputs import Sheet
-from fastsmile.predict import predict_to_file
 from fastsmile.runs import fit
 from fastsmile.scan import scan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kills import LIMIT, TINY, broken, environment, shell, start  # noqa: E402
+from kills import LIMIT, TINY, broken, environment, start  # noqa: E402
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kills import CASES, Whole, attempt, broken, kill, moment, prepare, shell, unbroken  # noqa: E402
+from kills import CASES, Whole, attempt, broken, moment, unbroken  # noqa: E402
 
 
 @pytest.fixture(scope='module')
