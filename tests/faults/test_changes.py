@@ -1,7 +1,10 @@
 "A source that changes while it is read, and trainings that diverge: a row with an error or one clear line, never a silent gap"
+import re
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,8 @@ from fastsmile.runs import fit
 from fastsmile.scan import scan
 from fastsmile.session import train
 
-from test_resume import same_history  # noqa: F401
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import shell  # noqa: E402
 
 
 def deleted(path): path.unlink()
@@ -188,3 +192,11 @@ def test_what_is_validated_by_hand_may_say_nan(run):
     with torch.no_grad(): learn.model.fc.bias.fill_(float('nan'))
     with learn.no_logging(): assert np.isnan(learn.validate()[0])
     assert issubclass(Unread, SmileError) and not issubclass(ImageError, SmileError)
+
+
+def test_a_loss_that_explodes_ends_the_epoch(faces, tmp_path):
+    "From a shell, with the highest rate that is accepted; what is said, and what is kept"
+    code, said = shell('fit', faces, *'--arch smilecnn_b1 --weights none --size 32 --bs 16 --lr 10 --epochs 9 --tta none --out'.split(), tmp_path/'run')
+    assert code == 1 and re.search(r'error: The training diverged in epoch 1: the loss is .* on average; no epoch before it ended well\.', said), said
+    assert re.search(r'Try a lower --lr than \d', said) and 'Traceback' not in said and 'epoch   1' not in said
+    assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed' and not list((tmp_path/'run').glob('checkpoints/*'))
