@@ -61,7 +61,7 @@ def test_a_training_picture_changes_after_the_audit(copy, tiny, tmp_path, monkey
     assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed'
 
 
-@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('change', [deleted, replaced, pytest.param(truncated, marks=pytest.mark.slow)])
 def test_a_test_picture_changes_during_the_training(copy, tiny, tmp_path, monkeypatch, change, capsys):
     changed = []
     def after_epoch(self, written=Snapshot.after_epoch):

@@ -133,6 +133,7 @@ def children(pid: int) -> list[int]:
 # two at once
 
 @posix
+@pytest.mark.slow
 def test_two_runs_with_one_name(faces, tmp_path):
     args = ['fit', faces, *TINY, '--epochs', 2, '--out', tmp_path/'run']
     both = [start(args) for _ in range(2)]
@@ -185,6 +186,7 @@ def test_writers_at_once_spoil_nothing(tmp_path):
 # processes that load
 
 @posix
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc')
 def test_a_loading_process_that_is_killed(faces, tmp_path):
     p = start(['fit', faces, *TINY, '--epochs', 30, '--cache', 'none', '--workers', 2, '--out', tmp_path/'run'])
@@ -209,6 +211,7 @@ def test_an_examining_process_that_is_killed(faces, tmp_path):
 
 
 @posix
+@pytest.mark.slow
 def test_shared_memory_that_is_full(faces, tiny, tmp_path):
     if os.geteuid() or shutil.which('unshare') is None: pytest.skip('a small /dev/shm of its own needs root')
     for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no other process')):
