@@ -36,6 +36,7 @@ from .choices import AUGMENT, parse_sum
 from .core import SmileError, choose, plain, say
 from .fitting import CACHE
 from .images import ImageError, Prep, prepare
+from .ranks import neighbours
 
 # %% ../nbs/11_loaders.ipynb #f95a3805
 WAIT = 600   # seconds for one batch of other processes
@@ -215,7 +216,7 @@ def make_loaders(
     "DataLoaders over the train and valid rows of `frame`"
     frame = frame.reset_index(drop=True)
     train, valid = (np.flatnonzero(frame.split == s) for s in ('train', 'valid'))
-    workers = spec.workers if spec.workers is not None else 0 if spec.pictures.kept else min(8, os.cpu_count() or 1)
+    workers = spec.workers if spec.workers is not None else 0 if spec.pictures.kept else min(8, max(1, (os.cpu_count() or 1) // neighbours()))
     bs = min(spec.bs, len(spec.draw))  # fewer rows than a batch would be no batch at all
     labels = torch.from_numpy(pd.Index(spec.classes).get_indexer(frame.label))
     workers, shared = workers_for(workers, 2 * spec.bs * 3 * spec.pictures.prep.size**2)
