@@ -86,12 +86,7 @@ def command(
             except BaseException as e:
                 if os.environ.get('FASTSMILE_DEBUG') or isinstance(e, typer.Exit): raise
                 raise typer.Exit(translate(e)) from None
-        first = []
-        for arg, default, help, kind in ((*a, str)[:4] for a in arguments):
-            shown = default not in (inspect.Parameter.empty, None, [])
-            first.append(inspect.Parameter(arg, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default,
-                                           annotation=Annotated[list[str] if isinstance(default, list) else kind,
-                                                                typer.Argument(help=help, show_default=shown)]))
+        first = [_argument(*(*a, str)[:4]) for a in arguments]
         last = inspect.Parameter('json', inspect.Parameter.KEYWORD_ONLY, default=False,
                                  annotation=Annotated[bool, typer.Option('--json', help='print the result as JSON')])
         context = inspect.Parameter('ctx', inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -100,6 +95,12 @@ def command(
         app.command(name, help=f.__doc__, epilog=f'Example: {example}')(run)
         return f
     return wrap
+
+def _argument(name: str, default, help: str, kind: type) -> inspect.Parameter:
+    "What stands before the options, as a parameter for Typer"
+    told = typer.Argument(help=help, show_default=default not in (inspect.Parameter.empty, None, []))
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default,
+                             annotation=Annotated[list[str] if isinstance(default, list) else kind, told])
 
 def _print(show):
     "Print Rich tables and text to standard output"

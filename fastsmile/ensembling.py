@@ -28,7 +28,7 @@ from .embed import features_of
 from .measure import read_saved, wish_of
 from .models import ModelSpec
 from .options import DataOptions, EnsembleConfig, ProbeConfig, command_line
-from .probing import Candidate, Known, best_of, try_all
+from .probes import Candidate, Known, best_of, try_all
 from .review import finished
 from .runs import Run, close, load_run
 from .seal import predict_parts, record_of, recorded, seal

@@ -197,49 +197,51 @@ def make_app(
     app.state.service = service
     return app
 
-# %% ../nbs/19_serving.ipynb #18d76234
+# %% ../nbs/19_serving.ipynb #f70cb28a
+class _Patient:
+    "What our protocol does beside uvicorn's"
+    seconds, late, last = 0., None, False
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.look()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self.look()
+
+    def eof_received(self) -> bool: # shall the connection stay?
+        "Who sends no more may still read: a request that is whole is answered first"
+        from h11 import DONE, MUST_CLOSE
+        self.last = self.cycle is not None and not self.cycle.response_complete and self.conn.their_state in (DONE, MUST_CLOSE)
+        return self.last
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        if self.last and not self.transport.is_closing(): self.transport.close()
+
+    def connection_lost(self, exc):
+        super().connection_lost(exc)
+        if self.late: self.late.cancel()
+
+    def look(self):
+        "While a request's head is awaited there is an alarm"
+        from h11 import IDLE
+        waits = self.conn.their_state is IDLE
+        if waits and not self.late: self.late = self.loop.call_later(self.seconds, self.leave)
+        elif self.late and not waits: self.late = self.late.cancel()
+
+    def leave(self):
+        if self.transport.is_closing(): return
+        self.transport.write(b'HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n')
+        self.transport.close()
+
 def patient(
     seconds: float, # that the head of a request may take
 ) -> type:
     "uvicorn's protocol, which closes a connection whose request does not come"
-    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Patient(H11Protocol):
-        late, last = None, False
-
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            self.look()
-
-        def data_received(self, data):
-            super().data_received(data)
-            self.look()
-
-        def eof_received(self) -> bool: # shall the connection stay?
-            "Who sends no more may still read: a request that is whole is answered first"
-            self.last = self.cycle is not None and not self.cycle.response_complete and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
-            return self.last
-
-        def on_response_complete(self):
-            super().on_response_complete()
-            if self.last and not self.transport.is_closing(): self.transport.close()
-
-        def connection_lost(self, exc):
-            super().connection_lost(exc)
-            if self.late: self.late.cancel()
-
-        def look(self):
-            "While a request's head is awaited there is an alarm"
-            waits = self.conn.their_state is h11.IDLE
-            if waits and not self.late: self.late = self.loop.call_later(seconds, self.leave)
-            elif self.late and not waits: self.late = self.late.cancel()
-
-        def leave(self):
-            if self.transport.is_closing(): return
-            self.transport.write(b'HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n')
-            self.transport.close()
-    return Patient
+    return type('Patient', (_Patient, H11Protocol), dict(seconds=seconds))
 
 def bound(
     host: str,
