@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
-from .core import SmileError, jsonable, new_run, plain, read_json, say, write_text
+from .core import SmileError, claimed, jsonable, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
 from .options import AuditConfig, command_line
@@ -169,8 +169,9 @@ def audit(
     looked = review(read, config, oof, config.workers, progress(read.frame.path.nunique() * (1 + (config.faces != 'none'))) if progress else None)
     tell(looked.found)
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
-    write_audit(looked, path)
-    write_page(looked, path/'audit.html', command_line('audit', [source], config))
+    with claimed(path):
+        write_audit(looked, path)
+        write_page(looked, path/'audit.html', command_line('audit', [source], config))
     return Audit(path, looked.table, looked.found, looked.plan)
 
 def out_of_fold(run) -> pd.DataFrame:
