@@ -152,6 +152,7 @@ class Guard:
         method, host = scope['method'], headers.get('host', '')
         if len(scope['raw_path']) + len(scope['query_string']) + sum(len(k) + len(v) for k, v in headers.raw) > HEAD:
             raise Refused(431, f'The head of the request has more than {HEAD:,} bytes.')
+        if not scope['query_string'].isascii(): raise Refused(422, 'The address holds bytes that no address has.', 'Write them as %XX.')
         if not known_host(host, self.config.allow_host):
             raise Refused(421, f'{plain(host)[:80]!r} is no name of this server.', 'Use its IP address, or start it with --allow-host NAME.')
         if method not in ('GET', 'HEAD') and foreign(headers): raise Refused(403, 'A page of another site asks.')
@@ -193,6 +194,7 @@ def make_app(
     def none(request, exc: HTTPException): return refusal(Refused(exc.status_code, f'{plain(exc.detail)}: {request.method} {plain(request.url.path)[:200]}'))
     app = FastHTML(routes=routes, default_hdrs=False, sess_cls=None, secret_key='-', canonical=False, exception_handlers={404: none, 405: none})
     app.user_middleware = [Middleware(Guard, config=service.config)]  # in a notebook FastHTML would let every site in
+    app.router.redirect_slashes = False  # an address that is not there is not there
     app.set_lifespan(life)
     app.state.service = service
     return app
@@ -281,7 +283,9 @@ def serve(
 ) -> dict: # requests, pictures and batches answered
     "Serve a model until a signal comes; raises `SmileError` where it cannot"
     needs_extra()
+    import logging
     import uvicorn
+    logging.getLogger('python_multipart').setLevel(logging.CRITICAL)  # it tells of each byte that is wrong; the answer says it once
     model = load_model(run, config.engine)
     sock = bound(config.host, config.port)
     service = Service(model, config)

@@ -38,8 +38,8 @@ def read_tensors(
     try: return load_file(path)
     except SafetensorError as e: raise ValueError(f'{Path(path).name} is no safetensors file: {e}') from None
 
-# %% ../nbs/08_tensors.ipynb #d66d5300
-SPARE = 10_000  # parameters that a network may have while it is built, and lose again
+# %% ../nbs/08_tensors.ipynb #4e082d6e
+SPARE = 2_000  # parameters that a network may have while it is built, and lose again
 
 def must_fit(
     make: Callable[[], nn.Module], # builds the network

@@ -1,5 +1,6 @@
 "Duplicates, the cleaning plan, the audit's page: what the notebooks do not show."
 import csv
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -225,7 +226,7 @@ def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
         page.on('request', lambda r: asked.append(r.url))
         page.goto((done.path/'audit.html').as_uri())
         other = next(c for c in ('negative smile', 'NOT smile') if c != done.table.set_index('path').label[pair[0]])
-        page.locator(f'select.label[data-path="{pair[0]}"]').select_option(other)
+        page.locator(f"select.label[data-path='{json.dumps(pair[0])}']").select_option(other)
         assert '1 picture changed' in page.locator('#said').text_content()
         with page.expect_download() as got: page.click('#download')
         got.value.save_as(tmp_path/'plan.csv')

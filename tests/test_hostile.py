@@ -170,6 +170,48 @@ def test_json_and_text_hold_what_utf8_cannot(tmp_path):
     assert (tmp_path/'list.txt').read_bytes() == b'\xff.jpg\n\xef\xbf\xbd\n'  # the bytes of a file name, and a mark
 
 
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM or sys.platform != 'linux', reason='no Chromium on this machine, or a system that refuses such names')
+def test_a_plan_made_in_the_page_names_the_same_files(tmp_path):
+    "Names that are no UTF-8, begin with a sign or hold quotes: what is chosen in the page and downloaded is obeyed, and no cell is a formula"
+    sync_api = pytest.importorskip('playwright.sync_api')
+    from fastsmile.audit_page import audit
+    from fastsmile.data import review
+    from fastsmile.options import AuditConfig, DataOptions
+    from fastsmile.table import read_source
+    root, label = tmp_path/'s', ('=a<b>', "it's")
+    names = ['=1"<b>\'.png', os.fsdecode(b'\xff\xe9.png'), "'=x.png", 'Zo\xeb \U0001f600.png']
+    for i in range(16):
+        path = root/label[i % 2]/(names[i // 2] if i < 8 else f'{i}.png')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(size=(40, 40), seed=i // 2 if i < 8 else i))  # the first four stand in both classes
+    done = audit(root, AuditConfig(out=str(tmp_path/'a'), near=0))
+    harmless(tmp_path/'a'/'audit.html')
+    mine = {f'{label[0]}/{n}' for n in names}
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
+        page, said = browser.new_page(), []
+        page.on('console', lambda m: said.append(m.text))
+        page.on('pageerror', lambda e: said.append(str(e)))
+        page.on('dialog', lambda d: said.append('dialog'))
+        page.goto((done.path/'audit.html').as_uri())
+        places = page.locator('select.label').evaluate_all('all => all.map(e => JSON.parse(e.dataset.path))')
+        broken = [n for n in places if n.startswith(label[0]) and not n.isprintable() or '\ufffd' in n]  # half characters do not travel to us
+        for n in {*mine & {*places}, *broken[:1]}: page.locator('select.label').nth(places.index(n)).select_option(label[1])
+        assert '4 pictures changed' in page.locator('#said').text_content()
+        with page.expect_download() as got: page.click('#download')
+        got.value.save_as(tmp_path/'plan.csv')
+        browser.close()
+    assert not said
+    with open(tmp_path/'plan.csv', **TEXT) as f: assert not [c for r in csv.reader(f) for c in r if c[:1] in ('=', '+', '-', '@')]
+    kept = review(read_source(root), DataOptions(plan=str(tmp_path/'plan.csv'), near=0)).table
+    kept = kept[kept.reason == '']
+    assert mine <= set(kept.path) and set(kept.label[kept.path.isin(mine)]) == {label[1]} and len(kept) == 12
+
+
 # a real terminal
 
 STRANGE = ['\x1b]0;owned\x07', '\x1b[31m\x1b[2J', 'new\nline', 'carriage\rreturn', 'bidi\u202egnp', '\x9b31m', '[bold red]rich[/]',

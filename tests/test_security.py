@@ -24,7 +24,8 @@ def limits() -> dict:
     from fastsmile import archives, cells, core, images, inputs, serving, tensors
     mib = 2**20
     return {f'{images.MAX_PIXELS:,} pixels': 'a picture', f'{images.MAX_BYTES // mib} MiB, stored': 'a member',
-            f'{archives.MAX_RATIO} times its packed size': 'a member', f'from {archives.BOMB // mib} MiB on': 'a member', f'{archives.MAX_MEMBERS:,} members': 'a zip',
+            f'{archives.MAX_RATIO} times its packed size': 'a member', f'from {archives.BOMB // mib} MiB on': 'a member',
+            f'{archives.MAX_MEMBERS:,} members': 'a zip',
             f'from {archives.ALL_BOMB // 2**30} GiB on': 'a zip',
             f'{cells.MAX_TABLE // mib} MiB, {cells.MAX_COLUMNS:,} columns; {cells.MAX_CELLS:,} cells': 'a table', f'{inputs.LONGEST:,} characters': 'a line',
             f'{core.MAX_JSON // mib} MiB': 'a JSON', f'{tensors.MAX_HEADER // mib} MiB': 'the header', f'a head of {serving.HEAD // 1024} KiB': 'a request'}

@@ -571,6 +571,7 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
     try:
         where = urlsplit(p.stdout.readline().strip()).netloc
         assert ask(where, '/model')[2]['tta'] == 'flip'
+        assert ask(where, '/predict', b'--x\r\nb\0d: \x1b[31m\r\n', {'content-type': 'multipart/form-data; boundary=x'})[0] == 422
         large = picture('red', (1400, 1400), 'BMP')
         assert len(large) > 5_000_000 and ask(where, '/predict', *form(('a.bmp', large), ('b.bmp', large)))[0] == 200
         if Path('/proc/self/fd').exists():
@@ -591,7 +592,7 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
         with pytest.raises(OSError): ask(where, '/healthz')
         rest, talk = p.communicate(timeout=20)
     finally: p.kill()
-    assert p.returncode == 0 and json.loads(rest)['pictures'] == 14 and 'Traceback' not in talk and not list(spool.iterdir())
+    assert p.returncode == 0 and json.loads(rest)['pictures'] == 14 and 'Traceback' not in talk and 'invalid' not in talk and not list(spool.iterdir())
     assert sorted(f.name for f in tmp_path.iterdir()) == ['tmp']
 
 

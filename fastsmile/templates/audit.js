@@ -7,7 +7,7 @@ function change(path, field, value, shown) {
   plan.get(path)[field] = value;
   edited.add(path);
   document.querySelectorAll('select.' + (field === 'action' ? 'action' : 'label')).forEach(s => { if (pathOf(s) === path) s.value = shown; });
-  document.querySelectorAll('.card').forEach(c => c.classList.toggle('changed', edited.has(pathOf(c))));
+  document.querySelectorAll('.card[data-path]').forEach(c => c.classList.toggle('changed', edited.has(pathOf(c))));
   document.getElementById('said').textContent = edited.size + (edited.size === 1 ? ' picture' : ' pictures') + ' changed.';
 }
 document.querySelectorAll('select.action').forEach(s => s.addEventListener('change', () => change(pathOf(s), 'action', s.value, s.value)));

@@ -19,7 +19,11 @@ ONCE = [('table', b';', 'is empty'), ('table', b'a,' * 70_000, '70,001 columns')
         ('bundle', b'{}', "KeyError: 'fastsmile'"),
         ('bundle', b'{"a":' * 100_000, 'too many lists within lists'),
         ('state', b'\xff' * 64, 'header too large'),
-        ('api', b'POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n\r\n{"a": [1]}', '422')]
+        ('api', b'POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n\r\n{"a": [1]}', '422'),
+        ('api', b'POST /predict?n\xe5me=a HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n\r\nx', '422'),
+        ('api', b'GET /serve.js/ HTTP/1.1\r\nhost: localhost\r\n\r\n', '404'),
+        ('api', b'POST / HTTP/1.1\r\nhost: localhost\r\norigin: http://a]b\r\n\r\n', '403'),
+        ('api', b'POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 1\xb3\r\n\r\nx', '')]
 
 
 @pytest.mark.parametrize('name', TARGETS)
