@@ -9,7 +9,6 @@ __all__ = ['app', 'parameters', 'translate', 'command', 'grid', 'progress_bar', 
 import atexit
 import gc
 import inspect
-import json
 import os
 import time
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .core import OptionError, SmileError, jsonable, plain, say, several
+from .core import OptionError, SmileError, Stopped, cannot_write, json_text, plain, plain_lines, say, several
 from .options import flag
 
 # %% ../nbs/19_console.ipynb #5ab8abe8
@@ -49,8 +48,11 @@ def translate(
         if e.hint: say(e.hint)
         return 2 if isinstance(e, OptionError) else 1
     if isinstance(e, KeyboardInterrupt):
-        say('stopped.', style='bold')
+        say(' '.join(filter(None, ['stopped.', *([e.message, e.hint] if isinstance(e, Stopped) else [])])), style='bold')
         return 130
+    if why := cannot_write(e):
+        say(f'error: {plain(getattr(e, "filename", None) or "a file")} cannot be written: {why}.', style='bold red')
+        return 1
     if isinstance(e, BrokenPipeError | SystemExit): return 1  # who read our output has left; Rich makes a SystemExit of it
     say(f'error: something failed inside fastsmile: {type(e).__name__}: {plain(e)[:300]}', style='bold red')
     say('Run it again with FASTSMILE_DEBUG=1 to see where.')
@@ -78,7 +80,7 @@ def command(
                     raise OptionError(f'fastsmile {name} in several processes.', 'torchrun is for fastsmile fit; start this once, without it.')
                 if (told := f(*where, config(**typed))) is None: raise typer.Exit  # a process that only helps another
                 show, result, *code = told
-                if as_json: print(json.dumps(jsonable(result), ensure_ascii=False))
+                if as_json: print(json_text(result))
                 else: _print(show)
                 if code and code[0]: raise typer.Exit(code[0])
             except BaseException as e:
@@ -103,7 +105,7 @@ def _print(show):
     "Print Rich tables and text to standard output"
     from rich.console import Console
     console = Console(highlight=False, markup=False, soft_wrap=False, force_jupyter=False)
-    for s in show: console.print(s, soft_wrap=isinstance(s, str))
+    for s in show: console.print(plain_lines(s) if isinstance(s, str) else s, soft_wrap=isinstance(s, str))
 
 # %% ../nbs/19_console.ipynb #c2e4010d
 def grid(
@@ -115,8 +117,8 @@ def grid(
     from rich import box
     from rich.table import Table
     from rich.text import Text
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
-    for i, c in enumerate(columns): table.add_column(Text(c), justify='right' if i else 'left', overflow='fold')
+    table = Table(title=Text(plain(title)), box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
+    for i, c in enumerate(columns): table.add_column(Text(plain(c)), justify='right' if i else 'left', overflow='fold')
     for r in rows: table.add_row(*(Text(plain(v)) for v in r))
     return table
 

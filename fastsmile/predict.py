@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from fastcore.basics import patch
 
 from .backend import Backend, pack
 from .balance import probabilities
-from .core import OptionError, choose, plain, say
+from .core import OptionError, choose, gently, plain, say
 from .faces import FaceFinder, finder_of, tell_faces
 from .facts import Model, sha256
 from .gallery import pick_rows, write_gallery
@@ -193,11 +194,13 @@ def predict_rows(
             if on_cpu: return part, pool.submit(lambda: done([job.load(n) for n in part])) if part else None
             return part, [pool.submit(job.load, n) for n in part]
         ahead = deque(g for _ in range(in_flight(engine.device, threads)) if (g := submit())[0])
-        while ahead:
-            part, work = ahead.popleft()
-            rows = work.result() if on_cpu else done([f.result() for f in work])
-            if (g := submit())[0]: ahead.append(g)
-            yield from rows
+        try:
+            while ahead:
+                part, work = ahead.popleft()
+                rows = work.result() if on_cpu else done([f.result() for f in work])
+                if (g := submit())[0]: ahead.append(g)
+                yield from rows
+        finally: pool.shutdown(wait=False, cancel_futures=True)  # who stops listening waits for no more than what is under way
 
 def in_flight(
     device: str,
@@ -240,13 +243,16 @@ def predict_to_file(
                views=config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}', probabilities=reading.words)
     say(f"model: {how['model']}, {how['precision']}")
     tell_faces(model.facts.origin, config)
-    with Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
+    with gently('this group of pictures') as leave, Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
         left, start = sheet.left(inputs.names), time.perf_counter()
         tick = progress(inputs.total) if progress else lambda n: None
         tick(sheet.inputs)
-        for row in predict_rows(engine, inputs.reader, left, bs=bs, threads=threads, reading=reading, total=inputs.total, faces=find, **views):
-            sheet.add(row)
-            tick(begins(row))
+        made = predict_rows(engine, inputs.reader, left, bs=bs, threads=threads, reading=reading, total=inputs.total, faces=find, **views)
+        with closing(made):
+            for row in made:
+                sheet.add(row)
+                tick(begins(row))
+                if sheet.inputs % bs == 0: leave()
         seconds = time.perf_counter() - start
         picked = pick_rows(sheet.read(), model.spec.classes, config.thumbs) if config.html else {}
         again = f', {engine.again} close calls asked again in fp32' if engine.again else ''
@@ -269,8 +275,8 @@ def predict(self: Model,
     faces: FaceFinder | None = None, # cut the faces out of each picture first: a row per face
 ): # a DataFrame with `columns` and those of `request`, a row per picture
     "Predict every picture of a folder, a zip or a list"
-    import pandas as pd
+    from fastsmile.sheets import pandas
     made, tta = open_inputs(where), {True: 'flip', False: 'none'}.get(tta, tta)
     reading = reading_of(self, request=request, known=None if known is None else open_known(known, self.spec.classes), faces=faces is not None)
     rows = predict_rows(self, made.reader, made.names, tta, bs, device, threads, precision, mean, reading, made.total, faces)
-    return pd.DataFrame(list(rows), columns=columns((), reading))
+    return pandas().DataFrame(list(rows), columns=columns((), reading))

@@ -24,7 +24,7 @@ from .balance import Balance, balance_record, decision_offset, plan_balance, pri
 from .bundle import Facts, Model, load_bundle
 from .calibrate import rule_for, unfitted
 from .callbacks import Judge
-from .core import SmileError, atomic, new_run, now, plain, read_json, say, seed_everything, sub_seed, write_json
+from .core import SmileError, new_run, now, plain, read_json, say, seed_everything, sub_seed, write_json
 from .data import Data, divide_rows, look, write_audit
 from .device import pick_device
 from .embed import features_of, headless
@@ -39,6 +39,7 @@ from .runs import Run, close
 from .scan import fingerprint
 from .seal import record_of, recorded, seal
 from .shallow import Neighbours, describe_head, forest_of
+from .sheets import write_sheet
 from .sweep import Variant, adopt, outcome, result_row, write_comparison
 from .table import read_source
 from .taught import read_taught, seen_before
@@ -169,7 +170,7 @@ def write_tried(
     rows = [dict(probe=c.name, **{f'valid_{k}': v for k, v in c.valid.items()},
                  seconds=round(c.seconds, 2)) for c in tried]
     table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=monitor == 'loss', kind='stable')
-    with atomic(path/'tried.csv') as tmp: table.to_csv(tmp, index=False)
+    write_sheet(table, path/'tried.csv')
 
 # %% ../nbs/19_probing.ipynb #7a3214a1
 def spec_of_probe(

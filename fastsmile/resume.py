@@ -99,7 +99,7 @@ def read_state(
             rest = json.loads((f.metadata() or {})['state'])
             if rest['format'] != FORMAT: raise ValueError(f'format {rest["format"]}')
             return {k: f.get_tensor(k) for k in f.keys()}, rest  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as e:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as e:
         raise SmileError(f'{plain(path)} is not the state of a training: {plain(e)[:200]}', 'Train again without --resume.') from None
 
 # %% ../nbs/13_resume.ipynb #e0cbdd41

@@ -29,6 +29,7 @@ from .models import ModelSpec, build, make_spec, needs_fastsmile
 from .options import FitConfig
 from .ranks import from_first, in_turn, rank, world
 from .resume import STATE, Snapshot
+from .sheets import write_sheet
 from .stages import count_parameters, freeze_before, stage_table
 from .train import extras, make_learner, plan_phases, refit, run_phases
 
@@ -58,7 +59,7 @@ def pictures_of(data, spec: ModelSpec, config: FitConfig) -> Pictures:
     rows = data.rows
     digests = None if data.taught is None else dict(zip(data.taught.path, data.taught.digest))
     keep = 'disk' if world() > 1 and config.cache == 'auto' and digests else config.cache  # decoded once for all processes of a machine
-    with in_turn(): return Pictures(data.source.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, keep, digests)
+    with in_turn(): return Pictures(data.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, keep, digests)
 
 def build_learner(
     data,             # from an audit
@@ -98,8 +99,7 @@ def train(
         with at_work(learn, config, snap) as how:
             done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.asked().schedule, snap=snap)
     curves = [rate.curve.assign(phase=p.name, taken=lr) for p, lr, rate in done if rate]
-    if curves and not rank():
-        with atomic(path/'lr_find.csv') as tmp: pd.concat(curves).to_csv(tmp, index=False)
+    if curves and not rank(): write_sheet(pd.concat(curves), path/'lr_find.csv')
     ran = [r['phase'] for r in learn.history.rows]
     phases = [dict(name=p.name, epochs=ran.count(p.name), asked=p.epochs, frozen=p.frozen, lr=lr,
                    note=rate.note if rate else f'Learning rate {lr:g}, as given.') for p, lr, rate in done]

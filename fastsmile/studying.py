@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .card import escape_md
 from .charts import interval_chart
 from .core import OptionError, SmileError, choose, jsonable, new_run, plain, read_json, say, write_json, write_text
 from .data import Data, audit_source
@@ -25,11 +26,13 @@ from .device import pick_device
 from .evaluate import METRICS, draw_weights, estimates, group_ids, spans
 from .measure import read_saved
 from .options import FitConfig, ProbeConfig, SourceOptions, StudyConfig, command_line
+from .pages import render
 from .probing import probe_data, spec_of_probe
-from .report import SCORE_NAMES, render
+from .report import SCORE_NAMES
 from .runs import Run, fit_once, new_net
 from .seal import status_of
 from .session import pictures_of, spec_of
+from .sheets import write_sheet
 from .splits import divide
 from .studies import CONFIGS, STUDIES, Claim, Entry, Study, entry_options
 from .table import read_source
@@ -316,10 +319,10 @@ def write_study(out: dict, path: Path):
     table = [dict(entry=r['name'], recipe=r['recipe'] or '', network=r['network'], size=r['size'], epochs=r['epochs'], collapsed=r['collapsed'],
                   seconds=round(r['seconds'], 1), note=r['note']) | {f'theirs_{k}': r['theirs'].get(k) for k in SHOWN}
              | {f'{k}{end}': r['ours'][k][v] for k in SHOWN for end, v in (('', 'value'), ('_low', 'low'), ('_high', 'high'))} for r in shown]
-    write_text(path/'study.csv', pd.DataFrame(table).to_csv(index=False))
+    write_sheet(pd.DataFrame(table), path/'study.csv')
     bars = [(r['name'], *(r['ours'][out['metric']][k] for k in ('value', 'low', 'high'))) for r in shown]
     chart = interval_chart(bars, SCORE_NAMES[out['metric']], None)
     write_text(path/'study.svg', chart.replace('currentColor', '#444444'))
     seen = out | dict(names={k: SCORE_NAMES[k] for k in SHOWN}, shown=shown)
-    write_text(path/'study.md', render('study.md.j2', seen))
+    write_text(path/'study.md', render('study.md.j2', seen | dict(md=escape_md)))
     write_text(path/'study.html', render('study.html.j2', seen | dict(chart=chart)))

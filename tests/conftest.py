@@ -1,7 +1,9 @@
 "Small things that several tests share: pictures, a sample, a trained run."
 import io
 import os
+import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +95,16 @@ def folder(root: Path, files: dict) -> Path:
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).write_bytes(data if isinstance(data, bytes) else data.encode())
     return root
+
+
+@contextmanager
+def cheap(seconds=5, mib=300):
+    "What is done within takes few seconds and little memory (the peak, where the system can forget the old one)"
+    def peak() -> float: return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
+    reset = Path('/proc/self/clear_refs')
+    can = os.access(reset, os.W_OK)
+    if can: reset.write_text('5')
+    before, start = peak() if can else 0, time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+    if can: assert peak() - before < mib
