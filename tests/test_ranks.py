@@ -142,6 +142,18 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(faces, tmp_path):
     assert names == set(load_file(run/'model'/'model.safetensors')) == set(load_file(run/'checkpoints'/'last.safetensors'))
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_all(faces, tmp_path):
+    run = tmp_path/'run'
+    p = torchrun('-m', 'fastsmile', 'fit', faces, *TINY, '--epochs', '60', '--out', run)
+    deadline = time.time() + 90
+    while not (run/'checkpoints'/STATE).exists() and time.time() < deadline and p.poll() is None: time.sleep(0.02)
+    p.send_signal(signal.SIGINT)
+    code, out, err = said(p, 35)
+    assert code and not out and 'fastsmile fit --resume' in err and err.count('Ctrl-C: stopping') == 1, err[-2000:]
+    assert read_json(run/'config.json')['status'] == 'stopped' and read_state(run/'checkpoints'/STATE)[1]['rows']
+
+
 def test_what_the_first_finds_wrong_is_said_once(tmp_path):
     for c in 'ab':
         (tmp_path/'source'/c).mkdir(parents=True)
