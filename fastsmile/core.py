@@ -238,7 +238,8 @@ def open_alone(
     with writing(path, 'Name another place with --out.'):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         while True:
-            file = open(path, 'a', **how)
+            try: file = open(path, 'a', **how)
+            except FileNotFoundError as e: raise NotWritten(f'{plain(path)} cannot be written: {e.strerror}.', 'Name another place with --out.') from None
             if not lock(file.fileno()):
                 file.close()
                 raise SmileError(f'Another process is writing {plain(path)}.', 'Wait for it, or name another place with --out.')

@@ -28,8 +28,7 @@ from .options import FitConfig, ProbeConfig, command_line
 from .predict import mean_of
 from .probes import Candidate, Known, best_of, logits_of, try_all, write_tried
 from .reading import columns, reading_of
-from .report import write_report
-from .runs import Run, close
+from .runs import Run, close, conclude
 from .scan import fingerprint
 from .seal import record_of, recorded, seal
 from .shallow import describe_head
@@ -205,6 +204,4 @@ def compare_probes(source, bench: Bench, tried: list[Candidate], path: Path, sec
             probe_once(source, bench, tried, best_of([c for c in tried if c.probe == kind], config.monitor), new_run(path/'fits'/v.folder, kind), seconds)
             rows.append(result_row(v, *outcome(path/'fits'/v.folder)))
         best = write_comparison(path, rows, config.monitor)
-    adopt(path, best, command, config.as_dict())
-    write_report(path)
-    return Run(path)
+        return conclude(path, adopt(path, best, command, config.as_dict()))

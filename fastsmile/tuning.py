@@ -19,14 +19,14 @@ import pandas as pd
 from fastai.callback.core import Callback
 
 from .charts import draw_importance, draw_search
-from .core import OptionError, SmileError, jsonable, new_run, now, plain, read_json, say, sub_seed, write_json
+from .core import OptionError, SmileError, jsonable, new_run, now, plain, say, sub_seed, write_json
 from .data import Data, audit_source
 from .engine import pick_device
 from .measure import wish_of
 from .options import FitConfig, TuneConfig, command_line
-from .report import save_figure, write_report
+from .report import save_figure
 from .resume import STATE
-from .runs import Run, fit_once, new_net
+from .runs import Run, conclude, fit_once, new_net
 from .seal import recorded, status_of
 from .session import build_learner, pictures_of, spec_of, train
 from .sheets import write_sheet
@@ -263,7 +263,5 @@ def finish(search: Search, command: str):
     if status_of(folder) is None: write_json(folder/'config.json', dict(status='tried', origin=dict(data=search.data.fingerprint)))
     say(f'trial {best} is the best; it is measured on test', style='bold')
     fit_once(search.source, search.data, spec, new_net(spec, chosen), chosen, folder, search.device, search.pictures(spec, chosen), command)
-    adopt(path, folder.name, command, config.as_dict())
-    record = read_json(path/'config.json')
-    write_json(path/'config.json', record | dict(training=record['training'] | dict(tried=TRIALS)))
-    write_report(path)
+    record = adopt(path, folder.name, command, config.as_dict())
+    conclude(path, record | dict(training=record['training'] | dict(tried=TRIALS)))
