@@ -29,10 +29,10 @@ from .data import Data, divide_rows, look, write_audit
 from .device import pick_device
 from .embed import features_of, headless
 from .heads import head_name
+from .looking import mean_of
 from .measure import wish_of, write_saved
 from .models import ModelSpec, build, make_spec
 from .options import FitConfig, ProbeConfig, command_line
-from .predict import mean_of
 from .reading import columns, reading_of
 from .report import write_report
 from .runs import Run, close
