@@ -27,7 +27,7 @@ from .callbacks import Average, FrozenNorm, History, Judge, Keep, Live, NoValid,
 from .core import OptionError, say, seed_everything, sub_seed
 from .mixed import SteadyLearner
 from .resume import Rejoin, Snapshot, restore
-from .stages import param_groups
+from .stages import param_groups, trained_names
 
 # %% ../nbs/13_train.ipynb #9bf65561
 def make_learner(
@@ -46,8 +46,8 @@ def make_learner(
     "A fastai Learner around a timm model, with our callbacks"
     path = Path(path)
     cbs = [ChannelsLast(), FrozenNorm(), StopAtNaN(), History(judge, path/'history.csv', classes, talk), Keep(path/'checkpoints', monitor), *cbs]
-    learn = SteadyLearner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, splitter=partial(param_groups, n=groups), wd=wd, train_bn=False,
-                    path=path, model_dir='checkpoints', cbs=cbs)
+    learn = SteadyLearner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, wd=wd, train_bn=False,
+                    splitter=partial(param_groups, n=groups, names=trained_names(model)), path=path, model_dir='checkpoints', cbs=cbs)
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback)))
     learn.model.to(dls.device)
     return learn

@@ -15,7 +15,7 @@ from fastsmile.models import build, make_spec
 from fastsmile.runs import build_learner, fit, load_model, load_run
 from fastsmile.stages import param_groups
 from fastsmile.table import read_source
-from fastsmile.train import find_rate, suggest
+from fastsmile.train import find_rate, run_phase, suggest
 
 
 def learner(faces, config, path, device='cpu'):
@@ -96,6 +96,19 @@ def test_frozen_body_learns_nothing_not_even_statistics(faces, tiny, tmp_path):
 def test_freeze_epochs_come_first(faces, tiny, tmp_path):
     h = fit(faces, replace(tiny, freeze_epochs=1, epochs=1, out=str(tmp_path/'r'))).history
     assert h.phase.tolist() == ['head', 'all'] and h.epoch.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize('lr', ['auto', '0.005'])
+def test_after_the_head_everything_is_trained_whoever_finds_the_rate(faces, tiny, tmp_path, monkeypatch, lr):
+    "A search makes a new optimizer while the body is frozen; the body must come back all the same"
+    moved = {}
+    def spy(learn, phase, *rest):
+        before = {k: v.clone() for k, v in learn.model.named_parameters()}
+        run_phase(learn, phase, *rest)
+        moved[phase.name] = {k for k, v in learn.model.named_parameters() if not v.equal(before[k])}
+    monkeypatch.setattr('fastsmile.train.run_phase', spy)
+    r = fit(faces, replace(tiny, lr=lr, freeze_epochs=1, epochs=1, out=str(tmp_path/'r')))
+    assert moved['head'] == {'fc.weight', 'fc.bias'} and moved['all'] == {k for k, _ in r.model.net.named_parameters()}
 
 
 @pytest.mark.parametrize('arch', ['resnet10t', 'densenet121', 'mobilenetv2_100', 'vit_tiny_patch16_224', 'convnext_atto', 'efficientnet_b0'])
