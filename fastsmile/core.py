@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SmileError', 'OptionError', 'choose', 'plain', 'say', 'atomic', 'write_text', 'write_json', 'jsonable', 'read_json',
-           'new_run', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything']
+           'new_run', 'is_url', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything']
 
 # %% ../nbs/00_core.ipynb #a70a506a
 import json
@@ -138,12 +138,19 @@ def new_run(
         else: return path
     raise SmileError(f'{tries[-1]} already holds something.', 'Name an empty or new folder with --out; nothing was changed.')
 
+# %% ../nbs/00_core.ipynb #64c1a8c4
+def is_url(
+    where, # what somebody named
+) -> bool:
+    "Is it a URL such as s3://bucket/faces, which fsspec opens? A drive of Windows is none"
+    return bool(re.match(r'([a-z][a-z0-9+]+::)*[a-z][a-z0-9+]+://', str(where)))
+
 # %% ../nbs/00_core.ipynb #9e471fda
 def must_exist(
     where, # a source that somebody named
 ):
     "Raise a `SmileError` where there is nothing of that name; asked before anything heavy is imported"
-    if not Path(where).exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
+    if not is_url(where) and not Path(where).exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
 
 # %% ../nbs/00_core.ipynb #3d928240
 def newest_run(
