@@ -148,8 +148,8 @@ def in_flight(
     "How many groups are under way at one time"
     return 2 * threads if device == 'cpu' else 3
 
-# %% ../nbs/15_predict.ipynb #c997fb01
-TOGETHER = 256  # names that travel together, at the least four groups
+# %% ../nbs/15_predict.ipynb #073c9786
+TOGETHER = 256  # views that travel together, at the least four groups
 
 def _answering(config, reader, known: Known | None, bs: int) -> Callable:
     "What an actor makes once: from names to their rows, and how many of them were asked again in fp32"
@@ -171,7 +171,8 @@ def on_cluster(
     engine = job.engine
     mine = replace(config, model=str(Path(engine.model.where).absolute()), engine='auto', device=config.device or 'cpu', precision=engine.precision,
                    known=None, known_labels=None, known_label_col=None)
-    size, names = bs * max(1, min(max(TOGETHER, 4 * bs), (total or 10**9) // 16) // bs), iter(names)
+    most = min(max(TOGETHER // len(job.views), 4 * bs), (total or 10**9) // 16)
+    size, names = bs * max(1, most // bs), iter(names)
     spread = spread_of(config, gpus=int(mine.device == 'cuda'))
     for rows, again in spread(partial(_answering, mine, job.reader, job.reading.known, bs), iter(lambda: list(islice(names, size)), [])):
         engine.again += again
