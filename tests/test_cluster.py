@@ -129,32 +129,23 @@ def away(ask, **kw): return replace(ask, out=ask.out.replace('p.csv', 'far.csv')
 
 
 @needs_ray
-def test_predictions_are_those_of_one_machine_though_an_actor_dies(cluster, album, run, ask):
-    "The bytes of the file, with every column; one of two actors is killed when the first rows are there"
-    known = dict(known=str(run.path), raw=True, tta='flip', sets=True, calibrated=True)
-    one = predict_to_file(album, replace(ask, **known))
-    killed = []
-    def tick(n):
-        if not killed and n:
-            killed.extend(actors()[:1])
-            os.kill(killed[0], signal.SIGKILL)
-    two = predict_to_file(f'file://{album}', away(ask, actors=2, **known), lambda total: tick)
-    assert killed and Path(two.out).read_bytes() == Path(one.out).read_bytes()
-    assert (two.rows, two.failed) == (one.rows, one.failed) == (202, 2)
-    assert 'Ray (local)' in two.how['precision'] and 'Ray' not in one.how['precision']
-
-
-@needs_ray
-def test_a_killed_prediction_goes_on_on_the_cluster(cluster, album, ask):
-    seen = []
+def test_predictions_are_those_of_one_machine_though_an_actor_dies_and_the_call_is_stopped(cluster, album, run, ask):
+    "The bytes of the file, with every column; one of two actors is killed when the first rows are there, and the call ends in the middle"
+    known, killed, seen = dict(known=str(run.path), raw=True, tta='flip', sets=True, calibrated=True), [], []
     def tick(n):
         seen.append(n)
-        if sum(seen) == 90: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): predict_to_file(album, away(ask, actors=1), lambda total: tick)
-    with pytest.raises(SmileError, match='ray was True'): predict_to_file(album, replace(ask, out=away(ask).out, resume=True, workers=1))
-    done = predict_to_file(album, away(ask, actors=2, resume=True))
-    predict_to_file(album, ask)
-    assert done.resumed == 88 and Path(done.out).read_bytes() == Path(ask.out).read_bytes()
+        if sum(seen) == 130: raise KeyboardInterrupt
+        if n and not killed:
+            killed.extend(actors()[:1])
+            os.kill(killed[0], signal.SIGKILL)
+    where = f'file://{album}'
+    with pytest.raises(KeyboardInterrupt): predict_to_file(where, away(ask, actors=2, **known), lambda total: tick)
+    with pytest.raises(SmileError, match='ray was True'): predict_to_file(where, replace(ask, out=away(ask).out, resume=True, **known))
+    two = predict_to_file(where, away(ask, actors=1, resume=True, **known))
+    one = predict_to_file(album, replace(ask, **known))
+    assert killed and two.resumed == 128 and Path(two.out).read_bytes() == Path(one.out).read_bytes()
+    assert (two.rows, two.failed) == (one.rows, one.failed) == (202, 2)
+    assert 'Ray (local)' in two.how['precision'] and 'Ray' not in one.how['precision']
 
 
 @needs_ray
@@ -166,6 +157,8 @@ def test_in_a_shell(album, run, tmp_path):
     assert r.returncode == 0, r.stderr
     assert json.loads(r.stdout)['rows'] == 101 and 'the cluster has room for' in r.stderr
     assert len(r.stderr.splitlines()) <= 4, r.stderr
+    end = time.time() + 30
+    while set(actors()) - before and time.time() < end: time.sleep(0.2)
     assert set(actors()) <= before
     r = shell('predict', str(tmp_path/'p.csv'), '--root', str(album/'a'), '--image-col', 'path', '--model', str(run.path), '--device', 'cuda', '--ray', 'local')
     assert r.returncode == 2 and '--precision auto' in r.stderr
