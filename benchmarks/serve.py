@@ -3,6 +3,7 @@
     python benchmarks/serve.py speed --arch resnet18 --size 224 --shape 400x533    # latency and throughput at 1, 8 and 64 clients
     python benchmarks/serve.py speed --arch resnet10t --size 64 --shape 64x64
     python benchmarks/serve.py memory                                              # 10,000 requests: resident memory as they go
+    python benchmarks/serve.py load --minutes 3                                    # 64 clients: every request has its own answer, or it ends with 1
     python benchmarks/serve.py machine
 
 The server is a process of its own, on 127.0.0.1; the clients are coroutines of this one, so both share the machine's cores. Each client keeps its connection
@@ -30,6 +31,8 @@ warnings.filterwarnings('ignore')
 os.environ['FASTSMILE_QUIET'] = '1'
 sys.path.insert(0, str(Path(__file__).parent))
 from predict import bundle, machine  # noqa: E402 - its neighbour
+
+CLIENTS = (1, 8, 64)
 
 
 def pictures(n: int, shape: tuple[int, int]) -> list[bytes]:
@@ -118,13 +121,13 @@ def speed(args):
     shape = tuple(map(int, args.shape.split('x')))
     with tempfile.TemporaryDirectory() as tmp:
         model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(64, shape), batch_size(args.size, 'cpu')
-        alone = {c: network_alone(model, some, min(c, most), args.seconds / 2) for c in args.clients}
+        alone = {c: network_alone(model, some, min(c, most), args.seconds / 2) for c in args.clients or CLIENTS}
         decoded = decoding_alone(some, args.size, args.seconds / 4)
         print('| architecture | pictures | clients | p50 ms | p95 ms | p99 ms | answers a second | network alone | of it | decoding alone | bound | of bound |')
         print('|---|---|---|---|---|---|---|---|---|---|---|---|')
         with Server(model) as server:
             load(server, some, 8, 1)
-            for c in args.clients:
+            for c in args.clients or CLIENTS:
                 times, rate = load(server, some, c, args.seconds)
                 p, bound = np.percentile(times, (50, 95, 99)) * 1000, 1 / (1 / alone[c] + 1 / decoded)
                 print(f'| {args.arch} {args.size} px | {args.shape} | {c} | {p[0]:.1f} | {p[1]:.1f} | {p[2]:.1f} | **{rate:.0f}** | {alone[c]:.0f} '
@@ -151,17 +154,35 @@ def memory(args):
         print(f"{len(times):,} requests in {seconds:.0f} s; the server says: {server.done['pictures']:,} pictures in {server.done['batches']:,} batches")
 
 
+def lasting(args):
+    "64 clients for minutes: requests sent and answered, latency, memory; each answer is about the picture that was sent, or `client` ends the program"
+    some = pictures(64, (128, 128))
+    with tempfile.TemporaryDirectory() as tmp:
+        with Server(bundle('resnet10t', 64, Path(tmp)/'model', '{"channels": [8, 16, 32, 64]}'), '--max-waiting', str(2 * max(args.clients or [64]))) as server:
+            total = len(load(server, some, 8, 1)[0])
+            print('| clients | minute | answers | p50 ms | p99 ms | slowest ms | answers a second | MiB |\n|---|---|---|---|---|---|---|---|')
+            for c in args.clients or [64]:
+                for minute in range(1, max(1, round(args.minutes)) + 1):
+                    times, rate = load(server, some, c, 60 * min(1, args.minutes))
+                    p, total = np.percentile(times, (50, 99, 100)) * 1000, total + len(times)
+                    print(f'| {c} | {minute} | {len(times):,} | {p[0]:.1f} | {p[1]:.1f} | {p[2]:.1f} | {rate:.0f} | {server.memory():.0f} |', flush=True)
+        answered = server.done['pictures']
+    print(f'{total:,} answers came, the first second included; the server predicted {answered:,} pictures: {answered - total} lost')
+    sys.exit(answered != total)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=('speed', 'memory', 'machine'))
+    p.add_argument('what', choices=('speed', 'memory', 'load', 'machine'))
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--size', type=int, default=224)
     p.add_argument('--shape', default='400x533')
-    p.add_argument('--clients', type=int, nargs='+', default=[1, 8, 64])
+    p.add_argument('--clients', type=int, nargs='+', help='speed: 1 8 64; load: 64')
     p.add_argument('--seconds', type=float, default=8.)
+    p.add_argument('--minutes', type=float, default=3.)
     p.add_argument('-n', type=int, default=10_000)
     args = p.parse_args()
-    dict(speed=speed, memory=memory, machine=machine)[args.what](args)
+    dict(speed=speed, memory=memory, load=lasting, machine=machine)[args.what](args)
 
 
 if __name__ == '__main__': main()

@@ -3,6 +3,7 @@
     python benchmarks/train.py scratch --data DIR                    # resnet10t, 64 px, from random weights, 8 epochs, batches of 128
     python benchmarks/train.py finetune --data DIR --weights FILE    # mobilenetv2_100, 96 px, one epoch of the head and four of everything
     python benchmarks/train.py frozen --data DIR --rows 1000         # densenet161, 64 px, the network frozen, 15 epochs of the head
+    python benchmarks/train.py ranks --data DIR --rows 3000 --epochs 3  # fit in one process, and under torchrun in one for each core
 
 DIR holds smiles.zip and smiles.csv. Rows are divided by person, once, for both. By hand means what somebody who knows fastai writes: DataLoaders from a
 DataFrame with workers, `aug_transforms`, a timm architecture in `Learner` (scratch) or `vision_learner`, `fit_one_cycle` or `fine_tune`, the macro F1 as a
@@ -202,12 +203,37 @@ def table(name: str, case: Case, told: dict) -> str:
     return '\n'.join([head, '', columns, '|---|---|---|---|---|---|---|---|---|', *lines, *times])
 
 
+def in_processes(case: Case, n: int) -> dict:
+    "`fit` in n processes with the cores divided among them; seconds of an epoch, its first one left out"
+    import pandas as pd
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), '-m'] if n > 1 else ['-m']
+    with tempfile.TemporaryDirectory() as tmp:
+        options = f'--arch {case.arch} --size {case.size} --epochs {case.epochs} --bs {case.bs} --lr {case.lr}'
+        cmd = [sys.executable, *launch, 'fastsmile', 'fit', case.folder, *options.split(),
+               *'--weights none --label-col label --split-col split --group-col group --calib 0 --balance none --tta none'.split(),
+               '--labels', f'{case.folder}/rows.csv', '--out', f'{tmp}/run', '--device', 'cpu']
+        env = os.environ | dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // n)), FASTSMILE_QUIET='1', FASTSMILE_CACHE=f'{tmp}/cache')
+        start = time.perf_counter()
+        subprocess.run(cmd, env=env, check=True, capture_output=True)
+        whole, h = time.perf_counter() - start, pd.read_csv(f'{tmp}/run/history.csv').iloc[1:]
+        return dict(epoch=h.seconds.mean(), rate=h.images_per_second.mean(), loss=h.train_loss.iloc[-1], valid=h.valid_macro_f1.max(), whole=whole)
+
+
+def ranks(case: Case) -> str:
+    "One process with all cores beside one process for each core, as Markdown"
+    told = {n: in_processes(case, n) for n in (1, os.cpu_count() or 1)}
+    lines = [f"| {n} | {max(1, os.cpu_count() // n)} | {r['epoch']:.1f} | {r['rate']:.0f} | {r['loss']:.3f} | {r['valid']:.3f} | {r['whole']:.0f} |"
+             for n, r in told.items()]
+    head = '| processes | threads in each | an epoch, s | training pictures a second | training loss at the end | macro F1 on valid (best) | whole, s |'
+    return '\n'.join([f'{case.arch}, {case.size} px, {case.epochs} epochs, batches of {case.bs}', '', head, '|---|---|---|---|---|---|---|', *lines])
+
+
 def main():
     if sys.argv[1:2] == ['--one']:
         print(json.dumps(CONTENDERS[sys.argv[2]](Case(**json.loads(sys.argv[3])))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('case', choices=list(CASES))
+    parser.add_argument('case', choices=[*CASES, 'ranks'])
     parser.add_argument('--data', required=True, type=Path, help='the folder of smiles.zip and smiles.csv')
     parser.add_argument('--weights', default='', help='a file of weights for the architecture')
     parser.add_argument('--rows', type=int, help='so many rows, drawn by chance')
@@ -219,12 +245,14 @@ def main():
                         help='by hand, the BatchNorm of a frozen network is not trained either: fastai does, unless it is told not to')
     for name in ('epochs', 'bs', 'size', 'workers'): parser.add_argument(f'--{name}', type=int)
     args = parser.parse_args()
-    case = replace(CASES[args.case], weights=args.weights and str(Path(args.weights).absolute()), weighted=args.weighted, still=args.still,
-                   options=args.options, **{k: getattr(args, k) for k in ('epochs', 'bs', 'size', 'workers') if getattr(args, k) is not None})
+    case = replace(CASES.get(args.case, CASES['scratch']), weights=args.weights and str(Path(args.weights).absolute()), weighted=args.weighted,
+                   still=args.still, options=args.options, **{k: getattr(args, k) for k in ('epochs', 'bs', 'size', 'workers') if getattr(args, k) is not None})
     if args.case == 'finetune' and not args.weights: parser.error('finetune needs --weights FILE')
     with tempfile.TemporaryDirectory() as tmp:
         prepare(args.data, args.rows, Path(tmp))
-        told = compare(replace(case, folder=tmp), args)
+        case = replace(case, folder=tmp)
+        if args.case == 'ranks': return print(ranks(case))
+        told = compare(case, args)
     print(table(args.case, case, told))
 
 

@@ -26,6 +26,8 @@ from .core import SmileError, jsonable, new_run, plain, read_json, say, write_te
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
 from .options import AuditConfig, command_line
+from .pages import render
+from .sheets import read_sheet
 from .table import read_source
 
 # %% ../nbs/08_audit_page.ipynb #45162cd8
@@ -130,18 +132,14 @@ def write_page(
     command: str,     # that made it
 ):
     "Write audit.html"
-    from jinja2 import Environment, PackageLoader
-    env = Environment(loader=PackageLoader('fastsmile'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    env.filters['plain'] = plain
     gallery, record = Gallery(looked.source.reader), audit_record(looked.table, looked.found)
     drawn = [dict(kind=f.kind, title=SHOWN[f.kind], count=f.count, action=f.action, groups=cards(f, looked, gallery)) for f in looked.found
              if f.kind in SHOWN and (f.groups or f.kind in ('suspect-label', 'odd-image', 'unlabelled'))]
     drawn.sort(key=lambda d: list(SHOWN).index(d['kind']))
-    html = env.get_template('audit.html.j2').render(
+    write_text(path, render('audit.html.j2', dict(
         where=Path(looked.source.where).name, source=looked.source.where, record=record, notes=looked.source.notes, most=MOST, drawn=drawn,
         classes=class_rows(looked, gallery), sizes=size_chart(looked.seen.facts), command=command, averaged=AVERAGED,
-        plan=jsonable(looked.plan.to_dict('records')), labels=sorted(c for c in looked.table.label.unique() if c))
-    write_text(path, html)
+        plan=jsonable(looked.plan.to_dict('records')), labels=sorted(c for c in looked.table.label.unique() if c))))
 
 # %% ../nbs/08_audit_page.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -183,4 +181,4 @@ def out_of_fold(run) -> pd.DataFrame:
     path = Path(run)/'predictions_oof.csv'
     if not path.exists():
         raise SmileError(f'--suspects {plain(run)} has no predictions_oof.csv.', 'Make them with `fastsmile fit SOURCE --folds 5`, and name that run.')
-    return pd.read_csv(path, dtype={'path': str, 'label': str}, keep_default_na=False)
+    return read_sheet(path)

@@ -8,12 +8,11 @@ __all__ = ['save_bundle', 'load_bundle', 'load_ensemble', 'put_together', 'witho
 # %% ../nbs/14_bundle.ipynb #7896a13c
 import copy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from .balance import prior_shift
@@ -23,6 +22,7 @@ from .heads import head_name, head_of
 from .members import Members, Voice
 from .models import ModelSpec, create
 from .shallow import shallow_head
+from .tensors import MISFIT, must_fit, read_tensors, tensor_shapes
 
 # %% ../nbs/14_bundle.ipynb #241f8e42
 _all_ = ['FORMAT', 'Facts', 'Model', 'sha256']  # what a model knows stands in a room without torch, and is found here too
@@ -67,7 +67,7 @@ def load_bundle(
     try: spec, facts = parse_config(cfg)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise SmileError(f'{plain(folder)}/config.json is not a model of fastsmile: {plain(e)}', 'Write it again with `fastsmile fit`.') from None
-    if sha256(folder/'model.safetensors') != cfg['fastsmile']['sha256']:
+    if sha256(folder/'model.safetensors') != cfg['fastsmile'].get('sha256'):
         raise SmileError(f'{plain(folder)}/model.safetensors is not the file that was saved with its config.json (checksum).',
                          'Copy the whole folder again.')
     if spec.members: return load_ensemble(folder, spec, facts, cfg['fastsmile']['members'])
@@ -75,10 +75,12 @@ def load_bundle(
         raise SmileError(f'{plain(folder)} needs the architecture {plain(spec.arch)}, which this timm ({timm.__version__}) does not know.',
                          'Install a newer timm.')
     try:
-        net = create(replace(spec, arch=spec.arch.split('.')[0]))
-        net.load_state_dict(load_file(folder/'model.safetensors'))
+        build = partial(create, replace(spec, arch=spec.arch.split('.')[0]))
+        must_fit(build, tensor_shapes(folder/'model.safetensors'))
+        net = build()
+        net.load_state_dict(read_tensors(folder/'model.safetensors'))
         if spec.head: head_of(net).check()
-    except (RuntimeError, KeyError, TypeError, ValueError, SafetensorError, OptionError) as e:
+    except (*MISFIT, OptionError) as e:
         raise SmileError(f'The weights in {plain(folder)} do not fit {plain(spec.arch)}: {plain(" ".join(str(e).split()))[:200]}',
                          'Copy the whole folder again.') from None
     return Model(spec, facts, net.eval(), str(folder))
@@ -94,11 +96,13 @@ def load_ensemble(
     if [sha256(folder/'members'/str(i)/'config.json') for i in range(spec.members)] != digests:
         raise SmileError(f'The members in {plain(folder)} are not those that it was saved with (checksum).', 'Copy the whole folder again.')
     try:
+        if 'kind' in spec.head:
+            must_fit(lambda: shallow_head(spec.head, int(spec.head['features']), len(spec.classes)), tensor_shapes(folder/'model.safetensors'))
         net = put_together(each, facts.prior, spec.head).eval()
         if net.head is not None:
-            net.head.load_state_dict(load_file(folder/'model.safetensors'))
+            net.head.load_state_dict(read_tensors(folder/'model.safetensors'))
             net.head.check()
-    except (RuntimeError, KeyError, TypeError, ValueError, SafetensorError, OptionError) as e:
+    except (*MISFIT, OptionError) as e:
         raise SmileError(f'{plain(folder)} does not fit its members: {plain(" ".join(str(e).split()))[:200]}', 'Copy the whole folder again.') from None
     return Model(spec, facts, net, str(folder), tuple(each))
 

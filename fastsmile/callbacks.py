@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
+from fastai.torch_core import get_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .balance import decide, probabilities
 from .core import SmileError, atomic, say
 from .evaluate import confusion, scores
+from .ranks import rank, world
+from .sheets import write_sheet
 
 # %% ../nbs/13_callbacks.ipynb #ee3a98ca
 class FrozenNorm(Callback):
@@ -112,7 +115,8 @@ def peak_memory(
 
 def write_history(path: Path, rows: list[dict]):
     "The rows as CSV, atomically"
-    with atomic(path) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    if rank(): return  # the first process writes
+    write_sheet(pd.DataFrame(rows), path)
 
 # %% ../nbs/13_callbacks.ipynb #0c9fc0f5
 class Keep(Callback):
@@ -138,7 +142,8 @@ def save_weights(
     path: Path,        # .safetensors
 ):
     "The model's parameters and statistics, atomically, in the default memory layout"
-    with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp)
+    if rank(): return  # the first process writes
+    with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in get_model(model).state_dict().items()}, tmp)
 
 def load_weights(model: nn.Module, path: Path):
     "The inverse of `save_weights`"
@@ -188,7 +193,7 @@ class Average(Callback):
     order = 62  # after Keep, so that what is kept is the average
     def __init__(self, decay: float): self.decay, self.mean, self.own, self.steps = decay, None, None, 0
 
-    def _state(self) -> dict: return {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+    def _state(self) -> dict: return {k: v for k, v in get_model(self.model).state_dict().items() if v.is_floating_point()}
 
     def before_fit(self):
         if self.mean is None: self.mean = {k: v.detach().clone() for k, v in self._state().items()}
@@ -241,7 +246,7 @@ class Live(Callback):
 
     def after_batch(self):
         if not self.bar: return
-        self.seen += len(self.xb[0])
+        self.seen += len(self.xb[0]) * world()
         speed = f'{self.seen / (time.perf_counter() - self.start):.0f} pictures/s'
         self.bar.update(self.task, advance=1, now=f'loss {float(self.loss.detach()):.3f}  {speed}', description=f'epoch {self.epoch + 1}/{self.learn.n_epoch}')
 

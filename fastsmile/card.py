@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['HEADLINE', 'card_context', 'model_index', 'write_card', 'escape_md']
 
-# %% ../nbs/17_card.ipynb #442248c8
+# %% ../nbs/17_card.ipynb #9ec172da
+import re
 from pathlib import Path
 
-from .core import plain, read_json, write_text
-from .report import SCORE_NAMES, reading_words, render, verdict
+from .core import plain, plain_lines, read_json, write_text
+from .pages import render
+from .report import SCORE_NAMES, reading_words, verdict
 
 # %% ../nbs/17_card.ipynb #42f79523
 HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'mcc', 'auc', 'log_loss', 'ece')
@@ -29,9 +31,9 @@ def card_context(
 
 def model_index(name: str, config: dict, m: dict, part: str) -> list:
     "The hub's `model-index`: results that machines read"
-    data = dict(name=Path(config['source']).name, type='image-folder', split=part)
+    data = dict(name=plain(Path(config['source']).name), type='image-folder', split=part)
     found = [dict(type=k, name=SCORE_NAMES[k], value=round(m[k]['value'], 4)) for k in HEADLINE if m[k]['value'] is not None]
-    return [dict(name=name, results=[dict(task=dict(type='image-classification'), dataset=data, metrics=found)])]
+    return [dict(name=plain(name), results=[dict(task=dict(type='image-classification'), dataset=data, metrics=found)])]
 
 def write_card(
     run, # a finished run's folder
@@ -40,12 +42,18 @@ def write_card(
     import json
     run = Path(run)
     context = card_context(run)
+    commands = plain_lines('\n'.join(filter(None, (context['config']['command'], context['config'].get('calibrated')))))
     head = dict(library_name='timm', pipeline_tag='image-classification', tags=['fastsmile', 'timm', 'image-classification', context['options']['arch']],
                 metrics=['accuracy', 'f1'])
     head |= {'model-index': context['index']}
     yaml = '\n'.join(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in head.items())  # JSON values are YAML
-    write_text(run/'model'/'README.md', f'---\n{yaml}\n---\n\n' + render('card.md.j2', context | dict(md=escape_md)).lstrip())
+    text = render('card.md.j2', context | dict(md=escape_md, commands=commands, fence=_fence(commands)))
+    write_text(run/'model'/'README.md', f'---\n{yaml}\n---\n\n{text.lstrip()}')
     return run/'model'/'README.md'
+
+def _fence(text: str) -> str:
+    "What stands around code in Markdown: more backticks than there are in it"
+    return '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
 
 def escape_md(text) -> str:
     "A label as text in Markdown: no markup, no table's bar"

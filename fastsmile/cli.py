@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .console import app, command, grid, progress_bar, quick_imports
-from .core import must_exist, plain, say
+from .core import must_exist, plain, say, several
 from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig,
                                EvaluateConfig, ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
                                SourceOptions, StudyConfig, TuneConfig, command_line)
@@ -51,13 +51,15 @@ def _audit(source, config):
 # %% ../nbs/20_cli.ipynb #df46b04b
 @command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
          'fastsmile fit faces --freeze head --views 4 --precision fp32; '
-         'fastsmile fit photographs --faces largest --face-margin 0.1',
+         'fastsmile fit photographs --faces largest --face-margin 0.1; '
+         'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
     "Audit, split, find the learning rate, train, evaluate, report"
-    must_exist(source)
+    if not several() or os.environ['RANK'] == '0': must_exist(source)
     from fastsmile.runs import fit
-    return fit_result(fit(source, config))
+    run = fit(source, config)
+    return run and fit_result(run)
 
 # %% ../nbs/20_cli.ipynb #448be916
 @command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101; fastsmile probe faces --features pixels --size 32; '

@@ -16,8 +16,10 @@ from .evaluate import METRICS, difference, evaluate_predictions, mcnemar
 from .folds import folds_of
 from .measure import Saved
 from .options import CompareConfig, EvaluateConfig
-from .report import SCORE_NAMES, render
+from .pages import render
+from .report import SCORE_NAMES
 from .review import finished, reading_for, saved_parts
+from .sheets import read_sheet
 
 # %% ../nbs/19_compare.ipynb #4ca84fb4
 def shared_rows(
@@ -79,7 +81,7 @@ COSTS = dict(rule='decision rule', parameters='parameters', seconds='seconds of 
 def costs_of(run: Path) -> dict: # of COSTS
     "What a run cost, without its rule; a cross-validation all of its folds together"
     folders = folds_of(run) or [run]
-    each, seen = [read_json(f/'config.json') for f in folders], [pd.read_csv(f/'history.csv') for f in folders if (f/'history.csv').exists()]
+    each, seen = [read_json(f/'config.json') for f in folders], [read_sheet(f/'history.csv', numbers=True) for f in folders if (f/'history.csv').exists()]
     one = each[0]
     return dict(parameters=f"{one['model']['parameters']:,}", seconds=f"{sum(c['training']['seconds'] for c in each):.0f}", device=one['training']['device'],
                 images_per_second=f'{pd.concat([h.images_per_second for h in seen]).median():.0f}' if seen else '')

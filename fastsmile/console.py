@@ -9,16 +9,15 @@ __all__ = ['app', 'parameters', 'translate', 'command', 'grid', 'progress_bar', 
 import atexit
 import gc
 import inspect
-import json
 import os
-import sys
+import time
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Annotated
 
 import typer
 
-from .core import OptionError, SmileError, jsonable, plain, say
+from .core import OptionError, SmileError, json_text, plain, plain_lines, say, several
 from .options import flag
 
 # %% ../nbs/19_console.ipynb #5ab8abe8
@@ -41,6 +40,9 @@ def translate(
     e: BaseException,
 ) -> int: # the exit code
     "Say what went wrong, in one place for all commands"
+    if isinstance(e, OptionError) and several() and os.environ['RANK'] != '0':  # all were given the same, and the first says it
+        time.sleep(2)  # before torchrun ends it, because one process has ended
+        return 2
     if isinstance(e, SmileError):
         say(f'error: {plain(e.message)}', style='bold red')
         if e.hint: say(e.hint)
@@ -71,8 +73,11 @@ def command(
             where = [given.pop(a[0]) for a in arguments]
             typed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if ctx.get_parameter_source(k).name != 'DEFAULT'}
             try:
-                show, result, *code = f(*where, config(**typed))
-                if as_json: print(json.dumps(jsonable(result), ensure_ascii=False))
+                if name != 'fit' and several():
+                    raise OptionError(f'fastsmile {name} in several processes.', 'torchrun is for fastsmile fit; start this once, without it.')
+                if (told := f(*where, config(**typed))) is None: raise typer.Exit  # a process that only helps another
+                show, result, *code = told
+                if as_json: print(json_text(result))
                 else: _print(show)
                 if code and code[0]: raise typer.Exit(code[0])
             except BaseException as e:
@@ -97,7 +102,7 @@ def _print(show):
     "Print Rich tables and text to standard output"
     from rich.console import Console
     console = Console(highlight=False, markup=False, soft_wrap=False, force_jupyter=False)
-    for s in show: console.print(s, soft_wrap=isinstance(s, str))
+    for s in show: console.print(plain_lines(s) if isinstance(s, str) else s, soft_wrap=isinstance(s, str))
 
 # %% ../nbs/19_console.ipynb #c2e4010d
 def grid(
@@ -109,14 +114,14 @@ def grid(
     from rich import box
     from rich.table import Table
     from rich.text import Text
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
-    for i, c in enumerate(columns): table.add_column(Text(c), justify='right' if i else 'left', overflow='fold')
+    table = Table(title=Text(plain(title)), box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
+    for i, c in enumerate(columns): table.add_column(Text(plain(c)), justify='right' if i else 'left', overflow='fold')
     for r in rows: table.add_row(*(Text(plain(v)) for v in r))
     return table
 
 # %% ../nbs/19_console.ipynb #79ecda6b
 class progress_bar:
-    "A Rich bar on standard error with rate and time left; nothing where that is no terminal"
+    "A Rich bar on standard error with rate and time left; nothing where that is no terminal, or one that only adds lines (TERM=dumb)"
     def __init__(self, what: str): self.what = what
     def __enter__(self):
         from rich.console import Console
@@ -124,7 +129,7 @@ class progress_bar:
         rate = TextColumn('{task.fields[rate]}')
         self.bar = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(),
                             console=Console(stderr=True), transient=True)
-        if sys.stderr.isatty(): self.bar.start()
+        if self.bar.console.is_terminal and not self.bar.console.is_dumb_terminal: self.bar.start()
         return self.start
     def start(self, total: int | None):
         task = self.bar.add_task(self.what, total=total, rate='')

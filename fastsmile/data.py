@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from .checks import Finding, about, audit_record, class_findings, file_findings, suspect_finding, table_findings, worst_first
-from .core import SmileError, atomic, plain, say, sub_seed, write_json, write_text
+from .core import SmileError, plain, say, sub_seed, write_json, write_text
 from .crops import cut_faces, face_findings
 from .hashes import HASHES
 from .images import Array
 from .options import DataOptions, FitConfig
 from .plan import apply_plan, merge_plans, overrule, plan_copies, plan_others, read_plan
 from .scan import Examiner, Scan, fingerprint, scan
+from .sheets import write_sheet
 from .splits import divide, split_rows
 from .table import Source
 from .taught import taught_rows, write_taught
@@ -119,9 +120,9 @@ def write_audit(
 ):
     "table.csv, audit.json, plan.csv, taught.csv of what was divided, and unlabelled.txt where rows have no label"
     if isinstance(made, Data): write_taught(made.taught, path)
-    with atomic(path/'table.csv') as tmp: made.table.to_csv(tmp, index=False)
+    write_sheet(made.table, path/'table.csv')
     write_json(path/'audit.json', audit_record(made.table, made.found))
-    with atomic(path/'plan.csv') as tmp: made.plan.to_csv(tmp, index=False)
+    write_sheet(made.plan, path/'plan.csv')
     names, root = sorted(set(made.table.path[made.table.reason == 'unlabelled'])), made.source.reader.root
     if not names or isinstance(made.source.reader, Array): return
     write_text(path/'unlabelled.txt', ''.join(f'{n}\n' for n in names))

@@ -20,7 +20,7 @@ from .balance import balance_record, decision_offset, plan_balance, prior_of
 from .bundle import Facts, Model, load_bundle, put_together
 from .calibrate import rule_for, unfitted
 from .checks import audit_record
-from .core import SmileError, atomic, new_run, plain, read_json, say, seed_everything, sub_seed, write_json
+from .core import SmileError, new_run, plain, read_json, say, seed_everything, sub_seed, write_json
 from .data import Data
 from .device import pick_device
 from .evaluate import evaluate_predictions
@@ -33,6 +33,7 @@ from .review import finished
 from .runs import Run, close, load_run
 from .seal import predict_parts, record_of, recorded, seal
 from .shallow import describe_head
+from .sheets import read_sheet, write_sheet
 from .splits import divide
 from .table import read_source
 from .taught import read_taught, write_taught
@@ -105,10 +106,10 @@ def gather_runs(
         if r.config['source'] != first.config['source']:
             raise SmileError(f'{name} was trained on {plain(r.config["source"])}, but {names[0]} on {plain(first.config["source"])}.',
                              'Which rows none of them has seen is known only where they share a source.')
-    table = held_out([pd.read_csv(p/'table.csv', dtype=str, keep_default_na=False) for p in paths], names)
+    table = held_out([read_sheet(p/'table.csv') for p in paths], names)
     prints = [r.config['origin']['data'] for r in opened]
     mark = prints[0] if len(set(prints)) == 1 else blake2b(repr(sorted(prints)).encode(), digest_size=16).hexdigest()
-    plan = pd.read_csv(paths[0]/'plan.csv', dtype=str, keep_default_na=False)
+    plan = read_sheet(paths[0]/'plan.csv')
     return Crew(opened, names, Data(read_source(first.config['source'], first.options), table, [], mark, plan, taught_by_all(paths, table)))
 
 def taught_by_all(paths: list[Path], table: pd.DataFrame) -> pd.DataFrame | None:
@@ -205,7 +206,7 @@ def write_rows(crew: Crew, model: Model, path: Path):
     data, first = crew.data, crew.runs[0].path
     if data.taught is not None: write_taught(data.taught, path)
     for name, frame in (('table.csv', data.table), ('plan.csv', data.plan)):
-        with atomic(path/name) as tmp: frame.to_csv(tmp, index=False)
+        write_sheet(frame, path/name)
     write_json(path/'audit.json', audit_record(data.table, []) | dict(findings=read_json(first/'audit.json')['findings']))
     y = crew.rows[crew.rows.split == 'train'].label.map(crew.classes.index).to_numpy()
     balance = plan_balance(y, len(crew.classes), 'none', 0)
@@ -222,7 +223,7 @@ def write_members(crew: Crew, config: EnsembleConfig, path: Path):
         row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
         for k in ('balanced_accuracy', 'macro_f1', 'log_loss'): row |= {k: m[k]['value'], f'{k}_from': m[k]['low'], f'{k}_to': m[k]['high']}
         out.append(row)
-    with atomic(path/'tried.csv') as tmp: pd.DataFrame(out).to_csv(tmp, index=False)
+    write_sheet(pd.DataFrame(out), path/'tried.csv')
 
 def ensemble_words(crew: Crew, config: EnsembleConfig, tried: list[Candidate], n: int) -> str:
     "How the model came about, in a few sentences"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACES', 'HASH', 'DECIDE', 'TTA', 'PRECISION', 'opt', 'flag', 'Options', 'command_line', 'faces_opt',
-           'face_margin_opt', 'face_score_opt', 'SourceOptions', 'DataOptions', 'DecideOptions', 'ray_opt',
-           'actors_opt', 'only_with', 'far']
+           'face_margin_opt', 'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions',
+           'ray_opt', 'actors_opt', 'only_with', 'far']
 
 # %% ../nbs/01_fields.ipynb #9ec172da
 import re
@@ -124,6 +124,20 @@ class DataOptions(SourceOptions):
                            metavar='BITS')
     mirror: bool = opt(False, 'take mirror images for near-duplicates too')
     plan: str | None = opt(None, 'a cleaning plan, as `fastsmile audit` writes it and a person may have edited it', metavar='FILE')
+
+@dataclass(frozen=True)
+class SplitOptions(DataOptions):
+    "How rows are divided where the source does not say, and whose shares probabilities speak for"
+    valid: float = opt(0.15, 'fraction of rows for validation, where the source names none', least=0.0, most=0.8)
+    test: float = opt(0.2, 'fraction of rows for testing, where the source names none', least=0.0, most=0.8)
+    calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
+    prior: str = opt('data', 'the class shares that probabilities speak for: data (of the training rows), uniform, or a JSON FILE {class: share}',
+                     metavar='data|uniform|FILE')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.valid + self.test > 0.9:
+            raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to learn from.', 'Together at most 0.9.')
 
 # %% ../nbs/01_fields.ipynb #639bbf6c
 DECIDE = ('auto', 'argmax', 'balanced', 'accuracy', 'balanced_accuracy', 'macro_f1', 'weighted_f1', 'mcc', 'kappa')

@@ -24,7 +24,7 @@ from fastsmile.choices import (
     spelled,
 )
 from .core import OptionError, choose
-from .fields import PRECISION, TTA, DataOptions, DecideOptions, opt
+from .fields import PRECISION, TTA, DecideOptions, SplitOptions, opt
 from .recipes import RECIPES, follows, usual
 
 # %% ../nbs/01_fitting.ipynb #db534493
@@ -36,7 +36,7 @@ MONITOR = ('macro_f1', 'balanced_accuracy', 'accuracy', 'loss')
 # %% ../nbs/01_fitting.ipynb #7581e8d0
 @follows
 @dataclass(frozen=True)
-class FitConfig(DataOptions, DecideOptions):
+class FitConfig(SplitOptions, DecideOptions):
     "Everything `fit` can be told"
     recipe: str | None = opt(None, f"train as one of the reports did: {', '.join(RECIPES)}; every other option overrules it", metavar='NAME')
     arch: str = opt('resnet18', "a timm architecture, e.g. densenet161, resnet50, mobilenetv2_100, or one of the reports' own; see fastsmile archs")
@@ -72,12 +72,7 @@ class FitConfig(DataOptions, DecideOptions):
                        'e.g. medium+cutout+mixup:0.4', metavar='none|light|medium|strong[+...]')
     balance: str = opt('weighted', f'against imbalance: {spelled(BALANCE)}; all compares them under one budget', metavar='WORD[:N]|all')
     loss: str = opt('ce', f'{spelled(LOSS)}', metavar='WORD[:N]')
-    prior: str = opt('data', 'the class shares that probabilities speak for: data (of the training rows), uniform, or a JSON FILE {class: share}',
-                     metavar='data|uniform|FILE')
     monitor: str = opt('macro_f1', 'what the best epoch is best in, on valid', accepts=MONITOR)
-    valid: float = opt(0.15, 'fraction of rows for validation, where the source names none', least=0.0, most=0.8)
-    test: float = opt(0.2, 'fraction of rows for testing, where the source names none', least=0.0, most=0.8)
-    calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
     folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ are the runs', least=2, most=50)
     out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
     resume: str | None = opt(None, 'go on with a run that was stopped, from its last finished epoch and with its own options', metavar='RUN')
@@ -97,8 +92,6 @@ class FitConfig(DataOptions, DecideOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.valid + self.test > 0.9:
-            raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to train on.', 'Together at most 0.9.')
         if not self.epochs and not (self.weights != 'none' if self.freeze_epochs is None else self.freeze_epochs):
             raise OptionError('--epochs 0 leaves nothing to train.', 'Give --epochs, or --freeze-epochs for the head alone.')
         if self.lr != 'auto' and not _is_rate(self.lr):

@@ -17,7 +17,8 @@ from .calibrate import Calibration, calibration_of
 from .charts import reliability_chart
 from .core import read_json, write_json, write_text
 from .measure import Saved, measure, measure_calibration, model_facts, read_saved, read_table, write_saved
-from .report import SCORE_NAMES, class_chart, render, rule_words, verdict
+from .pages import render
+from .report import SCORE_NAMES, class_chart, rule_words, verdict
 
 # %% ../nbs/17_folds.ipynb #1c789369
 def spread(

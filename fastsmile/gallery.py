@@ -15,9 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from .core import plain, write_text
+from .core import write_text
 from .images import ImageError, Prep, part_name
 from .outputs import WITHHELD
+from .pages import render
 
 # %% ../nbs/15_gallery.ipynb #f7360179
 def thin(
@@ -73,13 +74,10 @@ def write_gallery(
     title: str = 'predictions',
 ) -> Path:
     "Write the page"
-    from jinja2 import Environment, PackageLoader
-    env = Environment(loader=PackageLoader('fastsmile'), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                      finalize=lambda v: plain(v) if isinstance(v, str) and not hasattr(v, '__html__') else v)
     names = list(dict.fromkeys(shown(r) for rows in picked.values() for r in rows))
     with ThreadPoolExecutor() as pool: thumbs = dict(zip(names, pool.map(lambda n: thumbnail(reader, n), names)))
     groups = [dict(label=c, rows=summary.labels.get(c, len(rows)), cards=[card(r, thumbs) for r in rows]) for c, rows in picked.items()]
-    write_text(path, env.get_template('gallery.html.j2').render(title=title, groups=groups, summary=summary, shown=sum(len(g['cards']) for g in groups)))
+    write_text(path, render('gallery.html.j2', dict(title=title, groups=groups, summary=summary, shown=sum(len(g['cards']) for g in groups))))
     return Path(path)
 
 NOTES = dict(face='face', withheld='withheld:', set='set:', known='a copy of', known_label='known as')  # columns that a card shows where they say something

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .archives import open_zip, unpack
 from .core import SmileError, plain
 
 # %% ../nbs/02_images.ipynb #240c17e4
@@ -245,22 +246,16 @@ class Zip(Folder):
         "The open archive of this process: a fork must not share the file's position"
         with self._lock:
             if self._open is None or self._open[0] != os.getpid():
-                try: self._open = os.getpid(), zipfile.ZipFile(self.root)
-                except (OSError, zipfile.BadZipFile) as e:
-                    raise SmileError(f'{self.root} cannot be read as a zip: {plain(e)}', 'Unpack it, or download it again.') from None
+                self._open = os.getpid(), open_zip(self.root)
             return self._open[1]
 
     def names(self) -> list[str]:
-        return sorted({i.filename for i in self.archive.infolist() if not i.is_dir() and is_image_name(i.filename)})
+        return sorted({i.filename for i in self.archive.infolist() if i.filename and not i.is_dir() and is_image_name(i.filename)})
 
     def raw(self, name: str) -> bytes:
-        try:
-            info = self.archive.getinfo(name)
-            if info.file_size > MAX_BYTES: raise ImageError(f'more than {MAX_BYTES:,} bytes')
-            return self.archive.read(info)
+        try: return unpack(self.archive, name, MAX_BYTES)
         except KeyError: raise ImageError('no such file') from None
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as e:
-            raise ImageError(f'cannot be unpacked: {plain(e)[:120]}') from None
+        except ValueError as e: raise ImageError(str(e)) from None
 
 # %% ../nbs/02_images.ipynb #ef428241
 class Array:

@@ -139,7 +139,7 @@ def body_of(
     kind, more = parse_options_header(headers.get('content-type', ''))
     kind, length = kind.decode('latin-1'), headers.get('content-length', '')
     if headers.get('content-encoding', 'identity') != 'identity': raise Refused(415, 'The request is compressed.', 'Send it as it is.')
-    if length.isdigit() and int(length) > config.max_bytes: raise too_many(config)
+    if length.isascii() and length.isdigit() and int(length) > config.max_bytes: raise too_many(config)
     if kind.startswith(RAW): return RawBody(name)
     if kind != 'multipart/form-data': raise Refused(415, f'{kind[:80] or "A request without a content type"} is not taken here.', TAKEN)
     if not more.get(b'boundary'): raise Refused(422, 'The form names no boundary.', TAKEN)
@@ -219,4 +219,5 @@ def foreign(
     "Does a browser say that another site asks?"
     origin, site = headers.get('origin'), headers.get('sec-fetch-site')
     if site is not None: return site not in ('none', 'same-origin')
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get('host', '').lower()
+    try: return origin is not None and urlsplit(origin).netloc.lower() != headers.get('host', '').lower()
+    except ValueError: return True  # no address at all

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import OptionError, SmileError, plain, read_json, say
+from .sheets import read_sheet
 
 # %% ../nbs/14_known.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -102,7 +103,6 @@ def rows_of(
     label_col: str | None = None, # column of the class
 ) -> tuple: # reader; rows with path, label, split
     "The labelled rows of a source, or those that a run used"
-    import pandas as pd
     from dataclasses import fields
     from fastsmile.options import SourceOptions
     from fastsmile.table import read_source
@@ -112,7 +112,7 @@ def rows_of(
     if labels or label_col: raise OptionError(f'--known-labels and --known-label-col do not go with a run, and {plain(where)} is one.')
     config = read_json(where/'config.json')
     options = {f.name: config['options'][f.name] for f in fields(SourceOptions) if f.name in config['options']}  # an older run has fewer
-    rows = pd.read_csv(where/'table.csv', dtype=str, keep_default_na=False)
+    rows = read_sheet(where/'table.csv')
     reader = read_source(config['source'], SourceOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})).reader
     return reader, rows[rows.reason == '']
 

@@ -28,6 +28,7 @@ from .choices import AUGMENT, parse_sum
 from .core import choose
 from .fitting import CACHE
 from .images import Prep, prepare
+from .ranks import neighbours
 
 # %% ../nbs/11_loaders.ipynb #89062f09
 MEMORY = 2 * 1024**3  # bytes of resized pictures to keep in memory
@@ -152,7 +153,7 @@ def make_loaders(
     "DataLoaders over the train and valid rows of `frame`"
     frame = frame.reset_index(drop=True)
     train, valid = (np.flatnonzero(frame.split == s) for s in ('train', 'valid'))
-    workers = spec.workers if spec.workers is not None else 0 if spec.pictures.kept else min(8, os.cpu_count() or 1)
+    workers = spec.workers if spec.workers is not None else 0 if spec.pictures.kept else min(8, max(1, (os.cpu_count() or 1) // neighbours()))
     bs = min(spec.bs, len(spec.draw))  # fewer rows than a batch would be no batch at all
     labels = torch.from_numpy(pd.Index(spec.classes).get_indexer(frame.label))
     rows = [Rows(spec.pictures, frame.path.to_numpy(object)[at], labels[at]) for at in (train, valid)]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .balance import Balance
+from .ranks import summed
 
 # %% ../nbs/10_losses.ipynb #16e29f4d
 def cross_entropy(z: torch.Tensor, y: torch.Tensor, _) -> torch.Tensor: # (N, C), (N,) -> (N,)
@@ -79,10 +80,10 @@ class SoftF1(nn.Module):
         p, t = z.float().softmax(-1), F.one_hot(y, z.shape[1]).float()
         now = torch.stack([(p * t).sum(0), p.sum(0), t.sum(0)])  # (3, C)
         if not torch.is_grad_enabled(): return 1 - self._mean(now)
-        before = self.keep * self.sums
+        now, before = summed(now), self.keep * self.sums  # of all processes' parts of the batch
         self.sums = before + now.detach()
         value = 1 - self._mean(before + now)
-        grow = float(self.sums[2].sum() / len(y))   # the batch is one of so many that the sums hold
+        grow = float(self.sums[2].sum() / len(y))   # the batch, or this part of it, is one of so many that the sums hold
         return value.detach() + grow * (value - value.detach())
 
     @staticmethod

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .calibrate import Calibration, Wish, fit_calibration, rule_for, read_costs
-from .core import OptionError, SmileError, atomic, plain, read_json, say, write_json
+from .core import OptionError, SmileError, plain, read_json, say, write_json
 from .evaluate import (HONESTY, confusion, difference, draw_weights, estimates, evaluate_predictions, group_ids, reliability, scores, spans,
                                 wilson)
+from .sheets import read_sheet, write_sheet
 
 # %% ../nbs/17_measure.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def read_saved(
     "The saved predictions of one part, beside what table.csv says of their rows; a `SmileError` where there are none"
     path, table = Path(run)/f'predictions_{part}.csv', Path(run)/'table.csv'
     if not path.exists(): raise SmileError(f'{plain(path)} does not exist.', f'A run has it where it has {part.split("_")[0]} rows.')
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame = read_sheet(path)
     classes = tuple(c[2:] for c in frame if c.startswith('p_'))
     if table.exists():
-        more = pd.read_csv(table, dtype=str, keep_default_na=False).drop_duplicates('path').set_index('path')
+        more = read_sheet(table).drop_duplicates('path').set_index('path')
         frame = frame.join(more[[c for c in more if c not in frame]], on='path')
     return as_saved(frame, classes, mix_of(run))
 
@@ -76,11 +77,11 @@ def has_part(run, part: str) -> bool: return (Path(run)/f'predictions_{part}.csv
 
 def read_table(run, part: str) -> pd.DataFrame:
     "The table of predictions of one part as it stands in its file, all text"
-    return pd.read_csv(Path(run)/f'predictions_{part}.csv', dtype=str, keep_default_na=False)
+    return read_sheet(Path(run)/f'predictions_{part}.csv')
 
 def write_saved(frame: pd.DataFrame, path):
     "A table of predictions as CSV, whole or not at all"
-    with atomic(path) as tmp: frame.to_csv(tmp, index=False)
+    write_sheet(frame, path)
 
 def model_facts(
     run, # a run folder or a bundle

@@ -22,6 +22,7 @@ from torch import nn
 
 from .core import OptionError, SmileError, plain, say
 from .device import DTYPES, narrow, out_of_memory
+from .ranks import world
 
 # %% ../nbs/13_mixed.ipynb #37387f98
 ACCEPTED = dict(cpu=('fp32', 'bf16'), cuda=('fp32', 'bf16', 'fp16'))  # others: fp32 alone
@@ -149,6 +150,7 @@ class SteadyLearner(Learner):
         if torch.cuda.is_available(): torch.cuda.empty_cache()
         if n // (2 * self.parts) < 2:
             raise SmileError(f'There is not enough memory on {self.dls.device} for two pictures at once.', 'Try a smaller --size, or another --arch.')
+        if world() > 1: raise SmileError(f'There is not enough memory on {self.dls.device} for {n} pictures at once.', 'Try a smaller --bs, or more processes.')
         self.use_parts(2 * self.parts)
         say(f'out of memory: {-(-n // self.parts)} pictures at once from here, and {self.parts} times that before each step', style='yellow')
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields
 
 from .choices import BALANCE, POOL, parse_sum, spelled
 from .core import OptionError, choose
-from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, actors_opt, command_line,
-                              face_margin_opt, face_score_opt, faces_opt, far, flag, only_with, opt, ray_opt)
+from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, SplitOptions, actors_opt,
+                              command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, only_with, opt, ray_opt)
 from .fitting import CACHE, MONITOR, RESIZE, FitConfig
 
 _all_ = ['CACHE', 'DECIDE', 'FACES', 'HASH', 'MONITOR', 'PRECISION', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
@@ -169,7 +169,7 @@ class StudyConfig(SourceOptions):
     seeds: int = opt(3, 'trainings of each entry, with seeds that follow each other, on one split', least=1, most=100)
     weights: str = opt('hub', "pretrained weights: hub, none, or a folder of ARCH.safetensors; where a network has none there, its stand-in is trained",
                        metavar='hub|none|DIR')
-    rows: int | None = opt(None, 'use about so many rows', least=100)
+    rows: int | None = opt(None, 'learn from about so many rows; all test rows stay', least=100)
     only: tuple[str, ...] = opt((), 'only this entry; may be given again', metavar='ENTRY')
     seed: int = opt(42, 'seed of the split; the first of the seeds', least=0)
     out: str | None = opt(None, 'folder of the study, gone on with where it was stopped (default: studies/NAME)', metavar='DIR')
@@ -243,7 +243,7 @@ def words(
 
 # %% ../nbs/01_options.ipynb #4d8757d4
 @dataclass(frozen=True)
-class ProbeConfig(DataOptions, DecideOptions):
+class ProbeConfig(SplitOptions, DecideOptions):
     "Everything `probe` can be told"
     features: str = opt('network', 'what the probes see: what a network makes of a picture before its last layer, or the pixels themselves',
                         accepts=('network', 'pixels'))
@@ -261,12 +261,7 @@ class ProbeConfig(DataOptions, DecideOptions):
     leaf: str = opt('1,5,20', 'forest: fewest rows in a leaf, to try', metavar='N,N')
     c: str = opt('0.0001,0.001,0.01,0.1,1', 'logistic: inverse strengths of the penalty on weights, to try', metavar='X,X')
     balance: str = opt('none', f'against imbalance: {spelled(PROBED)}; knn has no loss and takes no weights', metavar='WORD[:N]')
-    prior: str = opt('data', 'the class shares that probabilities speak for: data (of the training rows), uniform, or a JSON FILE {class: share}',
-                     metavar='data|uniform|FILE')
     monitor: str = opt('macro_f1', 'what the best probe is best in, on valid', accepts=MONITOR)
-    valid: float = opt(0.15, 'fraction of rows for validation, where the source names none', least=0.0, most=0.8)
-    test: float = opt(0.2, 'fraction of rows for testing, where the source names none', least=0.0, most=0.8)
-    calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
     out: str | None = opt(None, 'run folder (default: runs/probe-ARCH-TIME)', metavar='DIR')
     seed: int = opt(42, 'seed of the split, the draws and the forests', least=0)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
@@ -274,8 +269,6 @@ class ProbeConfig(DataOptions, DecideOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.valid + self.test > 0.9:
-            raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to learn from.', 'Together at most 0.9.')
         if self.pool: choose('--pool', self.pool, POOL)
         given = [flag(n) for n in ('arch', 'model_args', 'pool') if getattr(self, n)] + ['--weights'] * (self.weights != 'hub')
         if self.features == 'pixels' and given:
@@ -298,13 +291,13 @@ class EnsembleConfig(DecideOptions):
                    accepts=('mean', 'forest'))
     inputs: str = opt('features', "what a forest reads: the networks' features, on the training rows, or their probabilities, on half of calib",
                       accepts=('features', 'probs'))
-    trees: int = opt(300, 'forest: trees', least=1, most=10000)
+    trees: int = same('trees', ProbeConfig)
     leaf: str = opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
     monitor: str = opt('macro_f1', 'what --decide auto serves, and what the best leaf is best in, on valid', accepts=MONITOR)
     out: str | None = opt(None, 'run folder (default: runs/ensemble-TIME)', metavar='DIR')
     seed: int = opt(42, 'seed of the forest', least=0)
-    device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
-    tta: str = opt('flip', 'test-time augmentation reported beside the plain figures on test', accepts=TTA)
+    device: str | None = same('device', ProbeConfig)
+    tta: str = same('tta', ProbeConfig)
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,17 +6,19 @@
 __all__ = ['PLAN', 'ACTIONS', 'FOUND', 'OTHERS', 'decide_copies', 'plan_copies', 'plan_others', 'merge_plans', 'read_plan',
            'overrule', 'apply_plan', 'unite']
 
-# %% ../nbs/07_plan.ipynb #442248c8
+# %% ../nbs/07_plan.ipynb #3e20d91c
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .cells import STRENGTH, label_key, read_csv
+from .cells import STRENGTH, label_key, read_csv, table_bytes
 from .checks import Finding, about
 from .core import SmileError, plain
 from .duplicates import copies, join
 from .scan import Scan
+from .sheets import literal
 
 # %% ../nbs/07_plan.ipynb #78d7abeb
 PLAN = ['path', 'action', 'reason', 'group', 'new_label']
@@ -94,7 +96,7 @@ def read_plan(
     "Read a cleaning plan; raises `SmileError` that names the line where it cannot be obeyed"
     path = Path(path)
     if not path.is_file(): raise SmileError(f'--plan {plain(path)} does not exist.', 'Name a plan.csv as `fastsmile audit` writes it.')
-    raw = read_csv(path.read_bytes(), path.name).astype(str)
+    raw = read_csv(table_bytes(path), path.name).astype(str).map(literal)
     head = [c.strip().lower() for c in raw.iloc[0]]
     if not {'path', 'action'} <= set(head) or len(set(head)) < len(head):
         raise SmileError(f'{plain(path)} is no cleaning plan: its columns are {", ".join(map(plain, head))}.', f'It needs {", ".join(PLAN)}.')
@@ -113,10 +115,21 @@ def overrule(
     known: set,             # all paths of the table
 ) -> pd.DataFrame:
     "The proposed plan with the person's lines in place of its own"
+    edited = edited.assign(path=[_named(p, known) for p in edited.path])
     if strange := sorted(set(edited.path) - known):
         raise SmileError(f'The plan speaks of {len(strange)} pictures that the source does not have, e.g. {plain(strange[0])}.',
                          'Make the plan anew with `fastsmile audit`, or remove those lines.')
     return pd.concat([proposed[~proposed.path.isin(edited.path)], edited], ignore_index=True)
+
+def _named(path: str, known: set) -> str:
+    "A path of the plan as the source has it: a file name that is no UTF-8 made the whole file be read in another encoding"
+    if path in known: return path
+    tries = (os.fsdecode(path.encode(e)) for e in ('cp1252', 'latin-1') if _fits(path, e))
+    return next((t for t in tries if t in known), path)
+
+def _fits(text: str, encoding: str) -> bool:
+    try: return bool(text.encode(encoding))
+    except UnicodeEncodeError: return False
 
 # %% ../nbs/07_plan.ipynb #0a84b65a
 def apply_plan(

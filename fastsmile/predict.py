@@ -278,8 +278,8 @@ def predict(self: Model,
     faces: FaceFinder | None = None, # cut the faces out of each picture first: a row per face
 ): # a DataFrame with `columns` and those of `request`, a row per picture
     "Predict every picture of a folder, a zip or a list"
-    import pandas as pd
+    from fastsmile.sheets import pandas
     made, tta = open_inputs(where), {True: 'flip', False: 'none'}.get(tta, tta)
     reading = reading_of(self, request=request, known=None if known is None else open_known(known, self.spec.classes), faces=faces is not None)
     rows = predict_rows(self, made.reader, made.names, tta, bs, device, threads, precision, mean, reading, made.total, faces)
-    return pd.DataFrame(list(rows), columns=columns((), reading))
+    return pandas().DataFrame(list(rows), columns=columns((), reading))

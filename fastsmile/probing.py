@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FITS', 'SPELT', 'ASIDE', 'TRIED', 'Known', 'fit_knn', 'fit_forest', 'fit_logistic', 'Candidate', 'logits_of',
            'try_all', 'best_of', 'write_tried', 'spec_of_probe', 'set_aside', 'Bench', 'set_up', 'model_of',
-           'write_predictions', 'probe_once', 'probe_words', 'probe', 'compare_probes']
+           'write_predictions', 'probe_once', 'probe_words', 'probe', 'probe_data', 'compare_probes']
 
 # %% ../nbs/19_probing.ipynb #7896a13c
 import copy
@@ -24,7 +24,7 @@ from .balance import Balance, balance_record, decision_offset, plan_balance, pri
 from .bundle import Facts, Model, load_bundle
 from .calibrate import rule_for, unfitted
 from .callbacks import Judge
-from .core import SmileError, atomic, new_run, now, plain, read_json, say, seed_everything, sub_seed, write_json
+from .core import SmileError, new_run, now, plain, read_json, say, seed_everything, sub_seed, write_json
 from .data import Data, divide_rows, look, write_audit
 from .device import pick_device
 from .embed import features_of, headless
@@ -39,6 +39,7 @@ from .runs import Run, close
 from .scan import fingerprint
 from .seal import record_of, recorded, seal
 from .shallow import Neighbours, describe_head, forest_of
+from .sheets import write_sheet
 from .sweep import Variant, adopt, outcome, result_row, write_comparison
 from .table import read_source
 from .taught import read_taught, seen_before
@@ -169,7 +170,7 @@ def write_tried(
     rows = [dict(probe=c.name, **{f'valid_{k}': v for k, v in c.valid.items()},
                  seconds=round(c.seconds, 2)) for c in tried]
     table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=monitor == 'loss', kind='stable')
-    with atomic(path/'tried.csv') as tmp: table.to_csv(tmp, index=False)
+    write_sheet(table, path/'tried.csv')
 
 # %% ../nbs/19_probing.ipynb #7a3214a1
 def spec_of_probe(
@@ -301,7 +302,7 @@ def probe(
     progress=None,                    # called with the number of pictures; returns a function that is called with pictures done
 ) -> Run:
     "Fit probes on frozen features, choose on valid, report on test; raises `SmileError` where the input is at fault"
-    device = pick_device(config.device)
+    pick_device(config.device)
     spec_of_probe(config, ('a', 'b'))  # a wrong name costs no waiting
     read = read_source(source, config)
     spec = spec_of_probe(config, sorted(read.kept.label.unique()))
@@ -310,7 +311,17 @@ def probe(
     data = divide_rows(looked, config)
     if Path(config.weights).is_dir() and config.features == 'network': data = set_aside(data, looked, Path(config.weights))
     if lost := sorted(set(spec.classes) - set(data.classes)): raise SmileError(f'No picture of {", ".join(lost)} is left.', 'Leave it out with --drop-class.')
-    start = time.perf_counter()
+    return probe_data(source, data, spec, config, progress)
+
+def probe_data(
+    source,
+    data: Data,       # audited and divided
+    spec: ModelSpec,  # from `spec_of_probe`, for the classes of `data`
+    config: ProbeConfig,
+    progress=None,
+) -> Run:
+    "Fit probes on rows that are divided already, as `probe` does"
+    start, device = time.perf_counter(), pick_device(config.device)
     seed_everything(config.seed)
     bench = set_up(data, spec, config, device, progress)
     seconds = time.perf_counter() - start

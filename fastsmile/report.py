@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'WORDS', 'RULE_WORDS', 'verdict', 'failing', 'report_context', 'clock', 'data_context', 'report_charts',
            'search_charts', 'class_chart', 'album_of', 'training_words', 'rule_words', 'reading_words', 'tried_context',
-           'short', 'training_context', 'write_report', 'render', 'write_plots', 'save_figure']
+           'short', 'training_context', 'write_report', 'write_plots', 'save_figure']
 
 # %% ../nbs/17_report.ipynb #259664a0
 import base64
@@ -16,7 +16,9 @@ import pandas as pd
 
 from .balance import balance_words
 from .charts import balance_chart, chart, curve_chart, draw_importance, draw_rates, draw_search, interval_chart, rate_chart, reliability_chart
-from .core import atomic, plain, read_json, write_text
+from .core import atomic, read_json, write_text
+from .pages import render
+from .sheets import read_sheet
 from .sweep import summary
 
 # %% ../nbs/17_report.ipynb #16c8d785
@@ -74,7 +76,7 @@ def clock(time: str | None) -> str:
 
 def data_context(run: Path) -> dict: # splits, balance
     "Rows of each class in each split"
-    table = pd.read_csv(run/'table.csv', dtype=str, keep_default_na=False)
+    table = read_sheet(run/'table.csv')
     used = table[table.reason == '']
     splits = [s for s in ('train', 'calib', 'valid', 'test') if (used.split == s).any()]
     counts = pd.crosstab(used.label, used.split).reindex(columns=splits, fill_value=0)
@@ -83,7 +85,7 @@ def data_context(run: Path) -> dict: # splits, balance
 def report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict: # name -> SVG
     "The drawings of the page"
     balance, cal = data_context(run)['balance'], metrics['calibration']
-    history = pd.read_csv(run/'history.csv') if (run/'history.csv').exists() else None
+    history = read_sheet(run/'history.csv', numbers=True) if (run/'history.csv').exists() else None
     drawn = {} if history is None else {c: history[f'drawn_{c}'][history.valid_loss.notna()].mean() for c in balance if f'drawn_{c}' in history}
     level = metrics['valid']['baseline']['accuracy'] if 'valid' in metrics else None
     on = metrics[cal['on']]
@@ -93,13 +95,13 @@ def report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict:
     if history is not None: charts |= dict(loss=curve_chart(history, 'loss', 'loss'), f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch),
                                            accuracy=curve_chart(history, 'accuracy', 'accuracy', level=level))
     if (run/'importance.csv').exists(): charts |= search_charts(run)
-    if (run/'lr_find.csv').exists(): charts['lr'] = rate_chart(pd.read_csv(run/'lr_find.csv'))
+    if (run/'lr_find.csv').exists(): charts['lr'] = rate_chart(read_sheet(run/'lr_find.csv', numbers=True))
     return charts
 
 def search_charts(run: Path) -> dict: # name -> SVG
     "What a search for options has tried, and which of them mattered"
-    shares = pd.read_csv(run/'importance.csv').set_index('option').importance.to_dict()
-    table = pd.read_csv(run/'tried.csv')
+    shares = read_sheet(run/'importance.csv', numbers=True).set_index('option').importance.to_dict()
+    table = read_sheet(run/'tried.csv', numbers=True)
     return dict(search=chart(lambda ax: draw_search(ax, table), 'trials of the search')) | (
         dict(importance=chart(lambda ax: draw_importance(ax, shares), 'importance of options')) if shares else {})
 
@@ -181,7 +183,7 @@ def tried_context(
 ) -> dict | None:   # title, columns, rows
     "The table of what was tried on valid: settings of probes, trials of a search, members of an ensemble"
     if not training.get('tried'): return None
-    table = pd.read_csv(run/'tried.csv', dtype=str, keep_default_na=False)
+    table = read_sheet(run/'tried.csv')
     return dict(title=training['tried'], columns=[c.replace('_', ' ') for c in table], rows=[[short(v) for v in r] for r in table.to_numpy().tolist()])
 
 def short(text: str) -> str:
@@ -197,7 +199,7 @@ def training_context(
     seen, b = run/'augmented.jpg', read_json(run/'balance.json')
     facts = {c: dict(rows=b['rows'][c], asked=b['asked'][c], low=min(d[c] for d in b['drawn']), high=max(d[c] for d in b['drawn']), weight=b['weights'][c],
                      implied=b['implied_prior'][c], target=b['target_prior'][c]) for c in b['rows']} if b['drawn'] else {}
-    table = pd.read_csv(run/'comparison.csv') if (run/'comparison.csv').exists() else None
+    table = read_sheet(run/'comparison.csv', numbers=True) if (run/'comparison.csv').exists() else None
     monitor = config['options']['monitor']
     return dict(stages=config['model']['stages'], needs=config['model']['needs_fastsmile'], balance_facts=facts, monitor=monitor,
                 augmented=base64.b64encode(seen.read_bytes()).decode() if seen.exists() else None,
@@ -212,17 +214,6 @@ def write_report(
     write_text(run/'report.html', render('report.html.j2', report_context(run)))
     return run/'report.html'
 
-def render(
-    template: str, # in fastsmile/templates
-    context: dict,
-) -> str:
-    "A page, names and labels escaped"
-    from jinja2 import Environment, PackageLoader
-    env = Environment(loader=PackageLoader('fastsmile'), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                      finalize=lambda v: plain(v) if isinstance(v, str) and not hasattr(v, '__html__') and '\n' not in v else v)
-    env.filters |= dict(f3=lambda v: '' if v is None or v != v else f'{v:.3f}', pct=lambda v: '' if v is None else f'{100 * v:.1f}%')
-    return env.get_template(template).render(context)
-
 # %% ../nbs/17_report.ipynb #378cedb1
 def write_plots(
     run, # a run folder with history.csv and perhaps lr_find.csv
@@ -230,7 +221,7 @@ def write_plots(
     "Write curves.png, and lr_find.png where there was a search"
     from matplotlib.figure import Figure
     run = Path(run)
-    history = pd.read_csv(run/'history.csv')
+    history = read_sheet(run/'history.csv', numbers=True)
     fig = Figure(figsize=(9, 3), layout='constrained')
     for ax, column in zip(fig.subplots(1, 3), ('loss', 'macro_f1', 'balanced_accuracy')):
         for part in ('train', 'valid'): ax.plot(history.epoch, history[f'{part}_{column}'], label=part)
@@ -238,7 +229,7 @@ def write_plots(
         ax.legend()
     save_figure(fig, run/'curves.png')
     if not (run/'lr_find.csv').exists(): return
-    curve = pd.read_csv(run/'lr_find.csv')
+    curve = read_sheet(run/'lr_find.csv', numbers=True)
     fig = Figure(figsize=(5, 3), layout='constrained')
     draw_rates(fig.subplots(), curve)
     save_figure(fig, run/'lr_find.png')

@@ -18,6 +18,7 @@ from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, gain_of, has_part, measure, measure_calibration, measure_run, model_facts, read_saved, relabel,
                                settle, slices, wish_of, write_saved)
 from .options import CalibrateConfig, EvaluateConfig, ExplainConfig, ReportConfig, command_line
+from .sheets import read_sheet
 
 # %% ../nbs/19_review.ipynb #ff5a31ab
 def finished(
@@ -146,8 +147,8 @@ def given(
 
 def pd_frame(rows, columns: list[str]):
     "A DataFrame of dicts"
-    import pandas as pd
-    return pd.DataFrame(list(rows), columns=columns)
+    from fastsmile.sheets import pandas
+    return pandas().DataFrame(list(rows), columns=columns)
 
 # %% ../nbs/19_review.ipynb #017d6012
 def complete(
@@ -158,8 +159,7 @@ def complete(
     from fastsmile.predict import columns, predict_rows
     from fastsmile.runs import load_run
     from fastsmile.table import read_source
-    import pandas as pd
-    table = pd.read_csv(run/'table.csv', dtype=str, keep_default_na=False)
+    table = read_sheet(run/'table.csv')
     table, opened = table[table.reason == ''], load_run(run)
     views = dict.fromkeys(PARTS, 'none') | dict(test_tta=opened.options.tta)
     todo = [p for p in PARTS if not has_part(run, p) and (table.split == p.split('_')[0]).any() and (p != 'test_tta' or views[p] != 'none')]
@@ -243,7 +243,8 @@ def explain(
     config: ExplainConfig = ExplainConfig(),
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
-    from fastsmile.report import album_of, render
+    from fastsmile.pages import render
+    from fastsmile.report import album_of
     from fastsmile.runs import load_run
     from fastsmile.seal import explain_run
     run = finished(run)

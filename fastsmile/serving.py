@@ -206,7 +206,7 @@ def patient(
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):
-        late = None
+        late, last = None, False
 
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -215,6 +215,15 @@ def patient(
         def data_received(self, data):
             super().data_received(data)
             self.look()
+
+        def eof_received(self) -> bool: # shall the connection stay?
+            "Who sends no more may still read: a request that is whole is answered first"
+            self.last = self.cycle is not None and not self.cycle.response_complete and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+            return self.last
+
+        def on_response_complete(self):
+            super().on_response_complete()
+            if self.last and not self.transport.is_closing(): self.transport.close()
 
         def connection_lost(self, exc):
             super().connection_lost(exc)

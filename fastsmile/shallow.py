@@ -100,6 +100,7 @@ class Forest(Shallow):
 
     def check(self):
         n, own = len(self.left), torch.arange(len(self.left), device=self.left.device)
+        if not 0 <= self.depth <= min(n, 10_000): raise ValueError(f'a depth of {self.depth:,} is none of its trees')
         for child in (self.left, self.right):
             if (child < own).any() or (child >= n).any(): raise ValueError('its trees do not lead from their roots to their leaves')
         if (self.feature < 0).any() or (self.feature >= self.features).any(): raise ValueError('its trees ask about features that are not there')

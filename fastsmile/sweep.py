@@ -16,8 +16,9 @@ import pandas as pd
 
 from .balance import plan_draw
 from .choices import parse_rates
-from .core import atomic, read_json, write_json
+from .core import read_json, write_json
 from .options import FitConfig
+from .sheets import write_sheet
 
 # %% ../nbs/17_sweep.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def write_comparison(
 ) -> str | None: # the folder of the best training; None where all failed
     "Write comparison.csv; the best variant is that of the best mean on valid, and of its trainings the best on valid"
     table = pd.DataFrame(rows)
-    with atomic(path/'comparison.csv') as tmp: table.to_csv(tmp, index=False)
+    write_sheet(table, path/'comparison.csv')
     best = summary(table, monitor).iloc[0]
     if not best.fits: return None
     mine = table[(table.variant == best.variant) & (table.error == '')][f'valid_{monitor}']

@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from .cells import SPLITS, Lookup, columns_of, label_key, read_csv, tidy_labels
+from .archives import open_zip
+from .cells import SPLITS, Lookup, columns_of, label_key, read_csv, table_bytes, tidy_labels
 from .core import OptionError, SmileError, is_url, must_exist, plain
 from .images import Array, Folder, ImageError, Zip
+from .memory import free_memory
 from .options import SourceOptions
 from .remote import Remote, remote
 
@@ -88,8 +90,8 @@ def from_array(
     labels: Path,        # .npy, .csv or .txt with a label per picture
 ) -> pd.DataFrame:
     "Rows from an array of pictures and as many labels"
-    if labels.suffix == '.npy': values = [v[0] if isinstance(v, list) else v for v in np.load(labels, allow_pickle=False).tolist()]
-    else: values = [r[-1] for r in read_csv(labels.read_bytes(), labels.name).values.tolist()]
+    if labels.suffix == '.npy': values = _npy_labels(labels)
+    else: values = [r[-1] for r in read_csv(table_bytes(labels), labels.name).values.tolist()]
     n = len(reader.names())
     if len(values) == n + 1: values = values[1:]  # a header
     if len(values) != n:
@@ -97,13 +99,24 @@ def from_array(
                          'There must be one label per picture, in the same order.')
     return pd.DataFrame(dict(path=reader.names(), label=[str(v).strip() for v in values], split='', group='', reason=''), dtype=str)
 
+def _npy_labels(path: Path) -> list:
+    "The labels in a .npy; a `SmileError` where it holds none"
+    try: values = np.load(path, mmap_mode='r', allow_pickle=False).tolist()
+    except Exception as e:  # NumPy's reader of headers raises what Python's own parser does
+        raise SmileError(f'{plain(path)} cannot be read as an array of labels: {plain(e)[:200]}.',
+                         'One label per picture is accepted, without pickled objects.') from None
+    return [v[0] if isinstance(v, list) and v else v for v in (values if isinstance(values, list) else [values])]
+
 # %% ../nbs/03_table.ipynb #f24099e1
 def from_npz(
     where: Path,
 ) -> tuple[Array, pd.DataFrame]:
     "A reader and rows from the arrays of a .npz; raises `SmileError` where pictures and labels cannot be paired"
     try:
-        with np.load(where, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
+        with open_zip(where) as z: need = sum(i.file_size for i in z.infolist())
+        if need > (free := free_memory()) * 3 / 4:
+            raise ValueError(f'it takes {need / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; a .npy is read from the disk')
+        with np.load(where, allow_pickle=False) as z: arrays = {k: a for k in z.files if isinstance(a := z[k], np.ndarray)}
     except Exception as e:  # NumPy's readers raise whatever zlib, zipfile and Python's parser do
         raise SmileError(f'{plain(where)} cannot be read: {plain(e)[:200]}.', 'A .npz of arrays without pickled objects is accepted.') from None
     def split(key): return next((SPLITS[w] for w in re.split(r'[^a-z]+', key.lower()) if w in SPLITS), '')
@@ -149,7 +162,7 @@ def _read(where: Path, opts: SourceOptions):
     if where.is_file() and where.suffix.lower() in TABLES:
         beside = where.with_suffix('.zip')
         reader = Zip(beside) if beside.exists() else Folder(where.parent)
-        return 'csv', reader, from_tables(reader, [(where.name, where.read_bytes(), '')], opts)
+        return 'csv', reader, from_tables(reader, [(where.name, table_bytes(where), '')], opts)
     if where.is_dir(): reader = Folder(where)
     elif where.suffix.lower() == '.zip': reader = Zip(where)
     else:
@@ -196,13 +209,13 @@ def _named(path: str) -> Path:
 
 def _tables(where, reader, opts: SourceOptions) -> list[tuple]:
     "The CSVs of a folder or a zip as (name, bytes, split): the named one, those of the splits, or the only one"
-    if opts.labels: return [(Path(opts.labels).name, _named(opts.labels).read_bytes(), '')]
+    if opts.labels: return [(Path(opts.labels).name, table_bytes(_named(opts.labels)), '')]
     if isinstance(reader, Remote): files = {n: partial(_member, reader, n) for n in sorted(reader.files()) if PurePosixPath(n).suffix.lower() in TABLES[:3]}
-    elif where.is_dir(): files = {p.name: p.read_bytes for p in sorted(where.iterdir()) if p.suffix.lower() in TABLES[:3] and p.is_file()}
+    elif where.is_dir(): files = {p.name: partial(table_bytes, p) for p in sorted(where.iterdir()) if p.suffix.lower() in TABLES[:3] and p.is_file()}
     else:
         inside = [n for n in reader.archive.namelist() if PurePosixPath(n).suffix.lower() in TABLES[:3] and n.count('/') <= 1 and '__MACOSX' not in n]
         files = {n: (lambda n=n: _member(reader, n)) for n in inside}
-        if not files: files = {p.name: p.read_bytes for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
+        if not files: files = {p.name: partial(table_bytes, p) for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
     by_split = {n: SPLITS[PurePosixPath(n).stem.lower()] for n in files if PurePosixPath(n).stem.lower() in SPLITS}
     if 'train' in by_split.values(): return [(n, files[n](), s) for s in ('train', 'valid', 'calib', 'test') for n in by_split if by_split[n] == s]
     if len(files) <= 1 or 'metadata.csv' in files: return [(n, f(), '') for n, f in files.items() if len(files) == 1 or n == 'metadata.csv']

@@ -95,9 +95,9 @@ def fit_result(run) -> tuple:
 
 def tried_result(run, most: int = 15) -> tuple:
     "What a command prints that tries several things on valid: the best of them, then what `fit` prints"
-    import pandas as pd
+    from fastsmile.sheets import read_sheet
     from fastsmile.report import short
-    table = pd.read_csv(run.path/'tried.csv', dtype=str, keep_default_na=False)
+    table = read_sheet(run.path/'tried.csv')
     rows = table.to_dict('records')
     title = run.config['training']['tried'].partition('.')[0] + (f', the first {most} of {len(rows)}' if len(rows) > most else '')
     shown, result = fit_result(run)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import atomic
 from .duplicates import near_pairs
 from .hashes import HASHES
 from .scan import Scan
+from .sheets import read_sheet, write_sheet
 
 # %% ../nbs/07_taught.ipynb #e83677c3
 def taught_rows(
@@ -29,13 +29,13 @@ def taught_rows(
 
 def write_taught(rows: pd.DataFrame, run: Path):
     "Write taught.csv of a run"
-    with atomic(run/'taught.csv') as tmp: rows.to_csv(tmp, index=False)
+    write_sheet(rows, run/'taught.csv')
 
 def read_taught(
     run: Path, # a run folder
 ) -> pd.DataFrame | None:
     "taught.csv of a run; None where an earlier version made it"
-    return pd.read_csv(run/'taught.csv', dtype=str, keep_default_na=False) if (run/'taught.csv').exists() else None
+    return read_sheet(run/'taught.csv') if (run/'taught.csv').exists() else None
 
 # %% ../nbs/07_taught.ipynb #f272d4f2
 def _bits(look: pd.Series) -> np.ndarray: # (N, W), uint64

@@ -19,7 +19,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 
 from .charts import draw_importance, draw_search
-from .core import OptionError, SmileError, atomic, jsonable, new_run, now, plain, read_json, say, sub_seed, write_json
+from .core import OptionError, SmileError, jsonable, new_run, now, plain, read_json, say, sub_seed, write_json
 from .data import Data, audit_source
 from .engine import pick_device
 from .measure import wish_of
@@ -29,6 +29,7 @@ from .resume import STATE
 from .runs import Run, fit_once, new_net
 from .seal import recorded, status_of
 from .session import build_learner, pictures_of, spec_of, train
+from .sheets import write_sheet
 from .sweep import adopt
 from .table import read_source
 from .track import tracked
@@ -218,8 +219,8 @@ def write_search(path: Path, study, monitor: str):
     "tried.csv, importance.csv, and both as pictures"
     from matplotlib.figure import Figure
     table, shares = trial_table(study, monitor), importance(study)
-    with atomic(path/'tried.csv') as tmp: table.to_csv(tmp, index=False)
-    with atomic(path/'importance.csv') as tmp: pd.DataFrame(dict(option=list(shares), importance=list(shares.values()))).to_csv(tmp, index=False)
+    write_sheet(table, path/'tried.csv')
+    write_sheet(pd.DataFrame(dict(option=list(shares), importance=list(shares.values()))), path/'importance.csv')
     for name, draw in (('tune_history', lambda ax: draw_search(ax, table)), ('tune_importance', lambda ax: draw_importance(ax, shares))):
         if name == 'tune_importance' and not shares: continue
         fig = Figure(figsize=(5, 3), layout='constrained')

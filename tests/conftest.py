@@ -1,7 +1,9 @@
 "Small things that several tests share: pictures, a sample, a trained run."
 import io
 import os
+import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ os.environ.setdefault('FASTSMILE_QUIET', '1')
 warnings.filterwarnings('ignore', category=FutureWarning)
 
 SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
+TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv that no two trainings share
 TINY = '{"channels": [8, 16, 32, 64]}'
 
 
@@ -44,6 +47,31 @@ def tiny():
 
 
 @pytest.fixture(scope='session')
+def data(faces, tiny):
+    "The sample, audited and divided"
+    from fastsmile.data import audit_source
+    from fastsmile.table import read_source
+    return audit_source(read_source(faces, tiny), tiny)
+
+
+def learner(data, config, path):
+    "A Learner on the CPU that has not trained yet"
+    from fastsmile.runs import build_learner, new_net
+    from fastsmile.session import spec_of
+    spec = spec_of(config, data.classes)
+    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
+
+
+def trained(data, config, path, resume=False):
+    "A training alone: its history without times, what it tells, its Learner"
+    import pandas as pd
+    from fastsmile.session import train
+    learn = learner(data, config, path)
+    told, _ = train(learn, config, path, resume)
+    return pd.DataFrame(learn.history.rows).drop(columns=TIMES), told, learn
+
+
+@pytest.fixture(scope='session')
 def run(faces, tiny, tmp_path_factory):
     "A finished run on the sample"
     from dataclasses import replace
@@ -67,3 +95,16 @@ def folder(root: Path, files: dict) -> Path:
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).write_bytes(data if isinstance(data, bytes) else data.encode())
     return root
+
+
+@contextmanager
+def cheap(seconds=5, mib=300):
+    "What is done within takes few seconds and little memory (the peak, where the system can forget the old one)"
+    def peak() -> float: return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
+    reset = Path('/proc/self/clear_refs')
+    can = os.access(reset, os.W_OK)
+    if can: reset.write_text('5')
+    before, start = peak() if can else 0, time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+    if can: assert peak() - before < mib

@@ -5,22 +5,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import learner, trained
 from safetensors.torch import load_file
 
 from fastsmile import features
 from fastsmile.cache import cached, clear_cache
 from fastsmile.core import OptionError
-from fastsmile.data import audit_source
 from fastsmile.features import caught, on_features, separable
 from fastsmile.heads import head_of
 from fastsmile.models import build, make_spec
 from fastsmile.options import FitConfig
 from fastsmile.resume import Snapshot
-from fastsmile.runs import fit, new_net
-from fastsmile.session import build_learner, spec_of, train
-from fastsmile.table import read_source
-
-TIMES = ['seconds', 'images_per_second', 'memory']
+from fastsmile.runs import fit
 
 
 @pytest.fixture(autouse=True)
@@ -28,22 +24,7 @@ def home(tmp_path, monkeypatch): monkeypatch.setenv('FASTSMILE_CACHE', str(tmp_p
 
 
 @pytest.fixture(scope='module')
-def data(faces, tiny): return audit_source(read_source(faces, tiny), tiny)
-
-
-@pytest.fixture(scope='module')
 def frozen(tiny): return replace(tiny, freeze='head', epochs=3, tta='none')
-
-
-def learner(data, config, path):
-    spec = spec_of(config, data.classes)
-    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
-
-
-def trained(data, config, path, resume=False):
-    learn = learner(data, config, path)
-    told, _ = train(learn, config, path, resume)
-    return pd.DataFrame(learn.history.rows).drop(columns=TIMES), told, learn
 
 
 @pytest.mark.parametrize('options', [dict(), dict(head='mlp:16', ema=0.9), dict(balance='class-weight', accumulate=2, loss='focal:1'),

@@ -17,7 +17,6 @@ from fastsmile.bundle import Facts, Model, load_bundle, save_bundle
 from fastsmile.choices import REFUSED
 from fastsmile.calibrate import Wish, fit_calibration, fit_temperature
 from fastsmile.core import OptionError, SmileError
-from fastsmile.data import audit_source
 from fastsmile.evaluate import confusion, scores
 from fastsmile.heads import head_of
 from fastsmile.loaders import augmentations
@@ -29,13 +28,8 @@ from fastsmile.review import calibrate, evaluate, report
 from fastsmile.runs import fit, load_run
 from fastsmile.session import build_learner, spec_of, train
 from fastsmile.sweep import Variant, result_row, write_comparison
-from fastsmile.table import read_source
 from fastsmile.tables import fit_result
 from fastsmile.train import find_rate
-
-
-@pytest.fixture(scope='module')
-def data(faces, tiny): return audit_source(read_source(faces, tiny), tiny)
 
 
 def learner(data, config, path):
@@ -344,14 +338,15 @@ def test_what_fastai_offers_works_on_a_runs_learner(run):
     assert {p: p.read_bytes() for p in run.path.rglob('*') if p.is_file()} == files  # the run stays as it was
 
 
-@pytest.mark.parametrize('terminal', ['1', '0'])
-def test_a_display_on_a_terminal_and_lines_elsewhere(data, tiny, tmp_path, monkeypatch, capsys, terminal):
+@pytest.mark.parametrize('terminal,term', [('1', 'xterm'), ('0', 'xterm'), ('1', 'dumb')])
+def test_a_display_on_a_terminal_that_moves_and_lines_elsewhere(data, tiny, tmp_path, monkeypatch, capsys, terminal, term):
     monkeypatch.delenv('FASTSMILE_QUIET')
     monkeypatch.setenv('TTY_COMPATIBLE', terminal)
+    monkeypatch.setenv('TERM', term)
     trained(data, replace(tiny, epochs=1), tmp_path)
     said = capsys.readouterr().err
     assert 'epoch   1 all' in said and 'macro F1' in said
-    assert ('pictures/s' in said) == ('\x1b[' in said) == (terminal == '1')
+    assert ('pictures/s' in said) == ('\x1b[' in said) == ((terminal, term) == ('1', 'xterm'))
 
 
 # Probabilities, decisions, words

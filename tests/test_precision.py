@@ -5,35 +5,16 @@ from dataclasses import asdict, replace
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from conftest import TIMES, TINY, learner, trained
 from safetensors.torch import load_file
 
 from fastsmile import mixed
 from fastsmile.core import OptionError, SmileError
-from fastsmile.data import audit_source
 from fastsmile.device import out_of_memory
 from fastsmile.mixed import Choice, Mixed, SteadyLearner, check_precision
 from fastsmile.resume import STATE, Snapshot, gather, read_state, restore
-from fastsmile.runs import fit, new_net
-from fastsmile.session import build_learner, spec_of, train
-from fastsmile.table import read_source
-
-TIMES = ['seconds', 'images_per_second', 'memory']
-
-
-@pytest.fixture(scope='module')
-def data(faces, tiny): return audit_source(read_source(faces, tiny), tiny)
-
-
-def learner(data, config, path):
-    spec = spec_of(config, data.classes)
-    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
-
-
-def trained(data, config, path, resume=False):
-    learn = learner(data, config, path)
-    told, _ = train(learn, config, path, resume)
-    return pd.DataFrame(learn.history.rows).drop(columns=TIMES), told, learn
+from fastsmile.runs import fit
+from fastsmile.session import train
 
 
 @pytest.fixture(scope='module')

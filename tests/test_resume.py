@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TIMES, learner
 from safetensors.torch import load_file, save_file
 
 from fastsmile.core import OptionError, SmileError, read_json, write_json
 from fastsmile.resume import STATE, Snapshot, read_state
-from fastsmile.runs import fit, load_run, new_net
-from fastsmile.session import build_learner, spec_of, train
-
-TIMES = ('seconds', 'images_per_second', 'memory')
+from fastsmile.runs import fit, load_run
+from fastsmile.session import train
 
 
 class Stopped(BaseException): pass
@@ -38,18 +37,9 @@ def stop_after(epochs: int, monkeypatch):
     monkeypatch.setattr(Snapshot, 'after_epoch', after_epoch)
 
 
-@pytest.fixture(scope='module')
-def data(faces):
-    from fastsmile.data import audit_source
-    from fastsmile.options import FitConfig
-    from fastsmile.table import read_source
-    return audit_source(read_source(faces), FitConfig(seed=1))
-
-
 def trained(data, config, path, resume=False):
     "History and weights of a training alone"
-    spec = spec_of(config, data.classes)
-    learn, _ = build_learner(data, spec, new_net(spec, config), config, path, 'cpu')
+    learn = learner(data, config, path)
     told, _ = train(learn, config, path, resume)
     return pd.DataFrame(learn.history.rows), learn.model.state_dict(), told['phases'], told['best_epoch']
 

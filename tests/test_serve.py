@@ -321,6 +321,52 @@ def test_slow_bodies_and_slow_heads_end(model):
         assert service.gate.inside == 0
 
 
+@pytest.mark.parametrize('sent,status', [(1., 200), (0.5, None)], ids=['after the request', 'in its middle'])
+def test_half_closed_sockets(server, sent, status):
+    "A client that says that it sends no more: it gets its answer where the request was whole, and holds nothing where it was not"
+    where, service = server
+    host, _, port = where.rpartition(':')
+    body = picture(seed=7)
+    head = f'POST /predict HTTP/1.1\r\nhost: {where}\r\ncontent-type: image/png\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n'.encode()
+    with socket.create_connection((host, int(port)), timeout=10) as s:
+        s.sendall((head + body)[:int(sent * len(head + body))])
+        s.shutdown(socket.SHUT_WR)
+        out = b''
+        while chunk := s.recv(65536): out += chunk
+    assert out.startswith(b'HTTP/1.1 200 ') and b'"confidence"' in out if status else b' 200 ' not in out
+    until = time.monotonic() + 5
+    while service.gate.inside and time.monotonic() < until: time.sleep(0.01)
+    assert service.gate.inside == service.gate.held == service.batcher.coming == 0
+
+
+def test_many_connections(model):
+    "Hundreds that say nothing: those above the limit are told so, a request among them is answered, and all are closed in time"
+    with started(model.where, replace(PLAIN, timeout=3., max_waiting=40)) as (where, service):  # 2 * 40 + 32 connections
+        host, _, port = where.rpartition(':')
+        some, start = [socket.create_connection((host, int(port)), timeout=10) for _ in range(100)], time.monotonic()
+        assert ask(where, '/predict', picture(), IMAGE)[0] == 200
+        some += [socket.create_connection((host, int(port)), timeout=10) for _ in range(200)]
+        status = ask(where, '/healthz')[0]
+        said = []
+        for s in some:
+            with s: said.append(s.recv(100)[:12])
+        assert status == 503 and set(said) == {b'HTTP/1.1 408'} and time.monotonic() - start < 9
+        assert ask(where, '/predict', picture(), IMAGE)[0] == 200
+
+
+OUTSIDE = ['/..%2f..%2fetc%2fpasswd', '/%2e%2e/%2e%2e/etc/passwd', '//etc/passwd', '/serve.js/../../pyproject.toml', '/serve.css%00.py', '/templates/serve.js',
+           '/..\\..\\windows\\win.ini', '/serve.js?../../core.py', '/%c0%ae%c0%ae/etc/passwd', '/static/%252e%252e/core.py', '/core.py', '/file:///etc/passwd']
+
+
+@pytest.mark.parametrize('path', OUTSIDE)
+def test_no_path_leads_out(server, path):
+    "Two files are served, by their names; whatever else is asked for is not there"
+    got = raw(server[0], f'GET {path} HTTP/1.1\r\n'.encode() + LOCAL + b'\r\n')
+    wanted = (b'200', server[1]) if path.startswith('/serve.js?') else (b'404', None)
+    assert got.split(b' ')[1] == wanted[0] and b'root:' not in got and b'[project]' not in got and b'import ' not in got
+    assert got.count(b'HTTP/1.1') == 1
+
+
 def test_memory_for_files_is_bounded(model):
     service = Service(model, replace(PLAIN, max_bytes=1000))
     try:

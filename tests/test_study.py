@@ -93,10 +93,30 @@ def test_wrong_names_are_answered_with_what_there_is(faces):
     with pytest.raises(OptionError, match='B1, B2'): study('face-property', faces, StudyConfig(only=('B9',)))
 
 
-def test_fewer_rows_keep_groups_whole_and_classes_in_proportion(run):
+def test_fewer_rows_keep_groups_whole_classes_in_proportion_and_every_test_row(run):
     data = run.data
-    some = fewer(data, len(data.rows) // 2, 1)
-    assert abs(len(some.rows) - len(data.rows) / 2) < 12
+    learnt = data.rows[data.rows.split != 'test']
+    some = fewer(data, len(learnt) // 2, 1)
+    assert abs((some.rows.split != 'test').sum() - len(learnt) / 2) < 12
     assert set(some.rows.split) == set(data.rows.split) and set(some.rows.path) < set(data.rows.path)
+    assert set(data.rows.path[data.rows.split == 'test']) < set(some.rows.path)
     lost = set(data.rows.group[~data.rows.path.isin(some.rows.path)]) - {''}
     assert not lost & set(some.rows.group)
+
+
+def test_nearest_neighbours_are_an_entry_on_the_same_rows(faces, tmp_path, monkeypatch):
+    s = STUDIES['emotions']
+    knn = next(e for e in s.entries if e.kind == 'probe')
+    assert knn.options['k'] == '101'
+    small = replace(knn, options=knn.options | dict(k='5', size=16))
+    monkeypatch.setitem(STUDIES, 'emotions', replace(s, entries=tuple(small if e is knn else e for e in s.entries), quick=dict(epochs=1, size=32)))
+    config = StudyConfig(quick=True, seeds=2, weights='none', only=('one convolution', knn.name), out=str(tmp_path/'s'), device='cpu', workers=0)
+    made = study('emotions', faces, config)
+    row = made['entries'][1]
+    assert (row['network'], row['size'], row['epochs'], row['runs'], row['note']) == ('smilepixels', 16, None, 1, '')
+    one, two = (pd.read_csv(tmp_path/'s'/'runs'/n/'predictions_test.csv') for n in ('one-convolution-1', 'nearest-neighbours-k-101'))
+    assert one.path.tolist() == two.path.tolist()
+    assert 'smilepixels, 16 px |' in (tmp_path/'s'/'study.md').read_text()
+    before = (tmp_path/'s'/'runs'/'nearest-neighbours-k-101'/'config.json').stat().st_mtime_ns
+    assert study('emotions', faces, config)['entries'] == made['entries']
+    assert (tmp_path/'s'/'runs'/'nearest-neighbours-k-101'/'config.json').stat().st_mtime_ns == before

@@ -16,7 +16,9 @@ def cell_text(cell) -> str:
     shell = cell.source.startswith('!')
     code = re.sub(r'^!', '', cell.source, flags=re.M)
     out = ''.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in cell.get('outputs', []))
-    out = '\n'.join(line.rstrip() for line in out.strip('\n').splitlines())
+    lines = [line.rstrip() for line in out.strip('\n').splitlines()]
+    if any(a == b == c != '' for a, b, c in zip(lines, lines[1:], lines[2:])): sys.exit(f'{code}: its output repeats lines, as a moving display does.')
+    out = '\n'.join(lines)
     return f'```{"sh" if shell else "python"}\n{code}\n```' + (f'\n\n```text\n{out}\n```' if out else '')
 
 

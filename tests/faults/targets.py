@@ -1,13 +1,16 @@
-"""What reads files of strangers, as functions of bytes: each returns or raises `SmileError` (a picture: `ImageError`), and nothing else.
+"""What reads files of strangers, as functions of bytes: each returns what was said of them (empty where they were taken), and raises nothing.
 
 A target is made once in a folder of its own and is then given case after case; `seeds` are files that are right, to be spoilt.
 """
+import asyncio
 import hashlib
 import io
 import json
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -32,7 +35,14 @@ class Target:
     seeds: list = field(default_factory=list)
 
     def __post_init__(self): raise NotImplementedError
-    def __call__(self, data: bytes): raise NotImplementedError
+    def __call__(self, data: bytes) -> str: raise NotImplementedError
+
+
+def words(read, *args) -> str:
+    "What a reader says of what it is given: the text of its `SmileError` or `ImageError`, or the text that it returns"
+    try: said = read(*args)
+    except (SmileError, ImageError) as e: return str(e)
+    return said if isinstance(said, str) else ''
 
 
 class Decoder(Target):
@@ -45,14 +55,24 @@ class Decoder(Target):
         exif[0x0112] = 6
         self.seeds.append(face('JPEG', exif=exif))
 
-    def __call__(self, data: bytes):
-        try: assert decode(data).mode == 'RGB'
-        except ImageError: pass
+    def __call__(self, data: bytes) -> str:
+        def read():
+            assert decode(data).mode == 'RGB'
+        return words(read)
 
 
-class Table(Target):
+class Files(Target):
+    "Bytes under a name in the folder, given to a reader"
+    def feed(self, name: str, data: bytes, read) -> str:
+        (self.folder/name).write_bytes(data)
+        try: return words(read, self.folder/name)
+        finally: (self.folder/name).unlink()
+
+
+class Table(Files):
     "The CSV of a source, under three names"
     names = ('train.csv', 'train.tsv', 'metadata.csv')
+    picture = face('JPEG')
 
     def __post_init__(self):
         for name in 'abc': (self.folder/f'{name}.jpg').write_bytes(face('JPEG'))
@@ -61,16 +81,12 @@ class Table(Target):
                       'path;label\na.jpg;lächelt\nb.jpg;ernst\n'.encode('latin-1'), b'\xef\xbb\xbfid,label\na,1\nb,0\n',
                       'path,label\na.jpg,x\n'.encode('utf-16')]
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.table import read_source
-        name = self.names[len(data) % 3]
-        (self.folder/name).write_bytes(data)
-        try: read_source(self.folder, SourceOptions())
-        except SmileError: pass
-        finally: (self.folder/name).unlink()
+        return self.feed(self.names[len(data) % 3], data, lambda path: read_source(self.folder, SourceOptions()))
 
 
-class Archive(Target):
+class Archive(Files):
     "A zip of a source"
     def __post_init__(self):
         for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -80,32 +96,25 @@ class Archive(Target):
                 for name in ('images/a.jpg', 'images/b.jpg', '../../up.jpg', '/abs.jpg'): z.writestr(name, face('JPEG'))
             self.seeds.append(buf.getvalue())
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.table import read_source
-        path = self.folder/'source.zip'
-        path.write_bytes(data)
-        try:
+        def read(path):
             source = read_source(path, SourceOptions())
-            for name in source.frame.path[:4]:
-                try: source.reader.image(name)
-                except ImageError: pass
-        except SmileError: pass
+            return '; '.join(filter(None, (words(source.reader.image, name) for name in source.frame.path[:4])))
+        return self.feed('source.zip', data, read)
 
 
-class Plan(Target):
+class Plan(Files):
     "An edited cleaning plan"
     def __post_init__(self):
         self.seeds = [b'path,action,reason,group,new_label\na.jpg,drop,why,same-1,\nb.jpg,keep,,,smile\n', b'action\tpath\nkeep\ta.jpg\n']
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.plan import read_plan
-        path = self.folder/'plan.csv'
-        path.write_bytes(data)
-        try: read_plan(path)
-        except SmileError: pass
+        return self.feed('plan.csv', data, read_plan)
 
 
-class Arrays(Target):
+class Arrays(Files):
     "An array with labels"
     def __post_init__(self):
         for save, name in ((np.save, 'npy'), (np.savez, 'npz')):
@@ -115,31 +124,24 @@ class Arrays(Target):
             self.seeds.append(buf.getvalue())
         (self.folder/'labels.txt').write_text('0\n1\n0\n1\n')
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.table import read_source
         kind = 'npz' if data[:2] == b'PK' else 'npy'
-        path = self.folder/f'faces.{kind}'
-        path.write_bytes(data)
-        try: read_source(path, SourceOptions(labels=str(self.folder/'labels.txt') if kind == 'npy' else None))
-        except SmileError: pass
+        return self.feed(f'faces.{kind}', data, lambda path: read_source(path, SourceOptions(labels=str(self.folder/'labels.txt') if kind == 'npy' else None)))
 
 
-class List(Target):
+class List(Files):
     "A list or a CSV of pictures to predict"
     def __post_init__(self):
         (self.folder/'a.jpg').write_bytes(face('JPEG'))
         self.seeds = [b'a.jpg\nmissing.jpg\n', b'path,x\na.jpg,1\n', b'path;x\n"a.jpg";1\n', b'a\n\n \n../a.jpg\n']
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.inputs import open_inputs
-        path = self.folder/('list.txt', 'list.csv')[len(data) % 2]
-        path.write_bytes(data)
-        try:
+        def read(path):
             made = open_inputs(path)
-            for name in list(made.names)[:20]:
-                try: made.reader.raw(name)
-                except ImageError: pass
-        except SmileError: pass
+            return '; '.join(filter(None, (words(made.reader.image, name) for name in list(made.names)[:20])))
+        return self.feed(('list.txt', 'list.csv')[len(data) % 2], data, read)
 
 
 class Bundle(Target):
@@ -152,14 +154,13 @@ class Bundle(Target):
         self.config, self.weights = ((self.folder/n).read_bytes() for n in ('config.json', 'model.safetensors'))
         self.seeds = [self.config, self.weights]
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.bundle import load_bundle
         is_config = data.lstrip()[:1] == b'{'
         config = data if is_config else json.dumps(self._signed(data)).encode()
         (self.folder/'config.json').write_bytes(config)
         (self.folder/'model.safetensors').write_bytes(self.weights if is_config else data)
-        try: load_bundle(self.folder)
-        except SmileError: pass
+        return words(load_bundle, self.folder)
 
     def _signed(self, weights: bytes) -> dict:
         "The config with the checksum of these weights"
@@ -168,7 +169,7 @@ class Bundle(Target):
         return made
 
 
-class State(Target):
+class State(Files):
     "The state of a training that is gone on with"
     def __post_init__(self):
         import torch
@@ -176,12 +177,52 @@ class State(Target):
         write_state(self.folder/'state.safetensors', {'model.a': torch.zeros(3), 'rng.torch': torch.zeros(8, dtype=torch.uint8)}, dict(rows=[], phase=0))
         self.seeds = [(self.folder/'state.safetensors').read_bytes()]
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes) -> str:
         from fastsmile.resume import read_state
-        path = self.folder/'state.safetensors'
-        path.write_bytes(data)
-        try: read_state(path)
-        except SmileError: pass
+        return self.feed('state.safetensors', data, read_state)
 
 
-TARGETS = dict(decoder=Decoder, table=Table, archive=Archive, plan=Plan, arrays=Arrays, list=List, bundle=Bundle, state=State)
+class Api(Target):
+    "A whole HTTP request to the server's application: any status but 500, and JSON where JSON is said"
+    config = dict(max_bytes=100_000, max_pixels=100_000, max_files=3, max_wait=0, device='cpu', precision='fp32', timeout=20.)
+
+    def __post_init__(self):
+        from fastsmile.bundle import Facts, Model
+        from fastsmile.models import build, make_spec
+        from fastsmile.options import ServeConfig
+        from fastsmile.service import Service
+        from fastsmile.serving import make_app
+        spec = make_spec('resnet10t', ('a', 'b'), 32, 'squash', '{"channels": [4, 4, 4, 4]}', 'linear', 0.0, None)
+        self.app = make_app(Service(Model(spec, Facts([.5, .5], [0., 0.], [0., 0.], 'argmax'), build(spec, 'none').eval()), ServeConfig(**self.config)))
+        self.loop = asyncio.new_event_loop()
+        form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n' + face('PNG') + b'\r\n--x--\r\n'
+        multi, raw = b'content-type: multipart/form-data; boundary=x', b'content-type: image/jpeg\r\norigin: http://localhost'
+        self.seeds = [b'\r\n'.join([line, b'host: localhost', more, b'content-length: %d' % len(body), b'', body]) for line, more, body in (
+            (b'POST /predict HTTP/1.1', multi, form), (b'POST / HTTP/1.1', multi, form), (b'POST /predict?name=a.jpg HTTP/1.1', raw, face('JPEG')),
+            (b'POST /explain?method=saliency&label=a&face=1 HTTP/1.1', raw, face('JPEG')), (b'GET /model HTTP/1.1', b'x: y', b''),
+            (b'GET /serve.js HTTP/1.1', b'sec-fetch-site: none', b''), (b'GET /healthz HTTP/1.1', b'x: y', b''))]
+
+    def __call__(self, data: bytes) -> str:
+        head, _, body = data.partition(b'\r\n\r\n')
+        first, *lines = head.split(b'\r\n')
+        method, target = (first.split(b' ') + [b'', b''])[:2]
+        path, _, query = target.partition(b'?')
+        split = [(k.strip().lower(), v.strip()) for k, _, v in (line.partition(b':') for line in lines)]
+        headers = [(k, v) for k, v in split if re.fullmatch(rb"[\w!#$%&'*+.^`|~-]+", k)]
+        verb, where = method.decode('latin-1').upper() or 'GET', unquote(path.decode('latin-1')) or '/'
+        scope = dict(type='http', asgi=dict(version='3.0'), http_version='1.1', method=verb, scheme='http', server=('::1', 80), path=where, raw_path=path,
+                     query_string=query, root_path='', client=('::1', 1), headers=headers, state={})
+        half = len(body) // 2
+        came = [dict(type='http.request', body=body[:half], more_body=True), dict(type='http.request', body=body[half:], more_body=False)]
+        said = []
+        async def receive(): return came.pop(0) if came else dict(type='http.disconnect')
+        async def send(message): said.append(message)
+        self.loop.run_until_complete(self.app(scope, receive, send))
+        status, text = said[0]['status'], b''.join(m.get('body', b'') for m in said[1:])
+        assert status in (200, 403, 404, 405, 413, 415, 421, 422, 431, 503), status
+        if dict(said[0]['headers']).get(b'content-type') == b'application/json' and scope['method'] != 'HEAD': json.loads(text)
+        assert self.app.state.service.gate.inside == self.app.state.service.gate.held == 0
+        return '' if status == 200 else f'{status} {text.decode()[:200]}'
+
+
+TARGETS = dict(decoder=Decoder, table=Table, archive=Archive, plan=Plan, arrays=Arrays, list=List, bundle=Bundle, state=State, api=Api)

@@ -1,0 +1,239 @@
+"Names and labels that attack: pages hold them as text, the terminal obeys none of them, and every command goes on."
+import csv
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import TINY, picture
+
+from fastsmile.core import json_text, plain, plain_lines, read_json, write_json, write_text
+from fastsmile.options import CompareConfig, ExplainConfig, PredictConfig
+from fastsmile.pages import render
+from fastsmile.sheets import TEXT, read_sheet
+
+LABELS = ('<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "' onmouseover='alert(3)", '](javascript:alert(4)) {{7*7}} `|')
+NAMES = ['<script>alert(5)<', '"><svg onload=alert(6)>', '{{7*7}}{% raw %}', '](javascript:alert(7))', '<!--', ']]>', '</style><script>', 'a\u202egnp', '=cmd',
+         '&lt;b&gt;']
+OURS = r'(data:image/(png|jpeg);base64,|#|fold_|https://github.com/)'
+DANGER = ('alert(', '7*7')
+
+
+class Page(HTMLParser):
+    "What a page would run, load or follow"
+    def __init__(self, text):
+        super().__init__()
+        self.bad, self.text, self.scripts, self.policy, self.inside = [], '', [], '', ''
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for k, v in attrs:
+            if k.startswith('on') or (k in ('href', 'src', 'action', 'formaction') and not re.match(OURS, v or '')): self.bad.append((tag, k, v))
+            if k == 'http-equiv' and v == 'Content-Security-Policy': self.policy = dict(attrs)['content']
+        if tag in ('iframe', 'object', 'embed', 'base', 'link') or tag == 'form' and 'action' in dict(attrs): self.bad.append((tag, attrs))
+        self.inside = tag if tag in ('script', 'style') else ''
+        if tag == 'script': self.scripts.append([dict(attrs).get('type'), ''])
+
+    def handle_endtag(self, tag): self.inside = ''
+    def handle_comment(self, data): self.text += data
+    def handle_data(self, data):
+        if self.inside == 'script': self.scripts[-1][1] += data
+        else: self.text += data
+
+
+def harmless(path, *words):
+    "Nothing of a stranger's in the page is code, and what it should say stands in it as text"
+    page = Page(Path(path).read_text(encoding='utf-8'))
+    assert page.bad == [] and "default-src 'none'" in page.policy and 'http' not in page.policy
+    ours = [Path(__file__).parent.parent/'fastsmile'/'templates'/f'{n}.js' for n in ('audit', 'gallery')]
+    for kind, code in page.scripts: assert kind == 'application/json' and json.loads(code) is not None or code in [p.read_text() for p in ours]
+    if page.scripts: assert "script-src 'sha256-" in page.policy and 'unsafe-inline' not in page.policy.partition('script-src')[2]
+    else: assert 'script-src' not in page.policy
+    for w in words: assert w in page.text, w
+    assert '\u202e' not in Path(path).read_text(encoding='utf-8')
+    return page
+
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory):
+    "A folder of pictures with such names, and a CSV with such labels"
+    root = tmp_path_factory.mktemp('hostile')/'<img src=x onerror=alert(8)>'
+    rows = []
+    for i in range(48):
+        name = f'{NAMES[i % len(NAMES)].replace("/", "-")}{i}.png'
+        (root/'pics').mkdir(parents=True, exist_ok=True)
+        (root/'pics'/name).write_bytes(picture(('red', 'navy', 'white', 'teal')[i % 4], (40, 40), seed=i))
+        rows.append((f'pics/{name}', LABELS[i % 4], NAMES[i % 3]))
+    (root/'pics'/f'{NAMES[0]}copy.png').write_bytes((root/'pics'/f'{NAMES[0]}0.png').read_bytes())
+    rows.append((f'pics/{NAMES[0]}copy.png', LABELS[1], ''))
+    with open(root/'labels.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('path', 'label', LABELS[0]), *rows])
+    return root
+
+
+@pytest.fixture(scope='module')
+def made(hostile, tiny, tmp_path_factory):
+    "A run on them"
+    from fastsmile.runs import fit
+    return fit(hostile/'labels.csv', replace(tiny, epochs=1, out=str(tmp_path_factory.mktemp('runs')/LABELS[1].replace('/', '-')), near=0, size=32))
+
+
+def test_the_pages_of_a_run_hold_them_as_text(hostile, made, tmp_path):
+    from fastsmile.audit_page import audit
+    from fastsmile.compare import compare
+    from fastsmile.options import AuditConfig
+    from fastsmile.predict import predict_to_file
+    from fastsmile.review import explain
+    page = harmless(made.report, *LABELS[:2])
+    assert '49' not in re.findall(r'\{\{.{0,20}', page.text)
+    audit(hostile/'labels.csv', AuditConfig(out=str(tmp_path/'audit')))
+    page = harmless(tmp_path/'audit'/'audit.html', *LABELS[:2], NAMES[0])
+    assert any('alert(5)' in code for _, code in page.scripts[:1])  # the plan, as JSON that is not run
+    predict_to_file(hostile/'pics', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html')))
+    harmless(tmp_path/'g.html', NAMES[0], '{{7*7}}{% raw %}')
+    explain(made.path, (str(hostile/'pics'),), ExplainConfig(methods=('saliency',), out=str(tmp_path/'e')))
+    harmless(tmp_path/'e'/'explain.html', NAMES[0])
+    other = tmp_path/NAMES[1]
+    shutil.copytree(made.path, other)
+    compare([made.path, other], CompareConfig(out=str(tmp_path/'c.html')))
+    harmless(tmp_path/'c.html', NAMES[1])
+
+
+def test_the_card_holds_them_as_text(made):
+    "Markdown: no link, no tag, no table that breaks, no end of a block of code"
+    text = (made.path/'model'/'README.md').read_text(encoding='utf-8')
+    body = text.split('---\n', 2)[2]
+    outside = re.sub(r'^(`{3,}).*?^\1$', '', body, flags=re.S | re.M)
+    assert '<' not in outside.replace('&lt;', '') and not re.search(r'(?<!\\)\]\((?!https://github.com/)', outside) and r'\{\{7\*7\}\}' in outside
+    rows = [r for r in outside.split('\n') if 'javascript' in r and r.startswith('|')]
+    assert rows and all(len(re.findall(r'(?<!\\)\|', r)) == 7 for r in rows)
+    assert json.loads(text.split('model-index: ')[1].split('\n')[0])
+
+
+def test_a_command_cannot_leave_its_block(tmp_path, made):
+    run = tmp_path/'run'
+    shutil.copytree(made.path, run)
+    config = read_json(run/'config.json')
+    write_json(run/'config.json', config | dict(command="fastsmile fit 'a\n```\n<script>alert(1)</script>\n```` \x1b[31m'"))
+    from fastsmile.card import write_card
+    text = write_card(run).read_text()
+    fence = re.search(r'^(`{3,})sh$', text.split('Where it comes from')[1], re.M)[1]
+    assert len(fence) == 5 and '\x1b' not in text and '<script' not in re.sub(rf'^{fence}sh$.*?^{fence}$', '', text, flags=re.S | re.M)
+    from fastsmile.report import write_report
+    harmless(write_report(run))
+
+
+def test_the_pages_of_the_server_hold_them_as_text(made):
+    pytest.importorskip('fasthtml', reason='the extra serve is not installed')
+    from fasthtml.common import to_xml
+    from fastsmile.page import About, answers_of, problem, whole_page
+    row = dict(path=NAMES[0], label=LABELS[1], confidence=.5, error='', set='|'.join(LABELS), **{f'p_{c}': .25 for c in LABELS})
+    bad = dict(row, label='', error=LABELS[0])
+    about = About(LABELS[0], LABELS, LABELS[1], ('gradcam',), True, 3, 100)
+    text = to_xml(whole_page(about, *answers_of([[row], [bad]]), problem(LABELS[0], LABELS[2])))
+    page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', ''))
+    assert [b for b in page.bad if b[0] != 'link'] == [] and all(w in page.text for w in LABELS[:2]) and [c for _, c in page.scripts] == ['']
+
+
+def test_a_study_and_the_folds_hold_them_as_text(tmp_path):
+    note, value = LABELS[1], dict(value=.5, low=.4, high=.6)
+    entry = dict(name=LABELS[0], network=note, size=32, epochs=1, collapsed=0, seconds=1., note=note, theirs={}, ours=dict(accuracy=value),
+                 recipe='')
+    from fastsmile.card import escape_md
+    seen = dict(report=1, title='t', setup='s', command=f'fastsmile study `{LABELS[0]}', source=LABELS[3], rows={}, classes=LABELS, seeds=1, quick=False,
+                machine='m', majority=.5, names=dict(accuracy='accuracy'), shown=[entry], entries=[], ours=None, metric='accuracy', chart='', md=escape_md,
+                claims=[dict(says=LABELS[0], verdict='v', figure='f')])
+    write_text(tmp_path/'s.html', render('study.html.j2', seen))
+    harmless(tmp_path/'s.html', *LABELS[:2])
+    text = render('study.md.j2', seen)
+    assert '<script' not in text and not re.search(r'(?<!\\)\]\(javascript', text) and len(re.findall(r'(?<!\\)`', text.split('\n')[4])) == 2
+
+
+def test_text_that_turns_or_commands_is_shown():
+    raw = 'a\x1b[31m\x07\r\n\x9b31m\u202e\u2066\u200f\ud800-\udcff\x7fé😀'
+    shown = plain(raw)
+    assert shown == r'a\x1b[31m\x07\x0d\x0a\x9b31m\u202e\u2066\u200f\ud800-\xff\x7f' + 'é😀' and plain_lines('a\n\x1bb') == 'a\n\\x1bb'
+    text = json_text(dict(a=raw))
+    assert json.loads(text) == dict(a=raw) and not re.search('[\x00-\x1f\x7f-\x9f\u202e\ud800-\udfff]', text) and 'é😀' in text
+
+
+def test_json_and_text_hold_what_utf8_cannot(tmp_path):
+    write_json(tmp_path/'a.json', dict(path='\udcff.jpg', half='\ud83d'))
+    assert read_json(tmp_path/'a.json') == dict(path='\udcff.jpg', half='\ud83d') and (tmp_path/'a.json').read_bytes().decode()
+    write_text(tmp_path/'list.txt', '\udcff.jpg\n\ud83d\n')
+    assert (tmp_path/'list.txt').read_bytes() == b'\xff.jpg\n\xef\xbf\xbd\n'  # the bytes of a file name, and a mark
+
+
+# a real terminal
+
+STRANGE = ['\x1b]0;owned\x07', '\x1b[31m\x1b[2J', 'new\nline', 'carriage\rreturn', 'bidi\u202egnp', '\x9b31m', '[bold red]rich[/]',
+           os.fsdecode(b'latin-\xe9\xff'), 'tab\t', 'n' * 245]
+COMMANDS = """
+import sys
+from fastsmile.cli import app
+for line in open(sys.argv[1]).read().split('\\0'):
+    print('exit', app(line.split('\\1'), standalone_mode=False))
+    print('== done', flush=True)
+"""
+
+
+def at_a_terminal(command, cwd, seconds=240) -> bytes:
+    "What a program writes to a terminal"
+    pty = pytest.importorskip('pty', reason='no pseudo-terminals on this system')
+    ours, theirs = pty.openpty()
+    env = os.environ | dict(FASTSMILE_QUIET='', TERM='xterm-256color', COLUMNS='200', NO_COLOR='1')
+    p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, cwd=cwd, env=env, close_fds=True)
+    os.close(theirs)
+    out = b''
+    try:
+        while select.select([ours], [], [], seconds)[0]:
+            try: chunk = os.read(ours, 65536)
+            except OSError: break  # Linux says so when the other side is closed
+            if not chunk: break
+            out += chunk
+        assert p.wait(30) == 0, out[-3000:]
+    finally:
+        p.kill()
+        os.close(ours)
+    return out
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='such names are refused by other systems')
+def test_no_name_reaches_the_terminal_as_a_command(tmp_path):
+    "audit, fit, predict, evaluate and what they refuse, on a folder whose names hold escapes, newlines, half characters and 255 bytes"
+    root, labels = tmp_path/'faces', [f'ernst{STRANGE[1]}', f'lacht{STRANGE[4]}']
+    for c, label in enumerate(labels):
+        for i in range(20):
+            path = root/label/f'{STRANGE[i % len(STRANGE)]}{i}{c}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(('red', 'navy')[c], (40, 40), seed=40 * c + i) if i < 18 else b'broken')
+    assert max(len(os.fsencode(p.name)) for p in root.rglob('*.png')) > 250
+    fit = ['--arch', 'resnet10t', '--weights', 'none', '--model-args', TINY, '--size', '32', '--epochs', '1', '--lr', '0.01', '--out', 'run', '--workers', '0']
+    evil = f'gone{STRANGE[0]}.csv'
+    (tmp_path/evil).write_text('a\n')
+    asked = [['audit', 'faces', '--out', 'audit'], ['fit', 'faces', *fit], ['predict', 'faces', '--model', 'run', '--out', 'p.csv', '--html', 'g.html'],
+             ['predict', 'faces', '--model', 'run', '--out', f'p{STRANGE[1]}.csv', '--json'], ['evaluate', 'run'], ['audit', evil],
+             ['predict', f'no{STRANGE[0]}', '--model', 'run'],
+             ['fit', 'faces', '--keep-class', STRANGE[1]], ['fit', 'faces', '--plan', 'audit/plan.csv', *fit[:-3], 'run2']]
+    (tmp_path/'asked').write_text('\0'.join('\1'.join(a) for a in asked), encoding='utf-8')
+    out = at_a_terminal([sys.executable, '-c', COMMANDS, 'asked'], tmp_path)
+    text = out.decode('utf-8')  # nothing that is no UTF-8 came through
+    assert text.count('== done') == len(asked) and 'Traceback' not in text and 'inside fastsmile' not in text, text[-3000:]
+    assert re.findall(r'exit (\w+)', text) == ['None'] * 5 + ['1', '1', '2', 'None']
+    clean = re.sub(r'\x1b\[\?25[lh]|\x1b\[[0-9]*[A-KST]|\x1b\[[0-9;]*m|\r\n|\r', '', text)  # a bar of Rich's: the cursor moves, lines are deleted
+    assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]', clean), re.findall('.{30}[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066].{30}', clean)
+    assert '\x1b[31m' not in text and '\x1b[2J' not in text and r'\x1b' in text
+    audit, table = read_sheet(tmp_path/'audit'/'table.csv'), read_sheet(tmp_path/'run2'/'table.csv')
+    want = {str(p.relative_to(root)) for p in root.rglob('*.png')}
+    assert set(audit.path) == set(table.path) == set(read_sheet(tmp_path/'p.csv').path) == want
+    assert set(table.label) == set(labels)
+    harmless(tmp_path/'audit'/'audit.html')
+    harmless(tmp_path/'run'/'report.html')
+    harmless(tmp_path/'g.html')
+    with open(tmp_path/'p.csv', **TEXT) as f: assert sum(1 for _ in csv.reader(f)) == 41
