@@ -210,12 +210,13 @@ def _named(path: str) -> Path:
 def _tables(where, reader, opts: SourceOptions) -> list[tuple]:
     "The CSVs of a folder or a zip as (name, bytes, split): the named one, those of the splits, or the only one"
     if opts.labels: return [(Path(opts.labels).name, table_bytes(_named(opts.labels)), '')]
-    if isinstance(reader, Remote): files = {n: partial(_member, reader, n) for n in sorted(reader.files()) if PurePosixPath(n).suffix.lower() in TABLES[:3]}
-    elif where.is_dir(): files = {p.name: partial(table_bytes, p) for p in sorted(where.iterdir()) if p.suffix.lower() in TABLES[:3] and p.is_file()}
+    def is_table(p): return PurePosixPath(p).suffix.lower() in TABLES[:3]
+    if isinstance(reader, Remote): files = {n: partial(_member, reader, n) for n in filter(is_table, sorted(reader.files()))}
+    elif not is_url(where) and where.is_dir(): files = {p.name: partial(table_bytes, p) for p in filter(is_table, sorted(where.iterdir())) if p.is_file()}
     else:
-        inside = [n for n in reader.archive.namelist() if PurePosixPath(n).suffix.lower() in TABLES[:3] and n.count('/') <= 1 and '__MACOSX' not in n]
+        inside = [n for n in reader.archive.namelist() if is_table(n) and n.count('/') <= 1 and '__MACOSX' not in n]
         files = {n: (lambda n=n: _member(reader, n)) for n in inside}
-        if not files: files = {p.name: partial(table_bytes, p) for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
+        if not files and not is_url(where): files = {p.name: partial(table_bytes, p) for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
     by_split = {n: SPLITS[PurePosixPath(n).stem.lower()] for n in files if PurePosixPath(n).stem.lower() in SPLITS}
     if 'train' in by_split.values(): return [(n, files[n](), s) for s in ('train', 'valid', 'calib', 'test') for n in by_split if by_split[n] == s]
     if len(files) <= 1 or 'metadata.csv' in files: return [(n, f(), '') for n, f in files.items() if len(files) == 1 or n == 'metadata.csv']

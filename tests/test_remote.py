@@ -37,9 +37,11 @@ def bucket(here):
     with there.open('/bucket.zip', 'wb') as f, zipfile.ZipFile(f, 'w') as z:
         for p in sorted(here.rglob('*')):
             if p.is_file(): z.write(p, p.relative_to(here).as_posix())
+    there.pipe_file('/bucket/fake.zip', b'PK\3\4 no zip')
+    with there.open('/bomb.zip', 'wb') as f, zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('a.bmp', bytes(2**25))
     yield 'memory://bucket'
     there.rm('/bucket', recursive=True)
-    there.rm('/bucket.zip')
+    for p in ('/bucket.zip', '/bomb.zip'): there.rm(p)
 
 
 @pytest.fixture
@@ -77,6 +79,7 @@ def test_a_prediction_is_gone_on_with_where_it_is_of_the_same_url(bucket, ask):
 
 @pytest.mark.parametrize('where,words,hint', [
     ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.txt', 'holds no pictures', 'Name'),
+    ('memory://no.zip', 'does not exist', ''), ('memory://bucket/fake.zip', 'cannot be read as a zip', 'Unpack it'),
     ('nothing://x', 'cannot be opened', 'fsspec knows'), ('memory://bucket/*.webp', 'holds no pictures', 'Name')])
 def test_what_is_not_there_is_said(bucket, where, words, hint):
     with pytest.raises(SmileError, match=words) as e: open_inputs(where)
@@ -108,6 +111,10 @@ def test_a_listing_that_fails_is_an_error_and_no_empty_folder(monkeypatch, bucke
     with pytest.raises(SmileError, match='cannot be listed: PermissionError: AccessDenied'): open_inputs(bucket)
 
 
+def test_a_bomb_at_a_url_is_not_unpacked(bucket):
+    with pytest.raises(ImageError, match='bytes that unpack to'): remote('memory://bomb.zip').raw('a.bmp')
+
+
 def test_a_picture_that_cannot_be_fetched_costs_its_own_row(monkeypatch, bucket):
     monkeypatch.setattr(fastsmile.remote, 'MAX_BYTES', 100)
     with pytest.raises(ImageError, match='more than 100 bytes'): remote(bucket).raw('a b.png')
@@ -130,6 +137,9 @@ def test_sources_are_read_and_audited(faces, tmp_path):
     for where in (faces, faces/'train.csv', tmp_path/'classes'):
         one, two = read_source(where), read_source(f'file://{where}')
         assert two.frame.equals(one.frame) and two.orphans == one.orphans and type(one.reader) is Folder and type(two.reader) is Remote
+    with zipfile.ZipFile(tmp_path/'faces.zip', 'w') as z:
+        for p in faces.rglob('*.*'): z.write(p, p.relative_to(faces).as_posix())
+    assert read_source(f'file://{tmp_path}/faces.zip').frame.equals(read_source(tmp_path/'faces.zip').frame)
     one, two = (audit(w, AuditConfig(out=str(tmp_path/out))) for w, out in ((faces, 'one'), (f'file://{faces}', 'two')))
     for name in ('audit.json', 'plan.csv', 'table.csv'): assert (one.path/name).read_bytes() == (two.path/name).read_bytes(), name
     with pytest.raises(SmileError, match='does not exist'): read_source('memory://nowhere')
