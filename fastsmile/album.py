@@ -6,8 +6,7 @@
 __all__ = ['LOOK', 'Album', 'save_picture', 'Shown', 'describe', 'read_pictures', 'add_neighbours', 'fill_album', 'average_faces',
            'chosen', 'ask_about', 'warn_corners', 'at_hand', 'usable', 'read_album']
 
-# %% ../nbs/17_album.ipynb #ac36afe9
-import io
+# %% ../nbs/17_album.ipynb #a70a506a
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 
 from .bundle import Model
-from .core import SmileError, say, write_json
+from .core import SmileError, atomic, say, write_json
 from .explain import (as_input, choose_rows, class_means, corner_share, corner_words, difference_picture, embed, evidence, feature_layer, nearest,
                                overlay)
 from .images import ImageError, Prep, prepare
@@ -41,10 +40,7 @@ def save_picture(
     "A small JPEG"
     img = Image.fromarray(np.asarray(array).clip(0, 255).astype(np.uint8))
     img.thumbnail((most, most))
-    buf = io.BytesIO()
-    img.save(buf, 'JPEG', quality=82)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buf.getvalue())
+    with atomic(path) as tmp: img.save(tmp, 'JPEG', quality=82)
     return path.name
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
 from .cluster import ray_cluster, spread_of
-from .core import SmileError, jsonable, new_run, plain, read_json, say, write_text
+from .core import SmileError, claimed, jsonable, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
 from .options import AuditConfig, command_line
@@ -172,8 +172,9 @@ def audit(
     with ray_cluster(config.ray) if config.ray else nullcontext(): looked = review(read, config, oof, config.workers, tick, spread_of(config))
     tell(looked.found)
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
-    write_audit(looked, path)
-    write_page(looked, path/'audit.html', command_line('audit', [source], config))
+    with claimed(path):
+        write_audit(looked, path)
+        write_page(looked, path/'audit.html', command_line('audit', [source], config))
     return Audit(path, looked.table, looked.found, looked.plan)
 
 def out_of_fold(run) -> pd.DataFrame:

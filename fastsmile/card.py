@@ -18,9 +18,10 @@ HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'mcc', 'auc', 'log_loss
 
 def card_context(
     run: Path, # a run folder
+    config: dict | None = None, # its config.json, where that is not written yet
 ) -> dict:
     "What the card says"
-    config, metrics = read_json(run/'config.json'), read_json(run/'metrics.json')
+    config, metrics = config or read_json(run/'config.json'), read_json(run/'metrics.json')
     part = 'test' if 'test' in metrics else 'valid'
     o, classes = config['options'], config['model']['classes']
     smile = any('smile' in c.lower() for c in classes)
@@ -37,11 +38,12 @@ def model_index(name: str, config: dict, m: dict, part: str) -> list:
 
 def write_card(
     run, # a finished run's folder
+    config: dict | None = None, # its config.json, where that is not written yet
 ) -> Path: # model/README.md
     "Write the model card of a run"
     import json
     run = Path(run)
-    context = card_context(run)
+    context = card_context(run, config)
     commands = plain_lines('\n'.join(filter(None, (context['config']['command'], context['config'].get('calibrated')))))
     head = dict(library_name='timm', pipeline_tag='image-classification', tags=['fastsmile', 'timm', 'image-classification', context['options']['arch']],
                 metrics=['accuracy', 'f1'])

@@ -8,6 +8,7 @@ __all__ = ['RUN', 'expand', 'main']
 # %% ../nbs/20_cli.ipynb #788289a7
 import inspect
 import os
+import signal
 import sys
 from dataclasses import fields
 from typing import Annotated
@@ -252,4 +253,5 @@ def main():
         import warnings
         warnings.simplefilter('ignore')
         logging.disable(logging.WARNING)
-    app(args=expand(sys.argv[1:]))
+    try: app(args=expand(sys.argv[1:]))
+    finally: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is to end: Ctrl-C does that at once

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .core import OptionError, SmileError, json_text, plain, plain_lines, say, several
+from .core import OptionError, SmileError, Stopped, cannot_write, json_text, plain, plain_lines, say, several
 from .options import flag
 
 # %% ../nbs/19_console.ipynb #5ab8abe8
@@ -48,8 +48,11 @@ def translate(
         if e.hint: say(e.hint)
         return 2 if isinstance(e, OptionError) else 1
     if isinstance(e, KeyboardInterrupt):
-        say('stopped.', style='bold')
+        say(' '.join(filter(None, ['stopped.', *([e.message, e.hint] if isinstance(e, Stopped) else [])])), style='bold')
         return 130
+    if why := cannot_write(e):
+        say(f'error: {plain(getattr(e, "filename", None) or "a file")} cannot be written: {why}.', style='bold red')
+        return 1
     if isinstance(e, BrokenPipeError | SystemExit): return 1  # who read our output has left; Rich makes a SystemExit of it
     say(f'error: something failed inside fastsmile: {type(e).__name__}: {plain(e)[:300]}', style='bold red')
     say('Run it again with FASTSMILE_DEBUG=1 to see where.')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Review', 'review', 'Data', 'audit_source', 'look', 'divide_rows', 'write_audit', 'tell', 'fold_rows']
 
-# %% ../nbs/08_data.ipynb #d867e5d9
-from dataclasses import dataclass, replace
+# %% ../nbs/08_data.ipynb #0c7a9b53
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ from .hashes import HASHES
 from .images import Array
 from .options import DataOptions, FitConfig
 from .plan import apply_plan, merge_plans, overrule, plan_copies, plan_others, read_plan
-from .scan import Examiner, Scan, fingerprint, scan
+from .scan import Examiner, Scan, Unchanged, fingerprint, scan
 from .sheets import write_sheet
 from .splits import divide, split_rows
 from .table import Source
@@ -69,6 +69,12 @@ class Data:
     fingerprint: str
     plan: pd.DataFrame | None = None  # as `plan.csv` has it
     taught: pd.DataFrame | None = None # fingerprints, from `taught_rows`
+    digests: dict = field(default_factory=dict)  # path -> of the bytes that the audit saw
+
+    @property
+    def reader(self):
+        "The source's reader, which says so where a file is not what the audit saw"
+        return Unchanged(self.source.reader, self.digests)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -112,7 +118,7 @@ def divide_rows(
     parts = ', '.join(f'{s} {used[s]}' for s in ('train', 'calib', 'valid', 'test') if s in used)
     say(f'{used.sum()} rows are used ({parts}), {(table.reason != "").sum()} set aside.')
     return Data(looked.source, table, worst_first(found), fingerprint(table[table.reason == ''], looked.seen.facts), looked.plan,
-                taught_rows(table, looked.seen))
+                taught_rows(table, looked.seen), looked.seen.facts.digest.to_dict())
 
 def write_audit(
     made: Review | Data,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from .core import OptionError, SmileError, atomic, plain, read_json, say, write_json
+from .core import NotWritten, OptionError, SmileError, Stopped, atomic, cannot_write, open_alone, plain, read_json, say, write_json
 from .faces import FACE
 from .known import taken
 from .sheets import TEXT, Lines, inert, literal
@@ -117,11 +117,7 @@ class Sheet:
         self.kind = 'csv' if format_of(path) == 'csv' else 'jsonl'
         self.part, self.about = (self.path.with_name(self.path.name + s) for s in ('.part', '.part.json'))
         self.rows, self.inputs, self.failed, self.labels, self.errors, self.kept, self.known = 0, 0, 0, Counter(), [], 0, Counter()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.part, 'a', **TEXT)
-        except OSError as e: raise SmileError(f'{plain(path)} cannot be written: {e.strerror}.', 'Name another file with --out.') from None
-        _lock(self.file, self.part)
+        self.file = open_alone(self.part, **TEXT)
         self._begin(call, resume)
         self.table = csv.DictWriter(Lines(self.file), columns)
         if self.file.tell() == 0 and self.kind == 'csv': self.table.writer.writerow(map(inert, columns))
@@ -195,17 +191,23 @@ class Sheet:
         "Give the file its name; what is returned counts all rows"
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.file.close()
+        if os.name == 'nt': self.file.close()  # an open file cannot be renamed there; elsewhere the lock lasts until the name is given
         if self.path.suffix.lower() == '.parquet':
             to_parquet(self.part, self.path, self.columns)
             self.part.unlink()
         else: os.replace(self.part, self.path)
         self.about.unlink(missing_ok=True)
+        self.file.close()
         return Summary(self.rows, {c: self.labels[c] for c in self.classes} | {k: n for k, n in self.labels.items() if k not in self.classes},
                        self.errors, str(self.path), self.failed, seconds, self.kept, self.known[True], self.known[False], how or {}, self.inputs)
 
     def __enter__(self): return self
-    def __exit__(self, *_): self.file.close()
+    def __exit__(self, kind, e, _):
+        try: self.file.close()
+        except OSError as late: e = e or late  # closing tries a write again that failed
+        kept = f'What is written is kept in {plain(self.part)}; the same command with --resume goes on.'
+        if isinstance(e, KeyboardInterrupt): raise Stopped(kept, '') from None
+        if why := cannot_write(e): raise NotWritten(f'{plain(self.part)} cannot be written: {why}.', kept) from None
 
 def begun(
     path, # where the rows go
@@ -213,10 +215,3 @@ def begun(
     "The call of a part that stands there; empty where there is none"
     about = Path(f'{path}.part.json')
     return read_json(about) if about.exists() else {}
-
-def _lock(file, path: Path):
-    "Two processes must not append to one part; the lock ends with its process"
-    try: import fcntl
-    except ImportError: return  # Windows
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: raise SmileError(f'Another process is writing {plain(path)}.', 'Wait for it, or name another file with --out.') from None

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -22,7 +23,7 @@ from fastcore.basics import patch
 
 from .backend import Backend
 from .cluster import spread_of
-from .core import OptionError, choose, is_url, plain, say
+from .core import OptionError, choose, gently, is_url, plain, say
 from .faces import FaceFinder, finder_of, tell_faces
 from .facts import Model, sha256
 from .gallery import pick_rows, write_gallery
@@ -114,11 +115,13 @@ def in_groups(
             if on_cpu: return part, pool.submit(lambda: done([job.load(n) for n in part])) if part else None
             return part, [pool.submit(job.load, n) for n in part]
         ahead = deque(g for _ in range(in_flight(engine.device, threads)) if (g := submit())[0])
-        while ahead:
-            part, work = ahead.popleft()
-            rows = work.result() if on_cpu else done([f.result() for f in work])
-            if (g := submit())[0]: ahead.append(g)
-            yield from rows
+        try:
+            while ahead:
+                part, work = ahead.popleft()
+                rows = work.result() if on_cpu else done([f.result() for f in work])
+                if (g := submit())[0]: ahead.append(g)
+                yield from rows
+        finally: pool.shutdown(wait=False, cancel_futures=True)  # who stops listening waits for no more than what is under way
 
 def predict_rows(
     model: Model | Backend,
@@ -248,14 +251,16 @@ def predict_to_file(
     call = call_of(job, config, threads, bs)
     say(f"model: {how['model']}, {how['precision']}")
     tell_faces(model.facts.origin, config)
-    with Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
+    with gently('this group of pictures') as leave, Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
         left, start = sheet.left(inputs.names), time.perf_counter()
         tick = progress(inputs.total) if progress else lambda n: None
         tick(sheet.inputs)
-        rows = on_cluster(job, left, config, bs, inputs.total) if config.ray else in_groups(job, left, bs, threads, inputs.total)
-        for row in rows:
-            sheet.add(row)
-            tick(begins(row))
+        made = on_cluster(job, left, config, bs, inputs.total) if config.ray else in_groups(job, left, bs, threads, inputs.total)
+        with closing(made):
+            for row in made:
+                sheet.add(row)
+                tick(begins(row))
+                if sheet.inputs % bs == 0: leave()
         seconds = time.perf_counter() - start
         picked = pick_rows(sheet.read(), model.spec.classes, config.thumbs) if config.html else {}
         again = f', {engine.again} close calls asked again in fp32' if engine.again else ''

@@ -10,7 +10,7 @@ __all__ = ['STEP', 'PATIENCE', 'world', 'rank', 'local_rank', 'neighbours', 'joi
 import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -80,7 +80,7 @@ def answered():
 
 def _end():
     "Leave without a word, after whoever knows the reason: torchrun ends the others as soon as one process has ended"
-    time.sleep(10)
+    with suppress(KeyboardInterrupt): time.sleep(5)
     raise SystemExit(1)
 
 def _lost(e: RuntimeError) -> bool:

@@ -56,9 +56,10 @@ def failing(
 # %% ../nbs/17_report.ipynb #8400eaf9
 def report_context(
     run: Path, # a run folder
+    config: dict | None = None, # its config.json, where that is not written yet
 ) -> dict:
     "What the page says, from the files of the run folder"
-    config, metrics, audit = (read_json(run/f'{n}.json') for n in ('config', 'metrics', 'audit'))
+    config, metrics, audit = config or read_json(run/'config.json'), read_json(run/'metrics.json'), read_json(run/'audit.json')
     o, t = config['options'], config['training']
     part = 'test' if 'test' in metrics else 'valid'
     return dict(run=run.name, config=o | dict(size=config['model']['size']), audit=audit, verdict=verdict(metrics), part=part, m=metrics[part],
@@ -208,10 +209,11 @@ def training_context(
 # %% ../nbs/17_report.ipynb #a7098041
 def write_report(
     run, # a run folder
+    config: dict | None = None, # its config.json, where that is not written yet
 ) -> Path: # report.html
     "Write the page of a run"
     run = Path(run)
-    write_text(run/'report.html', render('report.html.j2', report_context(run)))
+    write_text(run/'report.html', render('report.html.j2', report_context(run, config)))
     return run/'report.html'
 
 # %% ../nbs/17_report.ipynb #378cedb1

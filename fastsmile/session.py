@@ -59,7 +59,7 @@ def pictures_of(data, spec: ModelSpec, config: FitConfig) -> Pictures:
     rows = data.rows
     digests = None if data.taught is None else dict(zip(data.taught.path, data.taught.digest))
     keep = 'disk' if world() > 1 and config.cache == 'auto' and digests else config.cache  # decoded once for all processes of a machine
-    with in_turn(): return Pictures(data.source.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, keep, digests)
+    with in_turn(): return Pictures(data.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, keep, digests)
 
 def build_learner(
     data,             # from an audit

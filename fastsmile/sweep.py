@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'Variant', 'all_ways', 'within_budget', 'variants', 'result_row', 'outcome', 'summary', 'write_comparison',
-           'adopt']
+           'adopt', 'copy_whole']
 
 # %% ../nbs/17_sweep.ipynb #a7e8b7a8
 import shutil
@@ -16,7 +16,7 @@ import pandas as pd
 
 from .balance import plan_draw
 from .choices import parse_rates
-from .core import read_json, write_json
+from .core import atomic, read_json
 from .options import FitConfig
 from .sheets import write_sheet
 
@@ -121,11 +121,15 @@ def adopt(
     folder: str,   # of the best training, under fits/
     command: str,  # that asked for the comparison
     options: dict, # of the comparison
-):
-    "Make the best training's files those of the run folder; its config.json comes last and says what was compared"
+) -> dict: # the config.json that the run folder is to have
+    "Make the best training's files those of the run folder, but for config.json and the page"
     best = path/'fits'/folder
     for item in best.iterdir():
-        if item.name == 'config.json': continue
-        if item.is_dir(): shutil.copytree(item, path/item.name, dirs_exist_ok=True)
-        else: shutil.copy2(item, path/item.name)
-    write_json(path/'config.json', read_json(best/'config.json') | dict(command=command, compared=dict(best=folder, options=options)))
+        if item.name in ('config.json', 'report.html'): continue
+        if item.is_dir(): shutil.copytree(item, path/item.name, copy_function=copy_whole, dirs_exist_ok=True)
+        else: copy_whole(item, path/item.name)
+    return read_json(best/'config.json') | dict(command=command, compared=dict(best=folder, options=options))
+
+def copy_whole(source, path):
+    "Copy a file, whole or not at all"
+    with atomic(path) as tmp: shutil.copyfile(source, tmp)

@@ -25,8 +25,9 @@ from fastai.optimizer import Adam
 from fastai.torch_core import get_model
 from torch import nn
 
-from .callbacks import Average, FrozenNorm, History, Judge, Keep, Live, NoValid, Patience, Plateau, StopAtNaN, load_weights
-from .core import OptionError, say, seed_everything, sub_seed
+from .callbacks import Average, FrozenNorm, History, Judge, Keep, Leave, Live, NoValid, Patience, Plateau, StopAtNaN, load_weights
+from .core import OptionError, gently, say, seed_everything, sub_seed
+from .loaders import loading
 from .mixed import SteadyLearner
 from .ranks import from_first, gathered, rank
 from .resume import Rejoin, Snapshot, restore
@@ -104,7 +105,7 @@ def find_rate(
     "Search the learning rate in the learner's present state of freezing"
     ours, trace = learn.cbs.filter(lambda cb: isinstance(cb, History | Keep | StopAtNaN | Patience | Average | Live)), Trace()
     steps = max(50, steps)
-    with learn.removed_cbs(ours), learn.no_logging(), learn.no_mbar():
+    with loading(), learn.removed_cbs(ours), learn.no_logging(), learn.no_mbar():
         learn.fit(steps // max(1, len(learn.dls.train)) + 1, cbs=[Search(start_lr=1e-5, end_lr=1, num_it=steps + 1), trace])
     learn.opt = None  # a phase starts with its own
     curve = pd.DataFrame(trace.steps, columns=['lr', 'loss'])
@@ -218,7 +219,7 @@ def run_phase(
     "The epochs of one phase"
     live = next(iter(learn.cbs.filter(lambda cb: isinstance(cb, Live))), None)
     rates = slice(top / phase.spread, top) if phase.spread > 1 else top
-    with learn.no_logging(), learn.no_mbar(), learn.added_cbs(cbs):
+    with gently('this batch') as leave, loading(), learn.no_logging(), learn.no_mbar(), learn.added_cbs([*cbs, Leave(leave)]):
         try: SCHEDULES[schedule[0]](learn, phase.epochs, rates, schedule[1])
         finally:
             if live: live.stop()

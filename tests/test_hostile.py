@@ -175,8 +175,11 @@ def test_json_and_text_hold_what_utf8_cannot(tmp_path):
 STRANGE = ['\x1b]0;owned\x07', '\x1b[31m\x1b[2J', 'new\nline', 'carriage\rreturn', 'bidi\u202egnp', '\x9b31m', '[bold red]rich[/]',
            os.fsdecode(b'latin-\xe9\xff'), 'tab\t', 'n' * 245]
 COMMANDS = """
+import socket
 import sys
 from fastsmile.cli import app
+def connect(self, *to): print('CONNECTS', to)
+socket.socket.connect = socket.socket.connect_ex = connect
 for line in open(sys.argv[1]).read().split('\\0'):
     print('exit', app(line.split('\\1'), standalone_mode=False))
     print('== done', flush=True)
@@ -206,7 +209,7 @@ def at_a_terminal(command, cwd, seconds=240) -> bytes:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='such names are refused by other systems')
 def test_no_name_reaches_the_terminal_as_a_command(tmp_path):
-    "audit, fit, predict, evaluate and what they refuse, on a folder whose names hold escapes, newlines, half characters and 255 bytes"
+    "audit, fit, predict, evaluate and what they refuse, on a folder whose names hold escapes, newlines, half characters and 255 bytes; it stays as it was"
     root, labels = tmp_path/'faces', [f'ernst{STRANGE[1]}', f'lacht{STRANGE[4]}']
     for c, label in enumerate(labels):
         for i in range(20):
@@ -222,6 +225,7 @@ def test_no_name_reaches_the_terminal_as_a_command(tmp_path):
              ['predict', f'no{STRANGE[0]}', '--model', 'run'],
              ['fit', 'faces', '--keep-class', STRANGE[1]], ['fit', 'faces', '--plan', 'audit/plan.csv', *fit[:-3], 'run2']]
     (tmp_path/'asked').write_text('\0'.join('\1'.join(a) for a in asked), encoding='utf-8')
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob('*.png')}
     out = at_a_terminal([sys.executable, '-c', COMMANDS, 'asked'], tmp_path)
     text = out.decode('utf-8')  # nothing that is no UTF-8 came through
     assert text.count('== done') == len(asked) and 'Traceback' not in text and 'inside fastsmile' not in text, text[-3000:]
@@ -229,6 +233,7 @@ def test_no_name_reaches_the_terminal_as_a_command(tmp_path):
     clean = re.sub(r'\x1b\[\?25[lh]|\x1b\[[0-9]*[A-KST]|\x1b\[[0-9;]*m|\r\n|\r', '', text)  # a bar of Rich's: the cursor moves, lines are deleted
     assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]', clean), re.findall('.{30}[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066].{30}', clean)
     assert '\x1b[31m' not in text and '\x1b[2J' not in text and r'\x1b' in text
+    assert 'CONNECTS' not in text and before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob('*') if p.is_file()}
     audit, table = read_sheet(tmp_path/'audit'/'table.csv'), read_sheet(tmp_path/'run2'/'table.csv')
     want = {str(p.relative_to(root)) for p in root.rglob('*.png')}
     assert set(audit.path) == set(table.path) == set(read_sheet(tmp_path/'p.csv').path) == want

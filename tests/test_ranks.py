@@ -25,7 +25,7 @@ from fastsmile.core import OptionError, SmileError, read_json
 from fastsmile.options import FitConfig
 from fastsmile.ranks import joined
 from fastsmile.resume import STATE, read_state
-from fastsmile.shards import check_shards, part_of, put_back, synchronised
+from fastsmile.shards import check_shards, idle, part_of, put_back, synchronised
 
 TIMES = ('seconds', 'images_per_second', 'memory')
 TINY = ['--arch', 'resnet10t', '--weights', 'none', '--size', '32', '--bs', '16', '--lr', '0.005', '--tta', 'none', '--model-args',
@@ -209,6 +209,16 @@ def test_norms_that_were_synchronised_are_put_back(arch):
     assert [type(m) for m in net.modules()] == kinds
     changed = [k for k, v in net.state_dict().items() if not v.equal(state[k])]
     assert len(changed) == 1 and changed[0].endswith('running_mean')
+
+
+def test_parameters_that_do_nothing():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(3 * 8 * 8, 2))
+    assert not idle(net, 8) and net.training
+    net.more = torch.nn.Identity()
+    net.more.weight = torch.nn.Parameter(torch.zeros(2))
+    assert idle(net, 8)
+    net.more.weight.requires_grad = False
+    assert not idle(net, 8) and all(p.grad is None for p in net.parameters())
 
 
 def test_a_wish_for_a_gpu_of_ones_own(monkeypatch):

@@ -55,6 +55,7 @@ def main() -> int:
     nbs = sorted((ROOT/'nbs').glob('*.ipynb'))
     steps = dict(lint=lambda: run('ruff', 'check', '--quiet', '.'),
                  agree=agree, clean=clean, readme=lambda: run(sys.executable, 'tools/readme.py', '--check'),
+                 licences=lambda: run(sys.executable, 'tools/licences.py', '--check'),
                  notebooks=lambda: run('nbdev-test', '--n-workers', '2', env=quiet),
                  tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs', '-n', '2', env=quiet))
     failed = []

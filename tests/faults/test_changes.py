@@ -1,0 +1,202 @@
+"A source that changes while it is read, and trainings that diverge: a row with an error or one clear line, never a silent gap"
+import re
+import shutil
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fastsmile.audit_page import audit
+from fastsmile.callbacks import Keep, StopAtNaN
+from fastsmile.core import SmileError, read_json
+from fastsmile.images import ImageError
+from fastsmile.loaders import Unread
+from fastsmile.options import AuditConfig, FitConfig, PredictConfig
+from fastsmile.predict import predict_to_file
+from fastsmile.resume import Snapshot
+from fastsmile.runs import fit
+from fastsmile.scan import scan
+from fastsmile.session import train
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import shell  # noqa: E402
+
+
+def deleted(path): path.unlink()
+def truncated(path): path.write_bytes(path.read_bytes()[:200])
+def replaced(path): path.write_bytes(next(p for p in path.parent.iterdir() if p != path and p.stat().st_size != path.stat().st_size).read_bytes())
+
+
+CHANGES = [deleted, truncated, replaced]
+
+
+@pytest.fixture
+def copy(faces, tmp_path): return shutil.copytree(faces, tmp_path/'faces')
+
+
+def of_split(run_or_table, source, split):
+    "A file of a split"
+    table = pd.read_csv(run_or_table, dtype=str, keep_default_na=False)
+    return source/table.path[(table.split == split) & (table.reason == '')].iloc[0]
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('keep', ['memory', 'none'])
+def test_a_training_picture_changes_after_the_audit(copy, tiny, tmp_path, monkeypatch, change, keep):
+    import fastsmile.runs as runs
+    looked = runs.divide_rows
+    def then(*a):
+        data = looked(*a)
+        change(copy/data.rows.path[data.rows.split == 'train'].iloc[3])
+        return data
+    monkeypatch.setattr(runs, 'divide_rows', then)
+    config = replace(tiny, cache=keep, workers=1 if keep == 'none' else 0, out=str(tmp_path/'run'))
+    with pytest.raises(Unread, match=r'\.jpg: (no such file|truncated|changed since)') as e: fit(copy, config)
+    assert '\n' not in e.value.message and len(e.value.message) < 200
+    assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed'
+
+
+@pytest.mark.parametrize('change', [deleted, replaced, pytest.param(truncated, marks=pytest.mark.slow)])
+def test_a_test_picture_changes_during_the_training(copy, tiny, tmp_path, monkeypatch, change, capsys):
+    changed = []
+    def after_epoch(self, written=Snapshot.after_epoch):
+        written(self)
+        if not changed: changed.append(of_split(tmp_path/'run'/'table.csv', copy, 'test')); change(changed[0])
+    monkeypatch.setattr(Snapshot, 'after_epoch', after_epoch)
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    run = fit(copy, replace(tiny, out=str(tmp_path/'run')))
+    rows = pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).set_index('path')
+    lost = rows.loc[str(changed[0].relative_to(copy))]
+    assert lost.error and lost.label == '' and run.metrics['test']['failed'] == 1 and run.metrics['test']['rows'] == len(rows) - 1
+    assert 'could be read before and are not measured' in capsys.readouterr().err
+
+
+def test_a_source_that_goes_away(copy, tiny, tmp_path, monkeypatch):
+    "Back again, the run goes on; another in its place, it does not"
+    def after_epoch(self, written=Snapshot.after_epoch):
+        written(self)
+        if copy.exists(): copy.rename(tmp_path/'elsewhere')
+    config = replace(tiny, out=str(tmp_path/'run'))
+    with monkeypatch.context() as m:
+        m.setattr(Snapshot, 'after_epoch', after_epoch)
+        with pytest.raises(SmileError, match='can be predicted any more'): fit(copy, config)
+    with pytest.raises(SmileError, match='does not exist'): fit('.', FitConfig(resume=str(tmp_path/'run')))
+    (tmp_path/'elsewhere').rename(copy)
+    assert fit('.', FitConfig(resume=str(tmp_path/'run'))).config['status'] == 'finished'
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_picture_changes_during_predict(copy, run, tmp_path, change):
+    names = sorted(p for p in (copy/'happy_images').iterdir())
+    ask, late = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), bs=4, workers=1), names[-3]
+    def progress(total):
+        seen = []
+        def tick(n):
+            if not seen: change(late)
+            seen.append(n)
+        return tick
+    done = predict_to_file(copy/'happy_images', ask, progress)
+    rows = pd.read_csv(ask.out, keep_default_na=False)
+    assert rows.path.tolist() == [p.name for p in names] and done.rows == len(names)
+    row = rows.set_index('path').loc[late.name]
+    assert bool(row.error) == (change is not replaced) and (row.label == '') == bool(row.error)
+
+
+def test_a_picture_goes_away_during_an_audit(copy, tmp_path, monkeypatch):
+    "Between the table and the scan it is a finding; between the scan and the page it is not shown"
+    import fastsmile.data as data
+    first, second = sorted((copy/'happy_images').iterdir())[4:6]
+    def scanned(*a):
+        first.unlink()
+        seen = scan(*a)
+        second.unlink()
+        return seen
+    monkeypatch.setattr(data, 'scan', scanned)
+    done = audit(copy, AuditConfig(out=str(tmp_path/'a')))
+    table = done.table.set_index('path')
+    assert table.reason[f'happy_images/{first.name}'] == 'unreadable: no such file' and f'{first.name}' in str(done.record['findings'])
+    assert done.record['rows_in'] == len(done.table) and (done.path/'audit.html').exists()
+
+
+def test_a_zip_that_is_replaced(copy, run, tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for p in sorted((copy/'happy_images').iterdir())[:30]: z.write(p, p.name)
+    whole = predict_to_file(tmp_path/'a.zip', PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv')))
+    def progress(total):
+        (tmp_path/'a.zip').write_bytes(b'PK' + bytes(1000))
+        return lambda n: None
+    done = predict_to_file(tmp_path/'a.zip', PredictConfig(model=str(run.path), out=str(tmp_path/'q.csv')), progress)
+    assert done.rows == whole.rows == 30 and done.failed in (30, whole.failed) and all(e for _, e in done.errors)
+
+
+# trainings that diverge
+
+def learner(data, config, path):
+    from fastsmile.runs import new_net
+    from fastsmile.session import build_learner, spec_of
+    spec = spec_of(config, data.classes)
+    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
+
+
+@pytest.fixture(scope='module')
+def data(faces):
+    from fastsmile.data import audit_source
+    from fastsmile.table import read_source
+    return audit_source(read_source(faces), FitConfig(seed=1))
+
+
+def finite(path):
+    from safetensors.torch import load_file
+    return all(torch.isfinite(v).all() for v in load_file(path).values())
+
+
+@pytest.mark.parametrize('when', ['first', 'later', 'last batch'])
+def test_weights_that_explode_are_not_kept(data, tiny, tmp_path, monkeypatch, when):
+    "Also in the last batch of an epoch, whose loss is still a number"
+    learn = learner(data, replace(tiny, epochs=4), tmp_path)
+    def explode(self):
+        last = self.iter == self.n_iter - 1
+        if self.training and self.epoch == (0 if when == 'first' else 2) and (last or when == 'later'):
+            with torch.no_grad(): next(self.model.parameters()).mul_(float('inf'))
+    monkeypatch.setattr(Keep, 'after_step', explode, raising=False)
+    with pytest.raises(SmileError, match=r'diverged in epoch \d: .* is not a number any more') as e: train(learn, replace(tiny, epochs=4), tmp_path)
+    assert 'Try a lower --lr' in e.value.hint and '--clip' in e.value.hint
+    if when == 'first': assert 'no epoch before it ended well' in e.value.message and not (tmp_path/'checkpoints'/'best.safetensors').exists()
+    else:
+        assert f'the best, {learn.keep.best_epoch}, are kept in {tmp_path}/checkpoints/best.safetensors' in e.value.message
+        assert all(finite(tmp_path/'checkpoints'/f'{n}.safetensors') for n in ('best', 'last', 'state')) and len(pd.read_csv(tmp_path/'history.csv')) == 2
+
+
+def test_the_best_of_a_diverged_training_is_a_start(data, faces, tiny, tmp_path, monkeypatch):
+    config = replace(tiny, epochs=3, out=str(tmp_path/'a'))
+    def explode(self):
+        if self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.learn.loss * float('nan')
+    with monkeypatch.context() as m:
+        m.setattr(Keep, 'after_pred', explode, raising=False)
+        m.setattr(StopAtNaN, 'order', 70)
+        m.setattr(Keep, 'after_loss', explode, raising=False)
+        with pytest.raises(SmileError, match='the loss is not a number any more'): fit(faces, config)
+    assert read_json(tmp_path/'a'/'config.json')['status'] == 'failed' and (tmp_path/'a'/'config.json').read_text().count('diverged')
+    again = fit(faces, replace(tiny, weights=str(tmp_path/'a'/'checkpoints'/'best.safetensors'), epochs=1, out=str(tmp_path/'b')))
+    assert again.config['status'] == 'finished'
+
+
+def test_what_is_validated_by_hand_may_say_nan(run):
+    "Outside of a training nothing is ended"
+    learn = run.learner()
+    with torch.no_grad(): learn.model.fc.bias.fill_(float('nan'))
+    with learn.no_logging(): assert np.isnan(learn.validate()[0])
+    assert issubclass(Unread, SmileError) and not issubclass(ImageError, SmileError)
+
+
+def test_a_loss_that_explodes_ends_the_epoch(faces, tmp_path):
+    "From a shell, with the highest rate that is accepted; what is said, and what is kept"
+    code, said = shell('fit', faces, *'--arch smilecnn_b1 --weights none --size 32 --bs 16 --lr 10 --epochs 9 --tta none --out'.split(), tmp_path/'run')
+    assert code == 1 and re.search(r'error: The training diverged in epoch 1: the loss is .* on average; no epoch before it ended well\.', said), said
+    assert re.search(r'Try a lower --lr than \d', said) and 'Traceback' not in said and 'epoch   1' not in said
+    assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed' and not list((tmp_path/'run').glob('checkpoints/*'))

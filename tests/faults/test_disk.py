@@ -1,0 +1,147 @@
+"No room, no right to write: one clear line, nothing lost, and the same command goes on when there is room"
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastsmile.cache import cached, mapped_pixels
+from fastsmile.console import translate
+from fastsmile.core import NotWritten, SmileError, atomic, read_json, write_text
+from fastsmile.images import Prep
+from fastsmile.options import AuditConfig, ExportConfig, FitConfig, PredictConfig
+from fastsmile.outputs import Sheet
+from fastsmile.predict import predict_to_file
+from fastsmile.runs import fit
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import broken, shell  # noqa: E402
+
+
+SLOW = pytest.mark.slow
+
+
+@contextmanager
+def mounted(where: Path, options: str):
+    "A file system in memory, of that size or read-only"
+    where.mkdir(parents=True, exist_ok=True)
+    if shutil.which('mount') is None or subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', where], capture_output=True).returncode:
+        pytest.skip('mounting a small disk needs root')
+    try: yield where
+    finally: subprocess.run(['umount', '-l', where], check=True)
+
+
+def make_room(where: Path): subprocess.run(['mount', '-o', 'remount,size=64m', where], check=True)
+
+
+@pytest.mark.parametrize('kib', [*(pytest.param(k, marks=SLOW) for k in (8, 300, 700, 1100)), 1500])
+def test_fit_goes_on_when_there_is_room(faces, tiny, run, tmp_path, kib):
+    config = replace(tiny, tta='none')
+    with mounted(tmp_path/'disk', f'size={kib}k') as disk:
+        with pytest.raises(NotWritten, match=r'cannot be written: No space left on device') as e: fit(faces, replace(config, out=str(disk/'run')))
+        assert str(disk) in e.value.message and broken(disk) == []
+        make_room(disk)
+        begun = (disk/'run'/'config.json').exists()
+        again = fit('.', FitConfig(resume=str(disk/'run'))) if begun else fit(faces, replace(config, out=str(disk/'run')))
+        drop = ['seconds', 'images_per_second', 'memory']
+        assert again.history.drop(columns=drop).equals(run.history.drop(columns=drop)) and again.config['status'] == 'finished'
+        assert broken(disk) == [] and not list(disk.rglob('.*'))
+
+
+def test_predict_keeps_its_rows(faces, run, tmp_path):
+    ask = PredictConfig(model=str(run.path), out=str(tmp_path/'whole.csv'), bs=8, precision='fp32', workers=2)
+    predict_to_file(faces/'happy_images', ask)
+    with mounted(tmp_path/'disk', 'size=8k') as disk:
+        with pytest.raises(NotWritten, match=r'p\.csv\.part cannot be written: No space left') as e:
+            predict_to_file(faces/'happy_images', replace(ask, out=str(disk/'p.csv')))
+        assert '--resume' in e.value.hint and (disk/'p.csv.part').stat().st_size > 2000
+        make_room(disk)
+        done = predict_to_file(faces/'happy_images', replace(ask, out=str(disk/'p.csv'), resume=True))
+        assert done.resumed >= 16 and (disk/'p.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes() and [p.name for p in disk.iterdir()] == ['p.csv']
+
+
+def audited(faces, run, disk):
+    from fastsmile.audit_page import audit
+    audit(faces, AuditConfig(out=str(disk/'a')))
+
+
+def exported(faces, run, disk):
+    pytest.importorskip('onnxruntime')
+    from fastsmile.exporting import export
+    export(run.path, ExportConfig(out=str(disk/'m.onnx')))
+
+
+@pytest.mark.parametrize('work', [audited, pytest.param(exported, marks=SLOW)])
+def test_what_makes_one_thing_leaves_nothing_half(faces, run, tmp_path, work):
+    with mounted(tmp_path/'disk', 'size=24k') as disk:
+        with pytest.raises(NotWritten, match='No space left on device'): work(faces, run, disk)
+        assert broken(disk) == [] and not (disk/'a'/'audit.html').exists() and not (disk/'m.onnx').exists()
+        make_room(disk)
+        work(faces, run, disk)
+        assert broken(disk) == [] and not list(disk.rglob('.*')) and ((disk/'a'/'audit.html').exists() or (disk/'m.onnx').exists())
+
+
+@SLOW
+def test_a_shell_gets_one_line(faces, run, tmp_path):
+    with mounted(tmp_path/'disk', 'size=4k') as disk:
+        code, said = shell('predict', faces/'happy_images', '--model', run.path, '--out', disk/'p.csv')
+        lines = [line for line in said.splitlines() if line and not line.startswith('model:')]
+        assert code == 1 and 'Traceback' not in said and len(lines) == 2 and 'No space left' in lines[0], said
+
+
+def test_read_only(faces, tiny, run, tmp_path):
+    from fastsmile.audit_page import audit
+    works = [lambda out: fit(faces, replace(tiny, out=str(out))), lambda out: audit(faces, AuditConfig(out=str(out))),
+             lambda out: predict_to_file(faces/'happy_images', PredictConfig(model=str(run.path), out=str(out/'p.csv')))]
+    with mounted(tmp_path/'disk', 'size=1m') as disk:
+        (disk/'empty').mkdir()
+        subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
+        for work in works:
+            for out in (disk/'new', disk/'empty'):
+                with pytest.raises(SmileError, match='Read-only file system'): work(out)
+
+
+def test_a_cache_without_room_is_done_without(faces, tmp_path, monkeypatch):
+    "Pages of a mapped file for which there is no room would end the process without a word"
+    monkeypatch.setattr('shutil.disk_usage', lambda p: shutil._ntuple_diskusage(10**9, 0, 10**9))  # it is taken by somebody else just then
+    with mounted(tmp_path/'disk', 'size=32k') as disk:
+        monkeypatch.setenv('FASTSMILE_CACHE', str(disk/'cache'))
+        assert mapped_pixels(['a', 'b'] * 20, Prep(size=32), lambda i: np.zeros((32, 32, 3), np.uint8)) is None and cached() == []
+        make_room(disk)
+        assert mapped_pixels(['a', 'b'] * 20, Prep(size=32), lambda i: np.zeros((32, 32, 3), np.uint8)).shape == (40, 32, 32, 3)
+
+
+# without a small disk
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='limits on the size of files are POSIX')
+def test_a_limit_on_files_is_told(faces, run, tmp_path):
+    "What a quota or a limit says, from a shell"
+    code = ('import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); '
+            'sys.argv = ["fastsmile", *sys.argv[1:]]; from fastsmile.cli import main; main()')
+    p = subprocess.run([sys.executable, '-c', code, 'predict', faces/'happy_images', '--model', run.path, '--bs', '8', '--out', tmp_path/'p.csv'],
+                       capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'})
+    assert p.returncode == 1 and 'p.csv.part cannot be written: File too large' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+    code, said = shell('predict', faces/'happy_images', '--model', run.path, '--bs', 8, '--out', tmp_path/'p.csv', '--resume')
+    assert code == 0 and 'rows are there, going on' in said
+
+
+@pytest.mark.parametrize('error,why', [(OSError(errno.ENOSPC, 'x'), 'No space left on device'), (OSError(errno.EROFS, 'x'), 'Read-only file system'),
+                                       (RuntimeError('I/O error: No space left on device (os error 28)'), 'No space left on device')])
+def test_errors_of_writing_name_the_file(tmp_path, error, why, monkeypatch, capsys):
+    write_text(tmp_path/'a.txt', 'old')
+    with pytest.raises(NotWritten, match=rf'a\.txt cannot be written: {why}'), atomic(tmp_path/'a.txt'): raise error
+    assert (tmp_path/'a.txt').read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.txt']
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    assert translate(error) == 1 and why in capsys.readouterr().err
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(ConnectionError), atomic(tmp_path/'a.txt'): raise ConnectionError('elsewhere')
+    with pytest.raises(ValueError), Sheet(tmp_path/'p.csv', ['path', 'error'], [], {}): raise ValueError('ours')
+    assert read_json(tmp_path/'p.csv.part.json') == {}

@@ -1,0 +1,226 @@
+"Ctrl-C once and twice, two at once, processes that die, shared memory that is full: in words, whole, and never for ever"
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastsmile.core import LOCK, PART, SmileError, Stopped, atomic, claimed, gently, new_run, read_json, write_text
+from fastsmile.images import Folder
+from fastsmile.options import FitConfig
+from fastsmile.outputs import Sheet
+from fastsmile.runs import fit
+from fastsmile.scan import scan
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import LIMIT, TINY, broken, environment, start  # noqa: E402
+
+posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
+
+
+def wait_for(true, p: subprocess.Popen, seconds: float = 60):
+    "Until something is true; an error where the process ends before, or nothing happens"
+    end = time.time() + seconds
+    while not true():
+        assert p.poll() is None and time.time() < end, p.communicate()[1] if p.poll() is not None else 'nothing happened'
+        time.sleep(0.005)
+
+
+def ended(p: subprocess.Popen, seconds: float) -> tuple[int, str]: # exit code, what was said
+    "How a process ends, which must not take longer"
+    try: out, err = p.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        pytest.fail(f'still there after {seconds} s: {p.communicate()[1]}')
+    assert 'Traceback' not in err and 'Exception ignored' not in err, err
+    return p.returncode, out + err
+
+
+def told(history) -> list: return history.drop(columns=['seconds', 'images_per_second', 'memory']).to_csv()
+
+
+@posix
+def test_ctrl_c_leaves_a_training_that_goes_on(faces, tmp_path):
+    "With processes that load, which get the signal of a terminal as well"
+    args = ['fit', faces, *TINY, '--epochs', 6, '--seed', 1, '--cache', 'none', '--workers', 2]
+    p = start([*args, '--out', tmp_path/'cut'])
+    wait_for((tmp_path/'cut'/'history.csv').exists, p)
+    os.killpg(p.pid, signal.SIGINT)
+    code, said = ended(p, 30)
+    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} goes on' in said, said
+    assert read_json(tmp_path/'cut'/'config.json')['status'] == 'stopped' and broken(tmp_path) == []
+    again = fit('.', FitConfig(resume=str(tmp_path/'cut')))
+    config = replace(again.options, out=str(tmp_path/'whole'))
+    assert told(again.history) == told(fit(faces, config).history)
+
+
+@posix
+def test_ctrl_c_leaves_predictions_that_go_on(faces, run, tmp_path):
+    (tmp_path/'new').mkdir()
+    pictures = sorted((faces/'happy_images').iterdir())
+    for i in range(3000): os.link(pictures[i % len(pictures)], tmp_path/'new'/f'{i:04}.jpg')
+    args = ['predict', tmp_path/'new', '--model', run.path, '--bs', 8, '--tta', 'full', '--workers', 2, '--out', tmp_path/'p.csv']
+    p, part = start(args), tmp_path/'p.csv.part'
+    wait_for(lambda: part.exists() and part.stat().st_size > 5000, p)
+    os.killpg(p.pid, signal.SIGINT)
+    code, said = ended(p, 30)
+    assert code == 130 and 'stopped.' in said and 'with --resume goes on' in said and not (tmp_path/'p.csv').exists(), said
+    kept = part.read_bytes()
+    p = start([*args, '--resume'])
+    wait_for(lambda: part.stat().st_size > len(kept) + 5000, p)
+    for _ in range(2): os.killpg(p.pid, signal.SIGINT); time.sleep(0.01)
+    assert ended(p, 30)[0] in (130, -signal.SIGINT) and part.read_bytes().startswith(kept[:kept.rindex(b'\n') // 2])
+
+
+@posix
+def test_twice_is_at_once():
+    "In the middle of what is finished first"
+    with pytest.raises(KeyboardInterrupt), gently('this hour') as leave:
+        threading.Timer(0.1, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2) if not time.sleep(0.1)]).start()
+        begun = time.time()
+        time.sleep(20)
+        leave()
+    assert time.time() - begun < 5
+
+
+@posix
+def test_once_is_not_forgotten_at_the_end():
+    with pytest.raises(KeyboardInterrupt), gently('this step'): signal.raise_signal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    with gently('nothing'): pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_gently_elsewhere_than_in_the_main_thread(): # where signals cannot be asked for
+    seen = []
+    def work():
+        with gently('this') as leave: seen.append(leave())
+    t = threading.Thread(target=work)
+    t.start(); t.join()
+    assert seen == [None]
+
+
+@posix
+def test_ctrl_c_in_an_audit(faces, tmp_path):
+    "Of so many pictures that processes examine them"
+    (tmp_path/'faces').mkdir()
+    pictures = sorted((faces/'happy_images').iterdir())
+    for i in range(2500):
+        where = tmp_path/'faces'/'ab'[i % 2]
+        where.mkdir(exist_ok=True)
+        os.link(pictures[i % len(pictures)], where/f'{i:04}.jpg')
+    p = start(['audit', tmp_path/'faces', '--out', tmp_path/'a', '--workers', 2])
+    wait_for(lambda: len(children(p.pid)) >= 2, p)
+    time.sleep(1)
+    os.killpg(p.pid, signal.SIGINT)
+    code, said = ended(p, 30)
+    assert code == 130 and said.strip().splitlines()[-1].startswith('stopped.') and not (tmp_path/'a').exists(), said
+
+
+def children(pid: int) -> list[int]:
+    "The processes that a process has started"
+    return [int(c) for t in Path(f'/proc/{pid}/task').glob('*/children') for c in t.read_text().split()]
+
+
+# two at once
+
+@posix
+@pytest.mark.slow
+def test_two_runs_with_one_name(faces, tmp_path):
+    args = ['fit', faces, *TINY, '--epochs', 2, '--out', tmp_path/'run']
+    both = [start(args) for _ in range(2)]
+    ends = sorted(ended(p, LIMIT) for p in both)
+    assert [c for c, _ in ends] == [0, 1] and re.search('already holds something|Another process is writing', ends[1][1]), ends
+    assert broken(tmp_path) == [] and read_json(tmp_path/'run'/'config.json')['status'] == 'finished'
+
+
+def test_a_run_that_is_being_written_is_not_gone_on_with(faces, tiny, tmp_path):
+    write_text(tmp_path/'run'/'config.json', json.dumps(dict(status='running', kind='fit', source=str(faces), origin=dict(data='?'),
+                                                             options=replace(tiny, out=str(tmp_path/'run')).as_dict())))
+    with claimed(tmp_path/'run'):
+        with pytest.raises(SmileError): fit('.', FitConfig(resume=str(tmp_path/'run')))
+        from fastsmile.seal import recorded
+        with pytest.raises(SmileError, match='Another process is writing'), recorded(tmp_path/'run', {}): pass
+    assert not (tmp_path/'run'/LOCK).exists()
+
+
+def test_a_folder_whose_owner_was_killed_is_taken_again(tmp_path):
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/LOCK).touch()
+    (tmp_path/'run'/f'{PART}x.config.json.part').touch()
+    assert new_run(tmp_path/'run', 'x') == tmp_path/'run'
+    with claimed(tmp_path/'run'): assert [p.name for p in (tmp_path/'run').iterdir()] == [LOCK]
+    (tmp_path/'run'/'letter.txt').touch()
+    with pytest.raises(SmileError, match='already holds something'): new_run(tmp_path/'run', 'x')
+
+
+def test_two_predictions_into_one_file(tmp_path):
+    with Sheet(tmp_path/'p.csv', ['path', 'label', 'error'], [], {}) as first:
+        with pytest.raises(SmileError, match='Another process is writing'): Sheet(tmp_path/'p.csv', ['path', 'label', 'error'], [], {})
+        first.add(dict(path='a', label='x', error=''))
+        first.finish()
+    assert (tmp_path/'p.csv').read_text() == 'path,label,error\na,x,\n'
+
+
+@posix
+def test_writers_at_once_spoil_nothing(tmp_path):
+    "Each clears what killed ones left, and none what another is writing"
+    def work(i):
+        for _ in range(60): write_text(tmp_path/'a.txt', str(i) * 5000)
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(set((tmp_path/'a.txt').read_text())) == 1 and [p.name for p in tmp_path.iterdir()] == ['a.txt']
+    with pytest.raises(Stopped), atomic(tmp_path/'b.txt'): raise Stopped('a', 'b')
+    assert not (tmp_path/'b.txt').exists()
+
+
+# processes that load
+
+@posix
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc')
+def test_a_loading_process_that_is_killed(faces, tmp_path):
+    p = start(['fit', faces, *TINY, '--epochs', 30, '--cache', 'none', '--workers', 2, '--out', tmp_path/'run'])
+    wait_for((tmp_path/'run'/'history.csv').exists, p)
+    wait_for(lambda: len(children(p.pid)) >= 2, p)
+    os.kill(children(p.pid)[-1], signal.SIGKILL)
+    code, said = ended(p, 60)
+    assert code == 1 and 'A process that loads pictures has ended' in said and '--workers 0' in said, said
+    assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed' and (tmp_path/'run'/'checkpoints'/'state.safetensors').exists()
+
+
+@posix
+def test_an_examining_process_that_is_killed(faces, tmp_path):
+    class Killing(Folder):
+        def raw(self, name):
+            if name.startswith('7'): os.kill(os.getpid(), signal.SIGKILL)
+            return super().raw(name)
+    pictures = sorted((faces/'happy_images').iterdir())
+    for i in range(1200): os.link(pictures[i % len(pictures)], tmp_path/f'{i:04}.jpg')
+    names = [f'{i:04}.jpg' for i in range(1200)] + ['7']
+    with pytest.raises(SmileError, match='was killed'): scan(Killing(tmp_path), names, jobs=2)
+
+
+@posix
+@pytest.mark.slow
+def test_shared_memory_that_is_full(faces, tiny, tmp_path):
+    if os.geteuid() or shutil.which('unshare') is None: pytest.skip('a small /dev/shm of its own needs root')
+    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no other process')):
+        inside = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+        cmd = ['unshare', '-m', 'sh', '-c', inside, 'sh', sys.executable, '-m', 'fastsmile', 'fit', faces, *TINY, '--epochs', 2, '--seed', 1, '--cache', 'none',
+               '--workers', 2, '--out', tmp_path/size]
+        p = subprocess.Popen([*map(str, cmd)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+        code, said = ended(p, LIMIT)
+        assert code == 0 and said_so in said, said
+    whole = fit(faces, replace(tiny, tta='none', out=str(tmp_path/'whole')))
+    got = (tmp_path/'200k'/'history.csv').read_text()
+    assert got.splitlines()[0] == ','.join(whole.history) and len(got.splitlines()) == 3
