@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_MEMBERS', 'MAX_RATIO', 'BOMB', 'ALL_BOMB', 'PACKED', 'open_zip', 'unpack']
 
-# %% ../nbs/00_archives.ipynb #bd78301a
+# %% ../nbs/00_archives.ipynb #3e20d91c
+import os
 import zipfile
 import zlib
-from pathlib import Path
 
 from .core import SmileError, plain
 
@@ -20,12 +20,13 @@ PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 def open_zip(
     path,
+    file=None, # already open, where the path is none that the system knows
 ) -> zipfile.ZipFile:
     "Open a zip within the limits above; a `SmileError` where it is none, or exceeds them"
-    try: made = zipfile.ZipFile(path)
+    try: made = zipfile.ZipFile(file or path)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as e:
         raise SmileError(f'{plain(path)} cannot be read as a zip: {plain(e)}', 'Unpack it, or download it again.') from None
-    found, size = made.infolist(), Path(path).stat().st_size
+    found, size = made.infolist(), made.fp.seek(0, os.SEEK_END)
     packed, unpacked = sum(i.compress_size for i in found), sum(i.file_size for i in found)
     why = (f'it has {len(found):,} members, and {MAX_MEMBERS:,} are the most' if len(found) > MAX_MEMBERS else
            'its members overlap, as those of a bomb do' if packed > size else

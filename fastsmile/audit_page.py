@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pandas as pd
 from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
+from .cluster import ray_cluster, spread_of
 from .core import SmileError, claimed, jsonable, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
@@ -166,7 +168,8 @@ def audit(
     read = read_source(source, config)
     oof = out_of_fold(config.suspects) if config.suspects else None
     for note in read.notes: say(note)
-    looked = review(read, config, oof, config.workers, progress(read.frame.path.nunique() * (1 + (config.faces != 'none'))) if progress else None)
+    tick = progress(read.frame.path.nunique() * (1 + (config.faces != 'none'))) if progress else None
+    with ray_cluster(config.ray) if config.ray else nullcontext(): looked = review(read, config, oof, config.workers, tick, spread_of(config))
     tell(looked.found)
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
     with claimed(path):

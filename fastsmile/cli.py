@@ -33,9 +33,10 @@ def _sample(where, config):
     return [f'{n} faces in {plain(root)}; what is wrong with them stands in flaws.json.',
             f'Next: fastsmile fit {plain(root)}'], dict(path=str(root), images=n)
 
-# %% ../nbs/20_cli.ipynb #ae78472d
-@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces',
-         ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
+# %% ../nbs/20_cli.ipynb #0f12e94d
+@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces; '
+         'fastsmile audit s3://bucket/faces --ray 10.0.0.1:6379',
+         ('source', '.', 'folder, zip, CSV or array file of labelled pictures, or a URL (s3://...)'))
 def _audit(source, config):
     "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
     from fastsmile.audit_page import audit
@@ -106,8 +107,9 @@ def _cache(config):
 # %% ../nbs/20_cli.ipynb #bade6836
 @command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
          "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces; "
-         "fastsmile predict party.jpg --faces",
-         ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, or - for paths on standard input', list[str]))
+         "fastsmile predict party.jpg --faces; fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18",
+         ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for paths on standard '
+          'input', list[str]))
 def _predict(where, config):
     "One row for every picture: label, confidence, probabilities, or the reason there is none"
     with quick_imports():

@@ -17,8 +17,9 @@ from typing import Annotated
 
 import typer
 
-from .core import OptionError, SmileError, Stopped, cannot_write, json_text, plain, plain_lines, say, several
+from .core import OptionError, SmileError, cannot_write, json_text, plain, plain_lines, say, several
 from .options import flag
+from .stopping import Stopped
 
 # %% ../nbs/19_console.ipynb #5ab8abe8
 def parameters(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'NOT_WRITTEN', 'PART', 'MAX_JSON', 'LOCK', 'SmileError', 'OptionError', 'choose', 'plain', 'plain_lines',
            'say', 'cannot_write', 'NotWritten', 'writing', 'lock', 'is_at', 'atomic', 'clear_parts', 'write_text',
-           'write_json', 'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'Stopped', 'gently', 'new_run',
+           'write_json', 'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'new_run', 'is_url',
            'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
 
 # %% ../nbs/00_core.ipynb #c1c53514
@@ -15,10 +15,8 @@ import json
 import os
 import random
 import re
-import signal
 import sys
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from datetime import datetime
@@ -261,37 +259,6 @@ def claimed(
     finally: mark.close()
     if os.name == 'nt': (Path(folder)/LOCK).unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #0a980690
-class Stopped(KeyboardInterrupt):
-    "Ctrl-C, and what is left of the work"
-    def __init__(self,
-        message: str, # what is kept
-        hint: str,    # how to go on
-    ):
-        super().__init__(message)
-        self.message, self.hint = message, hint
-
-@contextmanager
-def gently(
-    what: str, # what is finished first
-):
-    "Gives a function that raises `KeyboardInterrupt` where Ctrl-C was pressed; a second one raises it anywhere"
-    asked, mine = [], os.getpid()
-    def pressed(*_):
-        if os.getpid() != mine: return  # a process that was forked: it ends with this one
-        if asked: raise KeyboardInterrupt
-        asked.append(True)
-        if not os.environ.get('FASTSMILE_QUIET'): os.write(2, f'\nCtrl-C: stopping after {what}; once more stops at once.\n'.encode())
-    def leave():
-        if asked: raise KeyboardInterrupt
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-        yield leave
-        return
-    before = signal.signal(signal.SIGINT, pressed)
-    try: yield leave
-    finally: signal.signal(signal.SIGINT, before)
-    leave()
-
 # %% ../nbs/00_core.ipynb #65c9b297
 def new_run(
     out: str | None,  # the folder that was asked for, or None to make a name
@@ -317,12 +284,17 @@ def _free(path: Path) -> bool:
     names = {p.name for p in path.iterdir() if not p.name.startswith(PART)}
     return not names or LOCK in names and 'config.json' not in names
 
+# %% ../nbs/00_core.ipynb #4111e272
+def is_url(where) -> bool:
+    "Is it a URL such as s3://bucket/faces, which fsspec opens? A drive of Windows is none"
+    return bool(re.match(r'([a-z][a-z0-9+]+::)*[a-z][a-z0-9+]+://', str(where)))
+
 # %% ../nbs/00_core.ipynb #9e471fda
 def must_exist(
     where, # a source that somebody named
 ):
     "Raise a `SmileError` where there is nothing of that name; asked before anything heavy is imported"
-    if not Path(where).exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
+    if not is_url(where) and not Path(where).exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
 
 # %% ../nbs/00_core.ipynb #3d928240
 def newest_run(

@@ -40,13 +40,14 @@ def review(
     oof: pd.DataFrame | None = None, # out-of-fold predictions, to look for labels that are wrong
     jobs: int | None = None,         # pictures examined at once
     progress=None,                   # called with the number of pictures examined
+    spread=None,                     # examine on a cluster, from `spread_of`
 ) -> Review:
     "Examine every file of the source, find what is wrong, and make and obey the plan"
     edited = read_plan(config.plan) if config.plan else None
-    source = cut_faces(source, config, jobs, progress)
+    source = cut_faces(source, config, jobs, progress, spread=spread)
     frame = source.frame
     rows = frame[frame.reason.isin(['', 'unlabelled']) | (frame.path.isin(edited.path) if edited is not None else False)]
-    seen = scan(source.reader, rows.path, Examiner(config.hash, config.mirror), jobs, progress)
+    seen = scan(source.reader, rows.path, Examiner(config.hash, config.mirror), jobs, progress, spread)
     single = table_findings(source) + face_findings(source) + file_findings(seen.facts)
     usable = frame[(frame.reason == '') & (frame.path.map(seen.facts.error) == '')]
     if oof is not None: single.append(suspect_finding(usable, oof))

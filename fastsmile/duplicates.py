@@ -104,10 +104,13 @@ def confirmer(
     thumbs: np.ndarray, # (N, 32, 32), uint8
     tints: np.ndarray,  # (N, 2)
     size: int = 4096,   # pairs at once
+    at: np.ndarray | None = None, # (N,) where each one's thumbnail is, if there are others between: a million of them need not be copied
 ) -> Callable: # pairs (M, 2) -> (M,); rows from N on are the mirror images of the first N
     "A function that tells which pairs are the same picture"
-    n = len(thumbs)
-    def of(rows): return np.where((rows >= n)[:, None, None], thumbs[rows % n][:, :, ::-1], thumbs[rows % n])
+    n, at = len(tints), np.arange(len(tints)) if at is None else at
+    def of(rows):
+        seen = thumbs[at[rows % n]]
+        return np.where((rows >= n)[:, None, None], seen[:, :, ::-1], seen)
     def confirm(pairs):
         ok = (np.abs(tints[pairs[:, 0] % n] - tints[pairs[:, 1] % n]) <= TINGE).all(1)
         for i in range(0, len(pairs), size):
@@ -128,7 +131,7 @@ def copies(
     exact[good] = n + same
     mirrored, tints = seen.hashes.shape[1] == 2, seen.facts[TINT].to_numpy(dtype=np.float32)[good]
     hashes = np.concatenate([seen.hashes[good, i] for i in range(seen.hashes.shape[1])])
-    linked = near_groups(np.ascontiguousarray(hashes), near, confirmer(seen.thumbs[good], tints))
+    linked = near_groups(np.ascontiguousarray(hashes), near, confirmer(seen.thumbs, tints, at=good))
     look = np.arange(n)
     if mirrored: linked = join(linked, np.stack([np.arange(len(good)), np.arange(len(good)) + len(good)], 1))[: len(good)]
     look[good] = n + linked

@@ -16,9 +16,9 @@ from torch import nn
 from .bundle import Facts, Model
 from .engine import Engine
 from .heads import set_head
+from .looking import VIEWS, said_of, see
 from .memory import batch_size
 from .models import ModelSpec
-from .predict import VIEWS, said_of, see
 
 # %% ../nbs/16_embed.ipynb #25017b7a
 def headless(

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['FACES', 'HASH', 'DECIDE', 'TTA', 'PRECISION', 'opt', 'flag', 'Options', 'command_line', 'faces_opt',
-           'face_margin_opt', 'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions']
+           'face_margin_opt', 'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions',
+           'ray_opt', 'actors_opt', 'only_with', 'far']
 
-# %% ../nbs/01_fields.ipynb #04026634
+# %% ../nbs/01_fields.ipynb #9ec172da
+import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 
@@ -158,3 +160,31 @@ class DecideOptions(Options):
 # %% ../nbs/01_fields.ipynb #78ec6d86
 TTA = ('none', 'flip', 'crops', 'full')  # test-time augmentation
 PRECISION = ('auto', 'fp32', 'bf16', 'fp16')
+
+# %% ../nbs/01_fields.ipynb #8a164510
+def ray_opt():
+    "The option `ray`"
+    return opt(None, 'answer on a Ray cluster (needs the extra ray): local starts one on this machine, auto takes the one that it belongs to, HOST:PORT is '
+                     "a head node's address. Pictures and model must have the same paths on every machine", metavar='local|auto|HOST:PORT')
+
+def actors_opt():
+    "The option `actors`"
+    return opt(None, 'processes of --ray, each with --workers CPUs (default: as many as the cluster has room for)', least=1, most=10000)
+
+def only_with(
+    config: Options,
+    name: str,   # of the option that the others need
+    *others: str,
+    hint: str,   # what to do
+):
+    "An `OptionError` where options are given without the one that they go with"
+    given = [flag(n) for n in others if getattr(config, n)]
+    if given and not getattr(config, name): raise OptionError(f'{" and ".join(given)} without {flag(name)}.', hint)
+
+def far(
+    config, # with `ray` and `actors`
+):
+    "An `OptionError` where `ray` is no cluster, or `actors` are given without one"
+    only_with(config, 'ray', 'actors', hint='Say where they are: --ray local, auto or HOST:PORT.')
+    if config.ray is not None and not re.fullmatch(r'local|auto|[^\s/]+:\d{1,5}', config.ray):
+        raise OptionError(f'--ray {config.ray!r} is no cluster.', 'Accepted: local, auto, or HOST:PORT of its head node, e.g. 10.0.0.1:6379.')

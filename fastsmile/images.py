@@ -178,6 +178,14 @@ class Folder:
     "Pictures in a folder, read by their path relative to it"
     def __init__(self, root): self.root = Path(root)
 
+    @property
+    def place(self) -> str:
+        "Where that is, whatever folder a process stands in"
+        return str(Path(self.root).absolute())
+
+    def __getstate__(self): return dict(root=self.place)
+    def __setstate__(self, state): self.__init__(state['root'])
+
     def names(self) -> list[str]:
         "Every picture below the root, sorted"
         return sorted(self.walk())
@@ -233,9 +241,6 @@ class Zip(Folder):
         self._open = None
         self._lock = threading.Lock()
 
-    def __getstate__(self): return dict(root=self.root)
-    def __setstate__(self, state): self.__init__(state['root'])
-
     @property
     def archive(self) -> zipfile.ZipFile:
         "The open archive of this process: a fork must not share the file's position"
@@ -262,7 +267,7 @@ class Array:
     ):
         self.root, self.shape, self.keys, self._data = Path(root), shape, tuple(keys), None
 
-    def __getstate__(self): return dict(root=self.root, shape=self.shape, keys=self.keys)
+    def __getstate__(self): return dict(root=self.root.absolute(), shape=self.shape, keys=self.keys)
     def __setstate__(self, state): self.__init__(**state)
 
     @property

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from .core import OptionError, SmileError, plain
+from .core import OptionError, SmileError, is_url, plain
 from .images import Folder, ImageError, Zip, is_image_name, whole_and_box
+from .remote import at_url, remote
 
 # %% ../nbs/15_inputs.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def _of_zip(path: Path, *_) -> Inputs:
     names = reader.names()
     return Inputs(reader, names, len(names), f'the zip {plain(path)}')
 
+def _of_url(url: str, *_) -> Inputs:
+    reader, found = at_url(url)
+    total, names = in_order(found)
+    return Inputs(reader, names, total, plain(url))
+
 def _of_several(words: list[str]) -> Inputs:
     "Files, folders and patterns, in their order"
     def each():
@@ -100,7 +106,8 @@ class Listed(Folder):
         return super().raw(name)
 
 def _below(root: str | None, default) -> Folder:
-    "Where the names of a list lead: a folder, or a zip"
+    "Where the names of a list lead: a folder, or a zip, here or at a URL"
+    if root and is_url(root): return remote(root)
     return Zip(root) if root and Path(root).is_file() else Listed(root or default)
 
 LONGEST = 65_536  # characters in a line: sixteen times the longest path that Linux knows
@@ -169,25 +176,28 @@ def open_inputs(
 ) -> Inputs:
     "Open what is to be predicted; raises `SmileError` where it is missing or empty, `OptionError` where an option does not go with it"
     words = [str(w) for w in where] if isinstance(where, list | tuple) else [str(where)]
-    alone = Path(words[0]) if len(words) == 1 else None
+    alone = None if len(words) > 1 else words[0] if is_url(words[0]) else Path(words[0])
     kind = _kind(alone)
     for name, value, fits in (('--image-col', image_col, _of_csv), ('--root', root, (_of_csv, _of_list, _of_stdin))):
         if value is not None and kind not in (fits if isinstance(fits, tuple) else (fits,)):
             raise OptionError(f'{name} does not go with {plain(" ".join(words))[:80]}.', 'It is for a CSV' + (' or a list.' if name == '--root' else '.'))
-    if root is not None and not Path(root).is_dir() and not (Path(root).is_file() and Path(root).suffix.lower() == '.zip'):
+    if root is not None and not is_url(root) and not Path(root).is_dir() and not (Path(root).is_file() and Path(root).suffix.lower() == '.zip'):
         raise OptionError(f'--root {plain(root)} is neither a folder nor a zip.')
     if '-' in words and len(words) > 1: raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
-    missing = [w for w in words if w != '-' and not os.path.lexists(whole_and_box(w)[0]) and not glob.has_magic(w)]
+    if alone is None and (far := next(filter(is_url, words), None)): raise OptionError(f'{plain(far)} goes with nothing else.', 'Give one URL, or paths.')
+    missing = [w for w in words if w != '-' and not is_url(w) and not os.path.lexists(whole_and_box(w)[0]) and not glob.has_magic(w)]
     if missing: raise SmileError(f'{plain(missing[0])} does not exist.', f'Name {ACCEPTED}.')
     try: made = kind(alone, image_col, root) if kind else _of_several(words)
     except OSError as e: raise SmileError(f'{plain(words[0])} cannot be read: {e.strerror or plain(e)}.') from None
     if made.total == 0: raise SmileError(f'{plain(" ".join(words))[:200]} holds no pictures.', f'Name {ACCEPTED}.')
     return made
 
-ACCEPTED = 'a folder, a zip, pictures (.jpg, .png, .webp and the like), a pattern in quotes, a list (.txt), a CSV, or - for paths on standard input'
+ACCEPTED = ('a folder, a zip, pictures (.jpg, .png, .webp and the like), a pattern in quotes, a list (.txt), a CSV, a URL such as s3://bucket/faces, '
+            'or - for paths on standard input')
 
-def _kind(alone: Path | None) -> Callable | None:
+def _kind(alone: Path | str | None) -> Callable | None:
     "How a single input is opened; None where it is a picture, a pattern, or one of several"
     if alone is None: return None
+    if is_url(alone): return _of_url
     if str(alone) == '-': return _of_stdin
     return _of_folder if alone.is_dir() else KINDS.get(alone.suffix.lower()) if alone.is_file() else None

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields
 
 from .choices import BALANCE, POOL, parse_sum, spelled
 from .core import OptionError, choose
-from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, SplitOptions, command_line,
-                              face_margin_opt, face_score_opt, faces_opt, flag, opt)
+from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, SplitOptions, actors_opt,
+                              command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, only_with, opt, ray_opt)
 from .fitting import CACHE, MONITOR, RESIZE, FitConfig
 
 _all_ = ['CACHE', 'DECIDE', 'FACES', 'HASH', 'MONITOR', 'PRECISION', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
@@ -31,7 +31,13 @@ class AuditConfig(DataOptions):
     out: str | None = opt(None, 'folder for audit.html, audit.json and plan.csv (default: audits/NAME-TIME)', metavar='DIR')
     suspects: str | None = opt(None, 'a run of `fit --folds`: its out-of-fold predictions say which labels look wrong', metavar='RUN')
     fail_on: str = opt('never', 'exit with 1 where there is a finding of this severity or worse', accepts=FAIL_ON)
-    workers: int | None = opt(None, 'pictures that are examined at once (default: the number of cores)', least=1, most=256)
+    workers: int | None = opt(None, 'pictures that are examined at once (default: the number of cores; 1 in each process of --ray)', least=1, most=256)
+    ray: str | None = ray_opt()
+    actors: int | None = actors_opt()
+
+    def __post_init__(self):
+        super().__post_init__()
+        far(self)
 
 # %% ../nbs/01_options.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class PredictConfig(Options):
     bs: int | None = opt(None, 'pictures that go through the network at once (default: by size and memory)', least=1, most=8192)
     precision: str = opt('auto', 'numbers of the network: fp32 is exact, bf16 and fp16 are quicker on some machines, auto knows where', accepts=PRECISION)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
-    workers: int | None = opt(None, 'threads that decode pictures and, on a CPU, run the network (default: the number of cores)', least=1, most=256)
+    workers: int | None = opt(None, 'threads that decode pictures and, on a CPU, run the network (default: the number of cores; 1 in each process of --ray)',
+                              least=1, most=256)
+    ray: str | None = ray_opt()
+    actors: int | None = actors_opt()
     calibrated: bool = opt(False, 'add the calibrated probabilities as columns calibrated_CLASS; confidence is then theirs')
     threshold: str | None = opt(None, 'another decision rule that the model knows (argmax, balanced, macro_f1, ...), or CLASS=P: that label needs the '
                                       'probability P', metavar='RULE|CLASS=P')
@@ -84,8 +93,12 @@ class PredictConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        given = [flag(n) for n in ('known_labels', 'known_label_col') if getattr(self, n)]
-        if given and not self.known: raise OptionError(f'{" and ".join(given)} without --known.', 'Name the labelled pictures with --known SOURCE.')
+        only_with(self, 'known', 'known_labels', 'known_label_col', hint='Name the labelled pictures with --known SOURCE.')
+        far(self)
+        if self.ray and self.device not in (None, 'cpu', 'cuda'):
+            raise OptionError(f'--device {self.device} with --ray.', 'Accepted: cpu, or cuda for one GPU per actor: Ray deals them out.')
+        if self.ray and self.device == 'cuda' and self.precision == 'auto':
+            raise OptionError('--precision auto with --ray and --device cuda: GPUs may differ, and rows shall not.', 'Say --precision fp32, bf16 or fp16.')
 
 # %% ../nbs/01_options.ipynb #5b284743
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from .core import NotWritten, OptionError, SmileError, Stopped, atomic, cannot_write, open_alone, plain, read_json, say, write_json
+from .core import NotWritten, OptionError, SmileError, atomic, cannot_write, open_alone, plain, read_json, say, write_json
 from .faces import FACE
 from .known import taken
 from .sheets import TEXT, Lines, inert, literal
+from .stopping import Stopped
 
 # %% ../nbs/15_outputs.ipynb #f9df4f61
 def format_of(

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .balance import Balance, decision_offset, plan_balance, prior_of, prior_shift, target_prior
+from .balance import Balance, decision_offset, prior_of, prior_shift, target_prior
 from .bundle import Facts
 from .calibrate import rule_for, unfitted
 from .callbacks import Judge

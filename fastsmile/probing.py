@@ -25,7 +25,7 @@ from .heads import head_name
 from .measure import wish_of, write_saved
 from .models import ModelSpec, build, make_spec
 from .options import FitConfig, ProbeConfig, command_line
-from .predict import mean_of
+from .looking import mean_of
 from .probes import Candidate, Known, best_of, logits_of, try_all, write_tried
 from .reading import columns, reading_of
 from .runs import Run, close, conclude

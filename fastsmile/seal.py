@@ -16,13 +16,14 @@ import pandas as pd
 
 from .album import at_hand, fill_album
 from .bundle import Model, save_bundle
-from .core import SmileError, Stopped, claimed, now, plain, read_json, say, write_json
+from .core import SmileError, claimed, now, plain, read_json, say, write_json
 from .data import Data
 from .measure import has_part, read_saved, settle, wish_of, write_saved
 from .models import ModelSpec, needs_fastsmile
 from .options import ExplainConfig, FitConfig
 from .predict import columns, predict_rows
 from .stages import count_parameters, stage_table
+from .stopping import Stopped
 
 # %% ../nbs/17_seal.ipynb #93d10eb4
 def status_of(path: Path) -> str | None:

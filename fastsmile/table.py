@@ -16,10 +16,11 @@ import pandas as pd
 
 from .archives import open_zip
 from .cells import SPLITS, Lookup, columns_of, label_key, read_csv, table_bytes, tidy_labels
-from .core import OptionError, SmileError, must_exist, plain
+from .core import OptionError, SmileError, is_url, must_exist, plain
 from .images import Array, Folder, ImageError, Zip
 from .memory import free_memory
 from .options import SourceOptions
+from .remote import Remote, remote
 
 # %% ../nbs/03_table.ipynb #8a7dfc3e
 COLUMNS = ['path', 'label', 'split', 'group', 'reason']
@@ -137,11 +138,11 @@ def from_npz(
 TABLES = ('.csv', '.tsv', '.parquet', '.txt')  # a .txt only where it is named
 
 def read_source(
-    where,                                # a folder, a zip, a CSV or an array file
+    where,                                # a folder, a zip, a CSV or an array file; or a URL of one of the first three
     opts: SourceOptions = SourceOptions(),
 ) -> Source:
     "Read a labelled source of any layout; raises `SmileError` where it cannot, or where two readings fit"
-    where = Path(where)
+    where = str(where) if is_url(where) else Path(where)
     must_exist(where)
     kind, reader, frame = _read(where, opts)
     if frame.empty:
@@ -153,6 +154,7 @@ def read_source(
 
 def _read(where: Path, opts: SourceOptions):
     "Decide what kind of source `where` is, and read it as that"
+    if is_url(where): return _read_url(where, opts)
     if where.suffix == '.npz' and not opts.labels: return 'array', *from_npz(where)
     if opts.layout == 'array' or where.suffix == '.npy' or opts.raw_shape:
         reader = Array(where, _shape(opts.raw_shape))
@@ -166,6 +168,16 @@ def _read(where: Path, opts: SourceOptions):
     else:
         raise SmileError(f'{plain(where)} is not a source that is known.',
                          'Accepted: a folder, a .zip, a .csv, .tsv or .parquet, a .npy or .npz, or raw bytes with --raw-shape H,W,C.')
+    return _read_below(where, reader, opts)
+
+def _read_url(url: str, opts: SourceOptions):
+    "A URL of a folder, a zip or a table"
+    above, _, name = url.rpartition('/')
+    if PurePosixPath(name).suffix.lower() not in TABLES: return _read_below(url, remote(url), opts)
+    return 'csv', remote(above), from_tables(remote(above), [(name, _member(remote(above), name), '')], opts)
+
+def _read_below(where, reader, opts: SourceOptions):
+    "Read a folder or a zip by its tables or by its class folders, whichever there are"
     tables = [] if opts.layout == 'folders' else _tables(where, reader, opts)
     folders = from_folders(reader, opts) if opts.layout != 'csv' and not opts.labels else pd.DataFrame(columns=COLUMNS)
     if opts.layout == 'csv' and not tables: raise SmileError(f'{plain(where)} has no CSV.', 'Name it with --labels FILE.')
@@ -195,22 +207,24 @@ def _named(path: str) -> Path:
     if Path(path).is_file(): return Path(path)
     raise SmileError(f'--labels {plain(path)} does not exist.', 'Name a CSV, TSV or text file of labels.')
 
-def _tables(where: Path, reader, opts: SourceOptions) -> list[tuple]:
+def _tables(where, reader, opts: SourceOptions) -> list[tuple]:
     "The CSVs of a folder or a zip as (name, bytes, split): the named one, those of the splits, or the only one"
     if opts.labels: return [(Path(opts.labels).name, table_bytes(_named(opts.labels)), '')]
-    if where.is_dir(): files = {p.name: partial(table_bytes, p) for p in sorted(where.iterdir()) if p.suffix.lower() in TABLES[:3] and p.is_file()}
+    def is_table(p): return PurePosixPath(p).suffix.lower() in TABLES[:3]
+    if isinstance(reader, Remote): files = {n: partial(_member, reader, n) for n in filter(is_table, sorted(reader.files()))}
+    elif not is_url(where) and where.is_dir(): files = {p.name: partial(table_bytes, p) for p in filter(is_table, sorted(where.iterdir())) if p.is_file()}
     else:
-        inside = [n for n in reader.archive.namelist() if PurePosixPath(n).suffix.lower() in TABLES[:3] and n.count('/') <= 1 and '__MACOSX' not in n]
+        inside = [n for n in reader.archive.namelist() if is_table(n) and n.count('/') <= 1 and '__MACOSX' not in n]
         files = {n: (lambda n=n: _member(reader, n)) for n in inside}
-        if not files: files = {p.name: partial(table_bytes, p) for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
+        if not files and not is_url(where): files = {p.name: partial(table_bytes, p) for e in TABLES[:3] if (p := where.with_suffix(e)).exists()}
     by_split = {n: SPLITS[PurePosixPath(n).stem.lower()] for n in files if PurePosixPath(n).stem.lower() in SPLITS}
     if 'train' in by_split.values(): return [(n, files[n](), s) for s in ('train', 'valid', 'calib', 'test') for n in by_split if by_split[n] == s]
     if len(files) <= 1 or 'metadata.csv' in files: return [(n, f(), '') for n, f in files.items() if len(files) == 1 or n == 'metadata.csv']
     raise SmileError(f'{plain(where)} has several tables: {", ".join(map(plain, files))}.',
                      'Say which with --labels FILE, or use the class folders with --layout folders.')
 
-# %% ../nbs/03_table.ipynb #b454881b
-def _member(reader: Zip, name: str) -> bytes:
+# %% ../nbs/03_table.ipynb #cf1c4956
+def _member(reader: Zip | Remote, name: str) -> bytes:
     "A table inside a zip; a `SmileError` where it cannot be unpacked or is larger than any table"
     try: return reader.raw(name)
     except ImageError as e:

@@ -26,12 +26,13 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from .callbacks import Average, FrozenNorm, History, Judge, Keep, Leave, Live, NoValid, Patience, Plateau, StopAtNaN, load_weights
-from .core import OptionError, gently, say, seed_everything, sub_seed
+from .core import OptionError, say, seed_everything, sub_seed
 from .loaders import loading
 from .mixed import SteadyLearner
 from .ranks import from_first, gathered, rank
 from .resume import Rejoin, Snapshot, restore
 from .stages import param_groups, trained_names
+from .stopping import gently
 
 # %% ../nbs/13_train.ipynb #9bf65561
 def make_learner(

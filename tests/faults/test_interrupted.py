@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fastsmile.core import LOCK, PART, SmileError, Stopped, atomic, claimed, gently, new_run, read_json, write_text
+from fastsmile.core import LOCK, PART, SmileError, atomic, claimed, new_run, read_json, write_text
+from fastsmile.stopping import Stopped, gently
 from fastsmile.images import Folder
 from fastsmile.options import FitConfig
 from fastsmile.outputs import Sheet
