@@ -1088,6 +1088,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fastsmile.scan.Unchanged.image': ('scan.html#unchanged.image', 'fastsmile/scan.py'),
                                 'fastsmile.scan.Unchanged.raw': ('scan.html#unchanged.raw', 'fastsmile/scan.py'),
                                 'fastsmile.scan.Unchanged.root': ('scan.html#unchanged.root', 'fastsmile/scan.py'),
+                                'fastsmile.scan._deaf_children': ('scan.html#_deaf_children', 'fastsmile/scan.py'),
                                 'fastsmile.scan._examine_all': ('scan.html#_examine_all', 'fastsmile/scan.py'),
                                 'fastsmile.scan._stack': ('scan.html#_stack', 'fastsmile/scan.py'),
                                 'fastsmile.scan._told': ('scan.html#_told', 'fastsmile/scan.py'),

@@ -8,9 +8,12 @@ __all__ = ['pd', 'LOOKS', 'TINT', 'ENOUGH', 'FACTS', 'MANY', 'looks', 'tint', 'd
 
 # %% ../nbs/05_scan.ipynb #3e20d91c
 import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -129,13 +132,21 @@ def scan(
             parts = [_told(_stack(list(pool.map(lambda n: ask(reader, n), c)), ask), tick) for c in chunks]
     else:
         from joblib import Parallel, delayed
-        done = Parallel(n_jobs=jobs, return_as='generator')(delayed(_examine_all)(ask, reader, c) for c in chunks)
+        with _deaf_children(): done = Parallel(n_jobs=jobs, return_as='generator')(delayed(_examine_all)(ask, reader, c) for c in chunks)
         try: parts = [_told(part, tick) for part in done]
         except BrokenProcessPool:
             raise SmileError('A process that examines pictures was killed.', 'Is there enough memory? `fastsmile audit --workers 1` needs the least.') from None
     facts, hashes, thumbs = zip(*parts or [_stack([], ask)])
     facts = pd.DataFrame([f for part in facts for f in part], index=pd.Index(names, dtype=object), columns=FACTS)
     return Scan(facts, np.concatenate(hashes), np.concatenate(thumbs))
+
+@contextmanager
+def _deaf_children():
+    "Processes that are started inside do not hear Ctrl-C: it is for this one, which ends them"
+    if threading.current_thread() is not threading.main_thread(): yield; return  # signals are the main thread's
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored is ignored by children, too
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
 
 def _told(part: tuple, tick) -> tuple:
     tick(len(part[0]))
