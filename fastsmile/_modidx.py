@@ -1135,6 +1135,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fastsmile.scan.Unchanged.image': ('scan.html#unchanged.image', 'fastsmile/scan.py'),
                                 'fastsmile.scan.Unchanged.raw': ('scan.html#unchanged.raw', 'fastsmile/scan.py'),
                                 'fastsmile.scan.Unchanged.root': ('scan.html#unchanged.root', 'fastsmile/scan.py'),
+                                'fastsmile.scan._deaf_children': ('scan.html#_deaf_children', 'fastsmile/scan.py'),
                                 'fastsmile.scan._examine_all': ('scan.html#_examine_all', 'fastsmile/scan.py'),
                                 'fastsmile.scan._examined': ('scan.html#_examined', 'fastsmile/scan.py'),
                                 'fastsmile.scan._examiner': ('scan.html#_examiner', 'fastsmile/scan.py'),

@@ -8,9 +8,12 @@ __all__ = ['pd', 'LOOKS', 'TINT', 'ENOUGH', 'FACTS', 'MANY', 'CHUNK', 'looks', '
 
 # %% ../nbs/05_scan.ipynb #3e20d91c
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -148,8 +151,16 @@ def _examined(ask: Examiner, reader, chunks: list, jobs: int) -> Iterator[tuple]
     "Chunks examined on this machine"
     if sum(map(len, chunks)) >= MANY and jobs > 1:
         from joblib import Parallel, delayed
-        return Parallel(n_jobs=jobs, return_as='generator')(delayed(_examiner(ask, reader))(c) for c in chunks)
+        with _deaf_children(): return Parallel(n_jobs=jobs, return_as='generator')(delayed(_examiner(ask, reader))(c) for c in chunks)
     return map(_examiner(ask, reader, jobs), chunks)
+
+@contextmanager
+def _deaf_children():
+    "Processes that are started inside do not hear Ctrl-C: it is for this one, which ends them"
+    if threading.current_thread() is not threading.main_thread(): yield; return  # signals are the main thread's
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored is ignored by children, too
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
 
 def _examiner(ask: Examiner, reader, jobs: int = 1) -> Callable:
     "From a chunk of names to what was seen: in threads where several work on it"
