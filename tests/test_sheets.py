@@ -22,7 +22,8 @@ from fastsmile.core import SmileError
 SIGNS = st.sampled_from(['=', '+', '-', '@', '\t', '\r', '\n', "'", "''=", "'-1", '-1', '+1', '-0.5', '-1e-3', '-1-1', '=cmd|/C calc!A0', '"', ',', ';', 'a'])
 CELLS = st.one_of(st.lists(SIGNS, max_size=3).map(''.join), st.text(max_size=8), st.binary(max_size=4).map(lambda b: b.decode('utf-8', 'surrogateescape')))
 WRITTEN = CELLS.filter(lambda s: '\0' not in s and not re.search('[\ud800-\udc7f\udd00-\udfff]', s))  # what names and cells can hold
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]  # of a machine that others use, too
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 
 
 def danger(path) -> list:
