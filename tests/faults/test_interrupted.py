@@ -27,6 +27,14 @@ from kills import LIMIT, TINY, broken, environment, start  # noqa: E402
 posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    "Ctrl-C is heard, also where the tests themselves run in the background of a shell, which ignores it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_for(true, p: subprocess.Popen, seconds: float = 60):
     "Until something is true; an error where the process ends before, or nothing happens"
     end = time.time() + seconds
