@@ -54,7 +54,7 @@ def start_of(
         file = Path(weights)/f'{arch}.safetensors'
         if file.exists():
             return replace(config, arch=arch, weights=str(file), **instead), '' if arch == config.arch else f'{arch} for {config.arch}'
-    raise SmileError(f'{plain(weights)} has weights neither of {config.arch} nor of {entry.stand_in}.',
+    raise SmileError(f'{plain(weights)} has no weights of {" or ".join(dict.fromkeys((config.arch, entry.stand_in)))}.',
                      'It should hold ARCH.safetensors; or take --weights hub.')
 
 # %% ../nbs/19_studying.ipynb #2611d648
@@ -291,6 +291,10 @@ def study(
     unknown = set(config.only) - {e.name for e in STUDIES[name].entries}
     if unknown:
         raise OptionError(f'--only {plain(min(unknown))!r} is no entry of {name}.', f"Accepted: {', '.join(e.name for e in STUDIES[name].entries)}.")
+    if config.weights not in ('hub', 'none') and not Path(config.weights).is_dir():
+        raise OptionError(f'--weights {plain(config.weights)} is no folder.', 'Accepted: hub, none, or a folder of ARCH.safetensors.')
+    if Path(source).name != STUDIES[name].file:
+        say(f'{name} was made for {STUDIES[name].file}; {plain(Path(source).name)} is read as the options say.', style='yellow')
     s, done, rows = setting_of(name, Path(source), config), {}, []
     for e in s.study.entries:
         if config.only and e.name not in config.only: continue

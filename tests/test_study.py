@@ -100,7 +100,8 @@ def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
     assert start_of(STUDIES['face-property'].entries[0], FitConfig(recipe='cnn-b1'), str(tmp_path))[0].weights == 'none'
 
 
-def test_wrong_names_are_answered_with_what_there_is(faces):
+def test_wrong_names_are_answered_with_what_there_is(faces, tmp_path):
+    with pytest.raises(OptionError, match='is no folder'): study('clothing', faces, StudyConfig(weights=str(tmp_path/'weights')))
     with pytest.raises(OptionError, match='clothing'): study('shoes', faces)
     with pytest.raises(OptionError, match='B1, B2'): study('face-property', faces, StudyConfig(only=('B9',)))
 
