@@ -60,7 +60,7 @@ def tidy_labels(
 
 # %% ../nbs/03_cells.ipynb #c8f20ed8
 MAX_TABLE = 256 * 1024**2  # bytes
-MAX_COLUMNS, MAX_CELLS = 10_000, 50_000_000
+MAX_COLUMNS, MAX_CELLS = 10_000, 20_000_000
 
 def read_csv(
     data: bytes,      # the file

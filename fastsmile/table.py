@@ -17,7 +17,7 @@ import pandas as pd
 
 from .archives import open_zip
 from .cells import SPLITS, Lookup, columns_of, label_key, read_csv, table_bytes, tidy_labels
-from .core import OptionError, SmileError, is_url, must_exist, plain
+from .core import OptionError, SmileError, is_url, must_exist, plain, say
 from .images import Array, Folder, ImageError, Zip
 from .memory import free_memory
 from .options import SourceOptions
@@ -92,21 +92,24 @@ def from_array(
 ) -> pd.DataFrame:
     "Rows from an array of pictures and as many labels"
     if labels.suffix == '.npy': values = _npy_labels(labels)
-    else: values = _without_header([r[-1].strip() for r in read_csv(table_bytes(labels), labels.name, blanks=True).values.tolist()], len(reader.names()))
+    else:
+        cells = [r[-1].strip() for r in read_csv(table_bytes(labels), labels.name, blanks=True).values.tolist()]
+        values = _without_header(cells, len(reader.names()), labels.name)
     n = len(reader.names())
     if len(values) != n:
         raise SmileError(f'{plain(labels)} has {len(values)} labels for {n} pictures in {plain(reader.root)}.',
-                         'There must be one label per picture, in the same order; a blank line is a picture without a label.')
+                         'There must be one label per picture, in the same order; a blank line is a picture without a label, and a header a word that is no label.')
     return pd.DataFrame(dict(path=reader.names(), label=[str(v).strip() for v in values], split='', group='', reason=''), dtype=str)
 
 HEADS = {'label', 'labels', 'class', 'class_name', 'target', 'category'}  # above a column of labels; no class is called that
 
-def _without_header(values: list[str], n: int) -> list[str]:
+def _without_header(values: list[str], n: int, name: str) -> list[str]:
     "The last cells of a table of labels for `n` pictures, without a header, and without blank lines at its end that are too many"
     while len(values) > n + 1 and not values[-1]: values = values[:-1]
     first, *rest = map(label_key, values)
     alone, usual = first not in rest, first in HEADS
     if len(values) == n + 1:
+        if alone and values[-1] and not usual: say(f'{plain(name)}: its first line is taken for a header: {plain(values[0])}', style='yellow')
         if alone and (usual or values[-1]): return values[1:]
         if not alone and not values[-1]: return values[:-1]
     return values[1:] if alone and usual else values  # too few labels, which is said

@@ -178,13 +178,15 @@ def test_parquet(tmp_path):
     ('id,what\n0,a\n1,a\n2,a\n3,b\n4,b\n5,b\n', 'aaabbb'),
     ('label\na\na\n\nb\nb\nb\n', 'aa-bbb'), ('a\na\n\nb\nb\nb\n', 'aa-bbb'), ('a\na\na\nb\nb\n\n', 'aaabb-'), ('a\na\na\nb\nb\nb\n\n\n', 'aaabbb'),
     ('label\na\na\na\nb\nb\n\n', 'aaabb-'), ('a\na\na\nb\nb\nb\nb\n', 7), ('label\na\na\na\nb\nb\n', 5), ('a\na\nb\n', 3), ('x\na\na\na\nb\nb\n\n', 7)])
-def test_the_labels_of_an_array_stay_with_their_pictures(tmp_path, text, labels):
+def test_the_labels_of_an_array_stay_with_their_pictures(tmp_path, capsys, monkeypatch, text, labels):
     "A header goes, a blank line is a picture without a label, and what cannot be paired is said"
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     np.save(tmp_path/'x.npy', np.zeros((6, 8, 8), np.uint8))
     (tmp_path/'labels.txt').write_text(text)
     if isinstance(labels, int):
         with pytest.raises(SmileError, match=f'has {labels} labels for 6 pictures'): read_source(tmp_path/'x.npy')
     else: assert [v or '-' for v in read_source(tmp_path/'x.npy').frame.label] == list(labels)
+    assert ('its first line is taken for a header: what' in capsys.readouterr().err) == ('what' in text)
 
 
 def test_an_array_of_labels_has_no_header(tmp_path):
