@@ -9,14 +9,17 @@ __all__ = ['pd', 'SPLITS', 'NAMES', 'STRENGTH', 'UNLABELLED', 'MAX_TABLE', 'MAX_
 # %% ../nbs/03_cells.ipynb #a30432b9
 import csv
 import io
+import re
 import unicodedata
 from collections import Counter, defaultdict
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from .core import OptionError, SmileError, plain
+from .core import OptionError, SmileError, plain, say
+from .images import EXTENSIONS
 from .options import SourceOptions
-from .sheets import pandas
+from .sheets import literal, pandas
 
 pd = pandas()
 
@@ -35,6 +38,7 @@ STRENGTH = dict(train=0, calib=1, valid=2, test=3)  # where rows of one group st
 # %% ../nbs/03_cells.ipynb #3ebf492f
 UNLABELLED = {'', 'nan', '<na>', 'null'}
 
+@lru_cache(4096, typed=True)  # a text that stands in many rows exists once
 def label_key(
     label, # as the source has it
 ) -> str:
@@ -49,18 +53,19 @@ def tidy_labels(
     "Each label in the commonest spelling of its class"
     keys = labels.map(label_key)
     spellings = defaultdict(Counter)
-    for key, text in zip(keys, labels.map(lambda s: ' '.join(unicodedata.normalize('NFC', str(s)).split()))):
+    for key, text in zip(keys, (' '.join(unicodedata.normalize('NFC', str(s)).split()) for s in labels)):
         if key: spellings[key][text] += 1
     best = {k: min(c, key=lambda s: (-c[s], s)) for k, c in spellings.items()}
     return keys.map(lambda k: best.get(k, '')).astype(str), {best[k]: dict(c) for k, c in spellings.items() if len(c) > 1}
 
 # %% ../nbs/03_cells.ipynb #c8f20ed8
 MAX_TABLE = 256 * 1024**2  # bytes
-MAX_COLUMNS, MAX_CELLS = 10_000, 50_000_000
+MAX_COLUMNS, MAX_CELLS = 10_000, 20_000_000
 
 def read_csv(
     data: bytes,      # the file
     name: str,        # its name, for errors
+    blanks: bool = False, # blank lines are rows too
 ) -> pd.DataFrame: # all cells as text, columns numbered from 0, the header (if any) as first row
     "A table of text from the bytes of a CSV, TSV or Parquet file; raises `SmileError`"
     if len(data) > MAX_TABLE: raise _too_large(name)
@@ -69,16 +74,19 @@ def read_csv(
     if not text.strip(): raise SmileError(f'{name} is empty.', 'A table has one row per picture: a file name or id, and a label.')
     if '\0' in text: raise SmileError(f'{name} is not a text file.', 'Save it as CSV in UTF-8.')
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=_separator(text))
-    try: rows = [(reader.line_num, r) for r in reader if any(c.strip() for c in r)]
+    try: rows = [(reader.line_num, r) for r in reader if blanks or _says(r)]
     except csv.Error as e:
         raise SmileError(f'{name} cannot be read as a table, line {reader.line_num}: {e}.', 'Save it again as CSV in UTF-8.') from None
-    if not rows: raise SmileError(f'{name} is empty.', 'A table has one row per picture: a file name or id, and a label.')
-    if len(rows[0][1]) > MAX_COLUMNS: raise SmileError(f'{plain(name)} has {len(rows[0][1]):,} columns; {MAX_COLUMNS:,} are the most.')
+    width = len(next((r for _, r in rows if _says(r)), ()))
+    if not width: raise SmileError(f'{name} is empty.', 'A table has one row per picture: a file name or id, and a label.')
+    if width > MAX_COLUMNS: raise SmileError(f'{plain(name)} has {width:,} columns; {MAX_COLUMNS:,} are the most.')
     for line, r in rows:
-        if len(r) != len(rows[0][1]):
-            raise SmileError(f'{name} cannot be read as a table: line {line} has {len(r)} cells, the first line {len(rows[0][1])}.',
+        if len(r) != width and _says(r):
+            raise SmileError(f'{name} cannot be read as a table: line {line} has {len(r)} cells, the first line {width}.',
                              'Every line needs the same number of cells; put quotes around a cell with commas.')
-    return pd.DataFrame([r for _, r in rows], dtype=str)
+    return pd.DataFrame([r if _says(r) else [''] * width for _, r in rows], dtype=str)
+
+def _says(row: list[str]) -> bool: return any(c.strip() for c in row)
 
 def _too_large(name: str) -> SmileError: return SmileError(f'{plain(name)} has more than {MAX_TABLE:,} bytes, which no table of labels has.')
 
@@ -94,14 +102,39 @@ def table_bytes(
 def _read_parquet(data: bytes, name: str) -> pd.DataFrame:
     "The same from Parquet: its column names become the first row, its numbers text, what is missing empty"
     if find_spec('pyarrow') is None: raise SmileError(f'{name} is Parquet, which needs pyarrow.', 'Install it: pip install "fastsmile[parquet]".')
+    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
     try:
-        said = ParquetFile(io.BytesIO(data)).metadata
-        if said.num_rows * said.num_columns > MAX_CELLS: raise ValueError(f'{said.num_rows:,} rows of {said.num_columns:,} columns are too many')
-        frame = pd.read_parquet(io.BytesIO(data)).convert_dtypes()  # whole numbers with gaps are whole numbers
-    except (ValueError, OSError) as e: raise SmileError(f'{name} cannot be read as Parquet: {plain(e)}.', 'Write it again, or save it as CSV.') from None
-    cells = frame.astype(object).where(frame.notna(), '').astype(str).values.tolist()
-    return pd.DataFrame([list(map(str, frame.columns)), *cells], dtype=str)
+        said = ParquetFile(pa.BufferReader(data)).metadata
+        text, listed = _within_limits(said)
+        if listed: say(f'{plain(name)}: left out, because they hold lists or records: {", ".join(map(plain, listed))}', style='yellow')
+        names = [n for n in said.schema.to_arrow_schema().names if n not in listed and not re.fullmatch(r'__index_level_\d+__', n)]  # pandas' row numbers
+        table = ParquetFile(pa.BufferReader(data), read_dictionary=text).read(names)
+        cells = {i: [c, *_texts(table.column(i).to_pandas())] for i, c in enumerate(table.column_names)}
+        if not cells: raise ValueError('it has no columns')
+    except (pa.ArrowException, ValueError, OSError, LookupError, TypeError, NotImplementedError, ArithmeticError, MemoryError) as e:
+        raise SmileError(f'{plain(name)} cannot be read as Parquet: {plain(e)[:200]}.', 'Write it again, or save it as CSV.') from None
+    return pd.DataFrame(cells, dtype=str)
+
+def _within_limits(said) -> tuple[list[str], list[str]]: # columns of text; columns of lists or records
+    "Raise a `ValueError` for what would fill the memory, by what the file says of itself"
+    if said.num_columns > MAX_COLUMNS or said.num_rows * said.num_columns > MAX_CELLS:
+        raise ValueError(f'{said.num_rows:,} rows of {said.num_columns:,} columns are too many')
+    leaves = [said.schema.column(i) for i in range(said.num_columns)]
+    flat = [c for c in leaves if c.path == c.name and not c.max_repetition_level]
+    unpacked = sum(said.row_group(i).total_byte_size for i in range(said.num_row_groups))
+    size = max(unpacked, said.num_rows * sum(max(0, c.length) for c in flat))  # a length is that of bytes of fixed length, which no dictionary shortens here
+    if size > MAX_TABLE: raise ValueError(f'it unpacks to {size:,} bytes, and {MAX_TABLE:,} are the most')
+    text = [c.name for c in flat if c.physical_type == 'BYTE_ARRAY' and c.logical_type.type != 'DECIMAL']
+    return text, sorted({c.path.split('.')[0] for c in leaves if c not in flat})
+
+def _texts(column: pd.Series) -> list[str]:
+    "Cells as text, what is missing empty; a text of a dictionary exists once"
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        words = [*map(str, column.cat.categories), '']
+        return [words[i] for i in column.cat.codes]  # -1 is missing
+    column = column.convert_dtypes()  # whole numbers with gaps are whole numbers
+    return column.astype(object).where(column.notna(), '').astype(str).tolist()
 
 def _encodings(data: bytes): return ['utf-16'] if data[:2] in (b'\xff\xfe', b'\xfe\xff') else ['utf-8-sig', 'cp1252', 'latin-1']
 
@@ -131,7 +164,13 @@ class Lookup:
         cell: str,       # an id, a file name or a path
         split: str = '', # prefer pictures below a folder of this split
     ) -> tuple[str, str]: # the picture's name and '', or the cell's file name and the reason
-        cell = cell.strip()
+        path, why = self._find(cell.strip(), split)
+        if why != 'no such file' or (text := literal(cell)) == cell: return path, why
+        there = self._find(text.strip(), split)  # in a CSV of ours an apostrophe stands before what a spreadsheet would compute
+        return (path, why) if there[1] else there
+
+    def _find(self, cell: str, split: str) -> tuple[str, str]:
+        "The same for a cell as it stands"
         if cell in self.names: return cell, ''
         cell = cell.replace('\\', '/')
         if cell in self.names: return cell, ''
@@ -163,9 +202,7 @@ def columns_of(
     "Name the columns and say which one is the image, label, split and group"
     first = [str(c).strip() for c in raw.iloc[0]]
     asked = dict(image=opts.image_col, label=opts.label_col, split=opts.split_col, group=opts.group_col)
-    usual = {n for names in NAMES.values() for n in names}
-    head = any(c.lower() in usual or c in asked.values() for c in first) or not any(find(c)[1] == '' for c in first)
-    head = head and not all(find(c)[1] == '' for c in first[:1])
+    head = _has_head(raw, first, find, asked.values(), name)
     rows = raw.iloc[1:].reset_index(drop=True) if head else raw.copy()
     rows.columns = _unique(first) if head else [str(i + 1) for i in range(raw.shape[1])]
     cols = list(rows.columns)
@@ -183,6 +220,22 @@ def columns_of(
         raise SmileError(f'It is not clear which column of {name} is the label.',
                          f'Say which with --label-col; it has: {", ".join(map(plain, cols))}.')
     return rows, roles
+
+def _has_head(raw: pd.DataFrame, first: list[str], find: Lookup, asked, name: str) -> bool:
+    "Is the first row a header? Says so where that is a guess"
+    if any(c in asked for c in first): return find(first[0])[1] != ''
+    usual = any(c.lower() in names for names in NAMES.values() for c in first)
+    if find(first[0])[1] == '' or not usual and any(find(c)[1] == '' for c in first): return False
+    rest = raw.iloc[1:]
+    at = _found(rest, find) if len(rest) else None
+    if at is not None and _alike(first[at], rest[at]): return False
+    if not usual and any(label_key(c) and (rest[i].map(label_key) == label_key(c)).any() for i, c in enumerate(first)): return False
+    if not usual: say(f'{plain(name)}: its first row is taken for a header: {", ".join(map(plain, first))}', style='yellow')
+    return True
+
+def _alike(cell: str, others: pd.Series) -> bool:
+    "Has a cell the form of a picture's name, as the others have it?"
+    return PurePosixPath(cell.lower()).suffix in EXTENSIONS or cell.isdigit() and all(c.strip().isdigit() for c in others)
 
 def flag_of(role: str) -> str: return f'--{role}-col'
 

@@ -52,7 +52,7 @@ def translate(
         say(' '.join(filter(None, ['stopped.', *([e.message, e.hint] if isinstance(e, Stopped) else [])])), style='bold')
         return 130
     if why := cannot_write(e):
-        say(f'error: {plain(getattr(e, "filename", None) or "a file")} cannot be written: {why}.', style='bold red')
+        say(f'error: {plain(getattr(e, "filename", None) or "a file")} cannot be used: {why}.', style='bold red')
         return 1
     if isinstance(e, BrokenPipeError | SystemExit): return 1  # who read our output has left; Rich makes a SystemExit of it
     say(f'error: something failed inside fastsmile: {type(e).__name__}: {plain(e)[:300]}', style='bold red')

@@ -144,7 +144,7 @@ def atomic(
         fd, tmp = _temporary(path.parent, end)
         try:
             yield tmp
-            with open(tmp, 'rb') as f: os.fsync(f.fileno())
+            with open(tmp, 'r+b') as f: os.fsync(f.fileno())  # Windows takes none that is only read
             os.chmod(tmp, 0o666 & ~_umask())
             os.replace(tmp, path)
         finally:
@@ -294,7 +294,7 @@ def must_exist(
     where, # a source that somebody named
 ):
     "Raise a `SmileError` where there is nothing of that name; asked before anything heavy is imported"
-    if not is_url(where) and not Path(where).exists(): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
+    if not is_url(where) and not os.path.exists(where): raise SmileError(f'{plain(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
 
 # %% ../nbs/00_core.ipynb #3d928240
 def newest_run(

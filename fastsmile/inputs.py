@@ -21,6 +21,7 @@ from pathlib import Path
 from .core import OptionError, SmileError, is_url, plain
 from .images import Folder, ImageError, Zip, is_image_name, whole_and_box
 from .remote import at_url, remote
+from .sheets import literal
 
 # %% ../nbs/15_inputs.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Listed(Folder):
 def _below(root: str | None, default) -> Folder:
     "Where the names of a list lead: a folder, or a zip, here or at a URL"
     if root and is_url(root): return remote(root)
-    return Zip(root) if root and Path(root).is_file() else Listed(root or default)
+    return Zip(root) if root and os.path.isfile(root) else Listed(root or default)
 
 LONGEST = 65_536  # characters in a line: sixteen times the longest path that Linux knows
 
@@ -142,13 +143,21 @@ def _of_csv(path: Path, column: str | None, root: str | None) -> Inputs:
     mark = '\t' if path.suffix.lower() == '.tsv' else max(',;\t', key=first.count)
     header = next(csv.reader([first], delimiter=mark), [])
     at, skip = column_at(header, column, path)
+    reader = _below(root, path.parent)
     def each():
         with open(path, **TEXT) as f:
             for i, row in enumerate(csv.reader(bounded(f), delimiter=mark)):
-                if i >= skip and row: yield row[at] if at < len(row) else ''
+                if i >= skip and row: yield _said(reader, row[at]) if at < len(row) else ''
     try: total = sum(1 for _ in each())
     except csv.Error as e: raise SmileError(f'{plain(path)} cannot be read as a CSV: {plain(e)}.', 'Save it again as CSV with quoted fields.') from None
-    return Inputs(_below(root, path.parent), each(), total, f'column {plain(header[at] if skip else at + 1)} of {plain(path)}')
+    return Inputs(reader, each(), total, f'column {plain(header[at] if skip else at + 1)} of {plain(path)}')
+
+def _said(reader: Folder, cell: str) -> str:
+    "What a cell names: where there is no such file, the text that a CSV of ours made harmless"
+    if (text := literal(cell)) == cell: return cell
+    try: reader.raw(whole_and_box(cell)[0])
+    except ImageError as e: return text if str(e) == 'no such file' else cell
+    return cell
 
 def column_at(
     header: list[str],    # the first row
@@ -181,7 +190,7 @@ def open_inputs(
     for name, value, fits in (('--image-col', image_col, _of_csv), ('--root', root, (_of_csv, _of_list, _of_stdin))):
         if value is not None and kind not in (fits if isinstance(fits, tuple) else (fits,)):
             raise OptionError(f'{name} does not go with {plain(" ".join(words))[:80]}.', 'It is for a CSV' + (' or a list.' if name == '--root' else '.'))
-    if root is not None and not is_url(root) and not Path(root).is_dir() and not (Path(root).is_file() and Path(root).suffix.lower() == '.zip'):
+    if root is not None and not is_url(root) and not os.path.isdir(root) and not (os.path.isfile(root) and Path(root).suffix.lower() == '.zip'):
         raise OptionError(f'--root {plain(root)} is neither a folder nor a zip.')
     if '-' in words and len(words) > 1: raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
     if alone is None and (far := next(filter(is_url, words), None)): raise OptionError(f'{plain(far)} goes with nothing else.', 'Give one URL, or paths.')
@@ -200,4 +209,4 @@ def _kind(alone: Path | str | None) -> Callable | None:
     if alone is None: return None
     if is_url(alone): return _of_url
     if str(alone) == '-': return _of_stdin
-    return _of_folder if alone.is_dir() else KINDS.get(alone.suffix.lower()) if alone.is_file() else None
+    return _of_folder if os.path.isdir(alone) else KINDS.get(alone.suffix.lower()) if os.path.isfile(alone) else None

@@ -36,7 +36,7 @@ from .open_model import engine_for, import_for, load_model, runs_on
 from .options import TTA
 from .outputs import Sheet, Summary, begins, begun, format_of
 from .reading import Reading, Request, columns, reading_of
-from .stopping import gently
+from .stopping import Stopped, gently
 
 _all_ = ['import_for', 'load_model', 'runs_on']
 
@@ -235,6 +235,11 @@ def how_of(
     return dict(model=f'{plain(model.where)} ({model.spec.arch}, {model.spec.prep.size} px)', precision=f'{engine.precision} on {where}{engine.by}',
                 views=config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}', probabilities=job.reading.words)
 
+def _page(config, picked: dict, inputs, done: Summary):
+    "The page of thumbnails; who stops it is told that the rows are whole"
+    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.what}')
+    except KeyboardInterrupt: raise Stopped(f'{plain(done.out)} is whole; {plain(config.html)} is not written.', '') from None
+
 def predict_to_file(
     where,         # what `open_inputs` takes
     config,        # a `PredictConfig`
@@ -252,12 +257,12 @@ def predict_to_file(
     call = call_of(job, config, threads, bs)
     say(f"model: {how['model']}, {how['precision']}")
     tell_faces(model.facts.origin, config)
-    with gently('this group of pictures') as leave, Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
+    with Sheet(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
         left, start = sheet.left(inputs.names), time.perf_counter()
         tick = progress(inputs.total) if progress else lambda n: None
         tick(sheet.inputs)
         made = on_cluster(job, left, config, bs, inputs.total) if config.ray else in_groups(job, left, bs, threads, inputs.total)
-        with closing(made):
+        with gently('this group of pictures') as leave, closing(made):
             for row in made:
                 sheet.add(row)
                 tick(begins(row))
@@ -266,7 +271,7 @@ def predict_to_file(
         picked = pick_rows(sheet.read(), model.spec.classes, config.thumbs) if config.html else {}
         again = f', {engine.again} close calls asked again in fp32' if engine.again else ''
         done = sheet.finish(seconds, how | dict(precision=how['precision'] + again))
-    if config.html: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.what}')
+    if config.html: _page(config, picked, inputs, done)
     return done
 
 # %% ../nbs/15_predict.ipynb #fb6e1bdc

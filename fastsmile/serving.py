@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['HEADERS', 'HEAD', 'MUTE', 'Endpoints', 'reply', 'html', 'refusal', 'Guard', 'has_body', 'closing', 'drain',
-           'make_app', 'patient', 'bound', 'ended_by_signals', 'needs_extra', 'serve']
+           'make_app', 'needs_extra', 'serve']
 
 # %% ../nbs/19_serving.ipynb #5dd44f9a
 import asyncio
 import os
 import re
-import socket
 from collections.abc import Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 
 from .api import openapi
 from .core import SmileError, plain, say
 from .faces import tell_faces
 from .intake import Refused, Upload, foreign, known_host, read_files
+from .listening import bound, ended_by_signals, patient
 from .options import ServeConfig
 from .outputs import as_json
 from .page import POLICY, About, answers_of, asset, problem, whole_page
@@ -191,7 +191,8 @@ def make_app(
     async def life(app):
         yield
         await asyncio.to_thread(service.close)
-    def none(request, exc: HTTPException): return refusal(Refused(exc.status_code, f'{plain(exc.detail)}: {request.method} {plain(request.url.path)[:200]}'))
+    def none(request, exc: HTTPException):  # raised, so that `Guard` ends a connection whose body nobody reads
+        raise Refused(exc.status_code, f'{plain(exc.detail)}: {request.method} {plain(request.url.path)[:200]}')
     app = FastHTML(routes=routes, default_hdrs=False, sess_cls=None, secret_key='-', canonical=False, exception_handlers={404: none, 405: none})
     app.user_middleware = [Middleware(Guard, config=service.config)]  # in a notebook FastHTML would let every site in
     app.router.redirect_slashes = False  # an address that is not there is not there
@@ -199,75 +200,7 @@ def make_app(
     app.state.service = service
     return app
 
-# %% ../nbs/19_serving.ipynb #f70cb28a
-class _Patient:
-    "What our protocol does beside uvicorn's"
-    seconds, late, last = 0., None, False
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        self.look()
-
-    def data_received(self, data):
-        super().data_received(data)
-        self.look()
-
-    def eof_received(self) -> bool: # shall the connection stay?
-        "Who sends no more may still read: a request that is whole is answered first"
-        from h11 import DONE, MUST_CLOSE
-        self.last = self.cycle is not None and not self.cycle.response_complete and self.conn.their_state in (DONE, MUST_CLOSE)
-        return self.last
-
-    def on_response_complete(self):
-        super().on_response_complete()
-        if self.last and not self.transport.is_closing(): self.transport.close()
-
-    def connection_lost(self, exc):
-        super().connection_lost(exc)
-        if self.late: self.late.cancel()
-
-    def look(self):
-        "While a request's head is awaited there is an alarm"
-        from h11 import IDLE
-        waits = self.conn.their_state is IDLE
-        if waits and not self.late: self.late = self.loop.call_later(self.seconds, self.leave)
-        elif self.late and not waits: self.late = self.late.cancel()
-
-    def leave(self):
-        if self.transport.is_closing(): return
-        self.transport.write(b'HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n')
-        self.transport.close()
-
-def patient(
-    seconds: float, # that the head of a request may take
-) -> type:
-    "uvicorn's protocol, which closes a connection whose request does not come"
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-    return type('Patient', (_Patient, H11Protocol), dict(seconds=seconds))
-
-def bound(
-    host: str,
-    port: int,
-) -> socket.socket:
-    "A socket that listens; a `SmileError` where the address cannot be had"
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as e:
-        raise SmileError(f'{plain(host)}:{port} cannot be listened on: {e.strerror or plain(e)}.',
-                         'Name another with --port; --port 0 takes a free one.') from None
-
-@contextmanager
-def ended_by_signals():
-    "A signal that ends the server does not end the program as well: uvicorn sends it again when it is done"
-    import signal
-    import threading
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield
-    finally:
-        for s, f in before.items(): signal.signal(s, f)
-
+# %% ../nbs/19_serving.ipynb #5dc29123
 def needs_extra():
     "A `SmileError` where the packages of the extra are missing"
     from importlib.util import find_spec

@@ -8,6 +8,7 @@ import pytest
 from conftest import cheap, folder, picture
 
 import fastsmile.archives as archives
+import fastsmile.cells as cells
 from fastsmile.archives import MAX_RATIO, open_zip, unpack
 from fastsmile.core import SmileError
 from fastsmile.images import ImageError, Zip
@@ -159,6 +160,25 @@ def test_a_table_of_parquet_that_says_a_billion_rows(tmp_path):
     parquet.write_table(pa.table(dict(path=pa.nulls(30_000_000, pa.string()), label=pa.nulls(30_000_000, pa.string()))), tmp_path/'t.parquet')
     assert (tmp_path/'t.parquet').stat().st_size < 2**20
     with cheap(), pytest.raises(SmileError, match='30,000,000 rows of 2 columns are too many'): read_source(tmp_path/'t.parquet')
+
+
+def test_a_small_file_of_parquet_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    "A text that its dictionary holds once is held once; pages that hold it again and again, and bytes of fixed length, are measured unpacked"
+    pa = pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
+    from pyarrow import parquet
+    folder(tmp_path, {'a.png': picture()})
+    where, one = tmp_path/'t.parquet', pa.DictionaryArray.from_arrays(np.zeros(30_000, np.int32), ['x' * 8000])
+    parquet.write_table(pa.table(dict(path=one, label=one)), where, compression='zstd', store_schema=False)
+    assert where.stat().st_size < 2**16
+    with cheap(mib=200): assert set(read_source(where).frame.reason) == {'no such file'}
+    monkeypatch.setattr(cells, 'MAX_TABLE', 2**24)
+    parquet.write_table(pa.table(dict(path=['x' * 8000] * 4000)), where, compression='zstd', use_dictionary=False)
+    with cheap(), pytest.raises(SmileError, match='it unpacks to 32,.* bytes, and 16,777,216 are the most'): read_source(where)
+    parquet.write_table(pa.table(dict(path=pa.array([b'x' * 8000] * 4000, pa.binary(8000)))), where, compression='zstd')
+    with cheap(), pytest.raises(SmileError, match='it unpacks to 32,000,000 bytes'): read_source(where)
+    parquet.write_table(pa.table(dict(path=['a.png'] * 40, box=[[7] * 400_000] * 40)), where, compression='zstd')
+    assert where.stat().st_size < 2**16
+    with cheap(mib=100): assert list(read_source(where).frame.path) == ['a.png'] * 40
 
 
 def test_arrays_that_would_fill_the_memory(tmp_path, monkeypatch):

@@ -2,14 +2,16 @@
 import io
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import folder, picture
+from conftest import cheap, folder, picture
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fastsmile.images import Array, Folder, ImageError, Prep, Zip, decode, prepare
+from fastsmile.core import SmileError
+from fastsmile.images import Array, Folder, ImageError, Prep, Zip, decode, prepare, to_rgb
 
 
 @pytest.mark.parametrize('mode,fmt', [('L', 'PNG'), ('LA', 'PNG'), ('1', 'PNG'), ('P', 'PNG'), ('P', 'GIF'), ('RGBA', 'PNG'), ('RGBA', 'WEBP'),
@@ -115,3 +117,26 @@ def test_a_pipe_or_a_device_called_jpg_is_answered_at_once(tmp_path):
     (tmp_path/'zero.jpg').symlink_to('/dev/zero')
     for name in ('pipe.jpg', 'zero.jpg'):
         with pytest.raises(ImageError, match='a device or a pipe'): Folder(tmp_path).raw(name)
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    "One that went away meanwhile is none; one that nobody may read must not look empty"
+    folder(tmp_path, {'a.png': picture(), 'gone/b.png': picture(), 'shut/c.png': picture()})
+    real, why = os.scandir, dict(gone=FileNotFoundError(2, 'No such file or directory'))
+    def scandir(path):
+        if e := why.get(Path(path).name): raise e
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    assert Folder(tmp_path).names() == ['a.png', 'shut/c.png']
+    for e in (PermissionError(13, 'Permission denied'), OSError(5, 'Input/output error')):
+        why['shut'] = e
+        with pytest.raises(SmileError, match=f'shut cannot be listed: {e.strerror}'): Folder(tmp_path).names()
+    with pytest.raises(SmileError, match='nowhere cannot be listed: No such file'): Folder(tmp_path/'nowhere').names()
+
+
+def test_deep_greys_and_arrays_take_the_memory_of_one_picture(tmp_path):
+    a = np.arange(12_000_000, dtype=np.uint16).reshape(3000, 4000)
+    with cheap(mib=160): deep = to_rgb(Image.fromarray(a))
+    assert (np.asarray(deep)[..., 1] == (a * (255 / 65535)).round()).all()
+    np.savez(tmp_path/'a.npz', images=np.zeros((60, 1024, 1024), np.uint8))
+    with cheap(mib=100): assert len(Array(tmp_path/'a.npz', keys=['images']).names()) == 60

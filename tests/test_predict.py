@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import folder, picture
@@ -23,6 +24,7 @@ from fastsmile.images import Folder, Prep, decode, prepare
 from fastsmile.inputs import in_order, open_inputs
 from fastsmile.options import PredictConfig
 from fastsmile.predict import VIEWS, answer, load_model, predict_rows, predict_to_file
+from fastsmile.sheets import write_sheet
 
 
 @pytest.fixture(scope='module')
@@ -114,14 +116,29 @@ def test_standard_input(album, run, tmp_path):
 
 
 @pytest.mark.parametrize('where,kw,words', [
-    ('nowhere', {}, 'does not exist'), ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
+    ('nowhere', {}, 'does not exist'), ('a' * 300 + '.png', {}, 'does not exist'), ('a/' * 3000, {}, 'does not exist'),
+    ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
     ('.', dict(root='.'), 'does not go with'),
     ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
-    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip')])
+    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
+    ('t.csv', dict(root='a' * 300, image_col='1'), 'neither a folder nor a zip')])
 def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
     folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'bad.zip': b'PK\x03\x04 no zip'})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SmileError, match=words): open_inputs(where, **kw)
+
+
+def test_names_that_our_own_csv_made_harmless(tmp_path):
+    "An apostrophe is taken away where the cell as it stands names nothing: in a folder and in a zip"
+    files = {'=a.png': picture(), '-b.png': picture(), "'@": picture(), 'c.png': picture()}
+    write_sheet(pd.DataFrame(dict(path=[*files, '=gone.png'])), folder(tmp_path, files)/'p.csv')
+    with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z:
+        for n, d in files.items(): z.writestr(n, d)
+    for root in (None, str(tmp_path/'z.zip')):
+        made = open_inputs(tmp_path/'p.csv', root=root)
+        assert list(made.names) == [*files, '=gone.png'] and made.reader.image('=a.png').size == (24, 24)
+    folder(tmp_path, {'q.csv': "path\n'-b.png\n", "'-b.png": picture()})
+    assert list(open_inputs(tmp_path/'q.csv').names) == ["'-b.png"]  # somebody's own name stays
 
 
 @given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0') | st.sampled_from('\udc80\udcff'), max_size=6), max_size=40), st.integers(1, 9))

@@ -715,3 +715,47 @@ def test_options_that_predict_shares_are_the_same():
     ours, theirs = ServeConfig.__dataclass_fields__, PredictConfig.__dataclass_fields__
     for n in ('engine', 'tta', 'calibrated', 'threshold', 'abstain', 'sets', 'faces', 'face_margin', 'face_score', 'precision', 'device'):
         assert ours[n].default == theirs[n].default and ours[n].metadata == theirs[n].metadata
+
+
+@pytest.mark.parametrize('path,status', [('/nope', b' 404 '), ('/model', b' 405 '), ('/healthz', b' 405 ')])
+def test_a_body_that_nobody_reads_ends_with_its_answer(model, path, status):
+    "A client that sends a byte now and then to an address that reads none does not keep its connection"
+    with started(model.where, replace(PLAIN, timeout=1., max_waiting=2)) as (where, _):
+        host, _, port = where.rpartition(':')
+        some = [socket.create_connection((host, int(port)), timeout=10) for _ in range(20)]
+        for s in some: s.sendall(f'POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n'.encode())
+        start, said = time.monotonic(), []
+        for s in some:
+            with s:
+                out = b''
+                while chunk := s.recv(65536): out += chunk
+                said.append(out)
+        assert all(status in out.split(b'\r\n')[0] and b'connection: close' in out for out in said) and time.monotonic() - start < 4
+        assert ask(where, '/healthz')[0] == 200 and ask(where, '/nope', b'x')[0] == 404  # a body that is there does no harm
+
+
+def test_who_never_reads_is_cut_off(model):
+    "A client that asks and asks, and takes no answer"
+    with started(model.where, replace(PLAIN, timeout=0.5)) as (where, _), socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = where.rpartition(':')
+        s.connect((host, int(port)))
+        s.settimeout(3)
+        with pytest.raises(ConnectionError):
+            for _ in range(5000):
+                s.sendall(b'GET / HTTP/1.1\r\nhost: localhost\r\n\r\n')
+                time.sleep(0.001)
+        assert ask(where, '/healthz')[0] == 200
+
+
+def test_who_reads_slowly_gets_it_all(model):
+    "A large answer in small portions, within the time"
+    with started(model.where, replace(PLAIN, timeout=5.)) as (where, _), socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = where.rpartition(':')
+        s.connect((host, int(port)))
+        s.settimeout(5)
+        s.sendall(b'GET /serve.js HTTP/1.1\r\nhost: localhost\r\n\r\n' * 20 + b'GET /serve.js HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n')
+        out = b''
+        while chunk := s.recv(2048): out += chunk; time.sleep(0.0005)
+        assert out.count(b'HTTP/1.1 200') == 21 and len(out) > 21 * len(ask(where, '/serve.js')[2])

@@ -90,7 +90,7 @@ def test_an_option_about_the_source_stands_over_the_study_s_own(tmp_path):
 
 def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
     entry, config = STUDIES['face-property'].entries[4], FitConfig(recipe='resnet50-partial')
-    with pytest.raises(SmileError, match='neither of resnet50'): start_of(entry, config, str(tmp_path))
+    with pytest.raises(SmileError, match='no weights of resnet50 or mobilenetv2_100'): start_of(entry, config, str(tmp_path))
     (tmp_path/'mobilenetv2_100.safetensors').touch()
     made, note = start_of(entry, config, str(tmp_path))
     assert (made.arch, made.freeze, note) == ('mobilenetv2_100', 'blocks.6', 'mobilenetv2_100 for resnet50')

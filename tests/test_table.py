@@ -171,3 +171,73 @@ def test_parquet(tmp_path):
     assert t.label.tolist() == ['1', '0', ''] and t.path.tolist() == ['p/a.png', 'p/b.png', 'p/b.png']
     (tmp_path/'t.parquet').write_bytes(b'PAR1 no')
     with pytest.raises(SmileError, match='cannot be read as Parquet'): read_source(tmp_path/'t.parquet')
+
+
+@pytest.mark.parametrize('text,labels', [
+    ('a\na\na\nb\nb\nb\n', 'aaabbb'), ('label\na\na\na\nb\nb\nb\n', 'aaabbb'), ('what\na\na\na\nb\nb\nb\n', 'aaabbb'),
+    ('id,what\n0,a\n1,a\n2,a\n3,b\n4,b\n5,b\n', 'aaabbb'),
+    ('label\na\na\n\nb\nb\nb\n', 'aa-bbb'), ('a\na\n\nb\nb\nb\n', 'aa-bbb'), ('a\na\na\nb\nb\n\n', 'aaabb-'), ('a\na\na\nb\nb\nb\n\n\n', 'aaabbb'),
+    ('label\na\na\na\nb\nb\n\n', 'aaabb-'), ('a\na\na\nb\nb\nb\nb\n', 7), ('label\na\na\na\nb\nb\n', 5), ('a\na\nb\n', 3), ('x\na\na\na\nb\nb\n\n', 7)])
+def test_the_labels_of_an_array_stay_with_their_pictures(tmp_path, capsys, monkeypatch, text, labels):
+    "A header goes, a blank line is a picture without a label, and what cannot be paired is said"
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    np.save(tmp_path/'x.npy', np.zeros((6, 8, 8), np.uint8))
+    (tmp_path/'labels.txt').write_text(text)
+    if isinstance(labels, int):
+        with pytest.raises(SmileError, match=f'has {labels} labels for 6 pictures'): read_source(tmp_path/'x.npy')
+    else: assert [v or '-' for v in read_source(tmp_path/'x.npy').frame.label] == list(labels)
+    assert ('its first line is taken for a header: what' in capsys.readouterr().err) == ('what' in text)
+
+
+def test_an_array_of_labels_has_no_header(tmp_path):
+    np.save(tmp_path/'x.npy', np.zeros((6, 8, 8), np.uint8))
+    np.save(tmp_path/'labels.npy', np.array([9, 0, 0, 1, 1, 1, 1]))
+    with pytest.raises(SmileError, match='has 7 labels for 6 pictures'): read_source(tmp_path/'x.npy')
+
+
+FIVE = {f'{i}.png': P for i in range(6)}
+
+
+@pytest.mark.parametrize('first,rows,said', [
+    ('gone.png,c', 7, False), ('9,c', 7, False), ('gone,a', 7, False), ('9,smile', 7, False), ('gone,c', 6, True), ('id,c', 6, False), ('who,label', 6, False)])
+def test_a_first_row_whose_picture_is_missing(tmp_path, capsys, monkeypatch, first, rows, said):
+    "It is data where it looks like data; a header that is only guessed is said"
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    s = read(tmp_path, FIVE | {'train.csv': f'{first}\n' + ''.join(f'{i},{"aab"[i % 3]}\n' for i in range(6))})
+    assert len(s.frame) == rows and len(s.kept) == 6 and set(s.kept.label) == {'a', 'b'}
+    assert (f'train.csv: its first row is taken for a header: {first.replace(",", ", ")}' in capsys.readouterr().err) == said
+
+
+def test_a_cell_that_no_system_takes_costs_its_row(tmp_path):
+    s = read(tmp_path, {'labels.csv': f'file,label\n/{"a" * 300}.png,yes\n/{"b/" * 3000}b.png,yes\na.png,no\n', 'a.png': P})
+    assert list(s.frame.reason) == ['no such file', 'no such file', '']
+
+
+def test_names_that_our_own_tables_made_harmless(tmp_path):
+    s = read(tmp_path, {'labels.csv': "path,label\n'=a.png,yes\n'-b.png,no\nc.png,no\n", '=a.png': P, "'-b.png": P, '-b.png': P, 'c.png': P})
+    assert list(s.frame.path) == ['=a.png', "'-b.png", 'c.png'] and (s.frame.reason == '').all()
+
+
+def parquet_of(path, **how):
+    "A Parquet file of a pyarrow table"
+    pa = pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
+    from pyarrow import parquet
+    parquet.write_table(pa.table(how.pop('columns')).replace_schema_metadata(how.pop('says', None)), path, **how)
+    return path
+
+
+def test_parquet_keeps_its_cells(tmp_path):
+    "Numbers with gaps, truth values, bytes; lists and pandas' own row numbers are left out"
+    import io
+    frame = pd.DataFrame(dict(path=['a.png', 'b.png', None], label=[1, None, 0], ok=[True, None, False], raw=[b'x', b'x', None],
+                              box=[[1, 2], [3], None], tags=[['x'], ['y', 'z'], None]), index=[5, 7, 9])
+    buf = io.BytesIO()
+    try: frame.to_parquet(buf)
+    except ImportError: pytest.skip('the extra parquet is not installed')
+    cells = read_csv(buf.getvalue(), 'x.parquet').values.tolist()
+    assert cells == [['path', 'label', 'ok', 'raw'], ['a.png', '1', 'True', "b'x'"], ['b.png', '', '', "b'x'"], ['', '0', 'False', '']]
+
+
+def test_parquet_with_spoilt_notes(tmp_path):
+    path = parquet_of(tmp_path/'x.parquet', columns=dict(path=['a.png', 'b.png'], label=['x', 'y']), says={'pandas': '{}'})
+    assert read_csv(path.read_bytes(), 'x.parquet').values.tolist() == [['path', 'label'], ['a.png', 'x'], ['b.png', 'y']]

@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -84,6 +85,24 @@ class Table(Files):
     def __call__(self, data: bytes) -> str:
         from fastsmile.table import read_source
         return self.feed(self.names[len(data) % 3], data, lambda path: read_source(self.folder, SourceOptions()))
+
+
+class Parquet(Files):
+    "The table of a source as Parquet: plain and packed, with pandas' notes and without"
+    def __post_init__(self):
+        import pyarrow as pa
+        from pyarrow import parquet
+        for name in 'abc': (self.folder/f'{name}.jpg').write_bytes(face('JPEG'))
+        table = pa.table(dict(path=['a.jpg', 'b.jpg', 'c.jpg'], label=['smile', None, 'no'], age=[1, None, 3],
+                              box=[[1., 2.], [], None], tags=[['x'], [], None]))
+        for how in (dict(compression='zstd'), dict(compression='none', use_dictionary=False, store_schema=False), dict(compression='snappy', row_group_size=2)):
+            buf = io.BytesIO()
+            parquet.write_table(table.replace_schema_metadata({'pandas': '{"columns": []}'}), buf, **how)
+            self.seeds.append(buf.getvalue())
+
+    def __call__(self, data: bytes) -> str:
+        from fastsmile.table import read_source
+        return self.feed('table.parquet', data, lambda path: read_source(path, SourceOptions()))
 
 
 class Archive(Files):
@@ -226,3 +245,4 @@ class Api(Target):
 
 
 TARGETS = dict(decoder=Decoder, table=Table, archive=Archive, plan=Plan, arrays=Arrays, list=List, bundle=Bundle, state=State, api=Api)
+if find_spec('pyarrow'): TARGETS['parquet'] = Parquet

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastsmile.memory as memory
 from fastsmile.cache import cached, mapped_pixels
 from fastsmile.console import translate
-from fastsmile.core import NotWritten, SmileError, atomic, read_json, write_text
+from fastsmile.core import NotWritten, SmileError, atomic, must_exist, read_json, write_text
 from fastsmile.images import Prep
 from fastsmile.options import AuditConfig, ExportConfig, FitConfig, PredictConfig
 from fastsmile.outputs import Sheet
@@ -138,7 +139,32 @@ def test_errors_of_writing_name_the_file(tmp_path, error, why, monkeypatch, caps
     with pytest.raises(NotWritten, match=rf'a\.txt cannot be written: {why}'), atomic(tmp_path/'a.txt'): raise error
     assert (tmp_path/'a.txt').read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.txt']
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    assert translate(error) == 1 and why in capsys.readouterr().err
+    assert translate(error) == 1 and f'cannot be used: {why}' in capsys.readouterr().err
+
+
+def test_what_is_synced_can_be_written(tmp_path, monkeypatch):
+    "Windows syncs no file that is open for reading alone"
+    fcntl = pytest.importorskip('fcntl', reason='asks POSIX how a file is open')
+    how = []
+    monkeypatch.setattr(os, 'fsync', lambda fd: how.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_text(tmp_path/'a.txt', 'new')
+    assert how == [os.O_RDWR] and (tmp_path/'a.txt').read_text() == 'new'
+
+
+def test_files_that_were_read_are_no_memory_that_is_taken(tmp_path, monkeypatch):
+    "In a container, whose system drops them where memory is asked for"
+    for name, text in (('max', '1000000'), ('current', '900000'), ('stat', 'anon 100\nfile 700000\ninactive_anon 5\ninactive_file 600000\n')):
+        (tmp_path/f'memory.{name}').write_text(text)
+    monkeypatch.setattr(memory, 'GROUP', tmp_path)
+    assert memory.free_memory() == 700_000
+    (tmp_path/'memory.stat').unlink()
+    assert memory.free_memory() == 100_000
+    (tmp_path/'memory.max').write_text('max')
+    assert memory.free_memory() > 10**7
+
+
+def test_a_source_with_a_name_that_no_system_takes():
+    with pytest.raises(SmileError, match='does not exist'): must_exist('a' * 300)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -16,8 +16,10 @@ import pytest
 from fastsmile.core import LOCK, PART, SmileError, atomic, claimed, new_run, read_json, write_text
 from fastsmile.stopping import Stopped, gently
 from fastsmile.images import Folder
-from fastsmile.options import FitConfig
+from fastsmile import predict
+from fastsmile.options import FitConfig, PredictConfig
 from fastsmile.outputs import Sheet
+from fastsmile.predict import predict_to_file
 from fastsmile.runs import fit
 from fastsmile.scan import scan
 
@@ -87,6 +89,26 @@ def test_ctrl_c_leaves_predictions_that_go_on(faces, run, tmp_path):
     wait_for(lambda: part.stat().st_size > len(kept) + 5000, p)
     for _ in range(2): os.killpg(p.pid, signal.SIGINT); time.sleep(0.01)
     assert ended(p, 30)[0] in (130, -signal.SIGINT) and part.read_bytes().startswith(kept[:kept.rindex(b'\n') // 2])
+
+
+@posix
+def test_ctrl_c_in_the_last_group(faces, run, tmp_path, monkeypatch):
+    "Which is not full: the part is kept and goes on; where only the page is missing, that is said"
+    names = [str(p) for p in sorted((faces/'happy_images').iterdir())[:5]]
+    config = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), bs=2, html=str(tmp_path/'p.html'))
+    done = []
+    def progress(total):
+        def tick(n):
+            done.append(n)
+            if sum(done) == 5: signal.raise_signal(signal.SIGINT)
+        return tick
+    with pytest.raises(Stopped, match=r'p.csv.part; the same command with --resume goes on'): predict_to_file(names, config, progress)
+    assert not (tmp_path/'p.csv').exists() and (tmp_path/'p.csv.part').exists()
+    def stopped(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(predict, 'write_gallery', stopped)
+        with pytest.raises(Stopped, match=r'p.csv is whole; .*p.html is not written'): predict_to_file(names, replace(config, resume=True))
+    assert len((tmp_path/'p.csv').read_text().splitlines()) == 6 and not (tmp_path/'p.html').exists()
 
 
 @posix
