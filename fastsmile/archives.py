@@ -31,9 +31,18 @@ def open_zip(
     why = (f'it has {len(found):,} members, and {MAX_MEMBERS:,} are the most' if len(found) > MAX_MEMBERS else
            'its members overlap, as those of a bomb do' if packed > size else
            f'it would unpack to {unpacked / size:,.0f} times its size, as a bomb does' if unpacked > max(ALL_BOMB, MAX_RATIO * size) else '')
-    if not why: return made
+    if not why: return _renamed(made)
     made.close()
     raise SmileError(f'{plain(path)} is not read: {why}.', 'If you know what it holds, unpack it into a folder.')
+
+def _renamed(archive: zipfile.ZipFile) -> zipfile.ZipFile:
+    "Names without the mark of UTF-8 are read as what they nearly always are: UTF-8 all the same, as zip on Linux and macOS writes them"
+    for i in archive.infolist():
+        if i.flag_bits & 0x800 or i.filename.isascii(): continue
+        try: i.filename = i.filename.encode('cp437').decode('utf-8')
+        except UnicodeError: continue  # of an old Windows, as zipfile has it
+        archive.NameToInfo[i.filename] = archive.NameToInfo.pop(i.orig_filename, i)
+    return archive
 
 def unpack(
     archive: zipfile.ZipFile, # from `open_zip`

@@ -100,7 +100,7 @@ class SourceOptions(Options):
     labels: str | None = opt(None, 'CSV, TSV or array file of labels, where it does not stand beside the pictures', metavar='FILE')
     image_col: str | None = opt(None, 'column of the file name or id', metavar='COL')
     label_col: str | None = opt(None, 'column of the class', metavar='COL')
-    split_col: str | None = opt(None, 'column of train / valid / test', metavar='COL')
+    split_col: str | None = opt(None, 'column of train / valid / test; none: the source names no splits, whatever its columns say', metavar='COL')
     group_col: str | None = opt(None, 'column of who is shown: one group never stands on both sides of a split', metavar='COL')
     group_from: str | None = opt(None, r"regular expression whose first (group) in the file name is the group, e.g. '(.+)_\d+'", metavar='REGEX')
     raw_shape: str | None = opt(None, 'height,width,channels of each picture where the source is a file of raw bytes', metavar='H,W,C')

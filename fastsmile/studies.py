@@ -99,7 +99,8 @@ SMILE_RESNET = Study(
     (Claim('It is far from answering NOT smile to everything (accuracy 0.80 where that scores 0.70).', 'above', ('as the report',), 'accuracy'),
      Claim('Weights in the loss would help the rare classes.', 'better', ('wished: class weights', 'as the report')),
      Claim('Duplicates of the rare classes would help them.', 'better', ('wished: duplicates of rare classes', 'as the report'))),
-    (_ours('everything trained, 4 epochs', epochs=4), _ours('everything trained, 4 epochs, light, mlp:1024', epochs=4, augment='light', head='mlp:1024')))
+    (_ours('everything trained, 6 epochs', epochs=6, monitor='accuracy', balance='none'),
+     _ours('everything trained, 4 epochs, 128 px', epochs=4, size=128, monitor='accuracy', balance='none')))
 
 # %% ../nbs/01_studies.ipynb #13de6448
 def _conv3(name: str, balance: str, augment: str = 'none', **theirs) -> Entry:

@@ -52,6 +52,7 @@ def from_tables(
     find, parts = Lookup(reader.names()), []
     for name, data, split in tables:
         rows, roles = columns_of(read_csv(data, name), find, opts, name)
+        say(f'{plain(name)}: ' + ', '.join(f'{role} in column {plain(c)}' for role, c in roles.items() if c) + '.')
         found = [_exists(reader, c, *find(c, split)) for c in rows[roles['image']]]
         out = pd.DataFrame(dict(path=[p for p, _ in found], reason=[r for _, r in found]), dtype=str)
         out['label'] = rows[roles['label']].str.strip() if roles['label'] else ''
@@ -76,6 +77,7 @@ def from_folders(
     paths = [n.split('/') for n in reader.names()]  # names have no other separators, whatever the system's are
     skip = 0
     while paths and all(len(p) > skip + 2 for p in paths) and len({p[skip] for p in paths}) == 1 and paths[0][skip].lower() not in SPLITS: skip += 1
+    _same_level([p[skip:] for p in paths if len(p) > skip + 2])
     rows = []
     for p in paths:
         own = p[skip:]
@@ -84,6 +86,17 @@ def from_folders(
         if len(own) > 1: rows.append(('/'.join(p), own[0], split, '', ''))
     frame = pd.DataFrame(rows, columns=COLUMNS, dtype=str)
     return frame if frame.label.nunique() > 1 else frame[:0]
+
+def _same_level(paths: list[list[str]]):
+    "A `SmileError` where a folder beside those of splits holds the same classes and is none of them"
+    below = {}
+    for p in paths: below.setdefault(p[0], set()).add(label_key(p[1]))
+    splits = [n for n in below if n.lower() in SPLITS]
+    classes = set().union(*(below[n] for n in splits))
+    for n in sorted(below.keys() - set(splits)):
+        if splits and below[n] <= classes:
+            raise SmileError(f'The folder {plain(n)} stands beside {", ".join(map(plain, sorted(splits)))} and holds the same classes, but names no split.',
+                             f'Rename it ({", ".join(SPLITS)}), or take it out of the source.')
 
 # %% ../nbs/03_table.ipynb #25e4278e
 def from_array(
@@ -177,14 +190,25 @@ def _read(where: Path, opts: SourceOptions):
         return 'array', reader, from_array(reader, _labels_beside(where, opts))
     if where.is_file() and where.suffix.lower() in TABLES:
         beside = where.with_suffix('.zip')
-        reader = Zip(beside) if beside.exists() else Folder(where.parent)
+        reader = Zip(beside) if beside.exists() else _pictures_in(where.parent)
         return 'csv', reader, from_tables(reader, [(where.name, table_bytes(where), '')], opts)
-    if where.is_dir(): reader = Folder(where)
+    if where.is_dir(): reader = _pictures_in(where)
     elif where.suffix.lower() == '.zip': reader = Zip(where)
     else:
         raise SmileError(f'{plain(where)} is not a source that is known.',
                          'Accepted: a folder, a .zip, a .csv, .tsv or .parquet, a .npy or .npz, or raw bytes with --raw-shape H,W,C.')
     return _read_below(where, reader, opts)
+
+def _pictures_in(folder: Path) -> Folder:
+    "The pictures of a folder; of the only zip in it, where it has a table and no picture of its own"
+    reader = Folder(folder)
+    beside = [[p for p in sorted(folder.iterdir()) if p.suffix.lower() in kind] for kind in (('.zip',), TABLES[:3])]
+    if not all(beside) or next(reader.walk(), None): return reader
+    if len(beside[0]) == 1:
+        say(f'The pictures are those in {plain(beside[0][0].name)}.')
+        return Zip(beside[0][0])
+    raise SmileError(f'{plain(folder)} holds no pictures, and several zips: {", ".join(plain(p.name) for p in beside[0])}.',
+                     'Name the one with the pictures, and the table with --labels FILE.')
 
 def _read_url(url: str, opts: SourceOptions):
     "A URL of a folder, a zip or a table"
