@@ -109,8 +109,9 @@ def _without_header(values: list[str], n: int, name: str) -> list[str]:
     first, *rest = map(label_key, values)
     alone, usual = first not in rest, first in HEADS
     if len(values) == n + 1:
-        if alone and values[-1] and not usual: say(f'{plain(name)}: its first line is taken for a header: {plain(values[0])}', style='yellow')
-        if alone and (usual or values[-1]): return values[1:]
+        if alone and (usual or values[-1]):
+            if not usual: say(f'{plain(name)}: its first line is taken for a header: {plain(values[0])}', style='yellow')
+            return values[1:]
         if not alone and not values[-1]: return values[:-1]
     return values[1:] if alone and usual else values  # too few labels, which is said
 
