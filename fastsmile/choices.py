@@ -148,6 +148,8 @@ REFUSED = (
      'The mean of the F1 of all classes already counts each class once; it has no term per picture that a weight could multiply.'),
     ('--loss bce with logit-adjust', lambda a: a.loss[0] == 'bce' and 'logit-adjust' in a.balance,
      'The adjustment is one of a softmax over the classes; bce has a sigmoid for each.'),
+    ('--loss focal or label-smoothing with logit-adjust', lambda a: a.loss[0] in ('focal', 'label-smoothing') and 'logit-adjust' in a.balance,
+     'The loss bends the adjusted logits, and the way back to the shares of the data would bend those that are not; take ce.'),
     ('--freeze head with --freeze-epochs', lambda a: a.freeze == 'head' and a.freeze_epochs,
      'With --freeze head the head alone is trained all the time; --epochs says how long.'),
     ('--freeze head with --spread', lambda a: a.freeze == 'head' and a.spread, 'The head is one group of parameters, and has one rate.'),

@@ -22,7 +22,7 @@ from .scan import Examiner, Scan, Unchanged, fingerprint, scan
 from .sheets import write_sheet
 from .splits import divide, split_rows
 from .table import Source
-from .taught import taught_rows, write_taught
+from .taught import set_aside, taught_rows, write_taught
 
 # %% ../nbs/08_data.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def divide_rows(
     looked: Review,
     config: FitConfig,
 ) -> Data:
-    "Give every row that is used its split"
+    "Give every row that is used its split; rows that the network of `config.weights` has seen do not measure"
     table, found, used = looked.table.copy(), list(looked.found), looked.table.reason == ''
     split, gone, notes = split_rows(table[used], config.valid, config.test, config.calib, config.seed)
     table.loc[used, 'split'] = split
@@ -117,8 +117,9 @@ def divide_rows(
     used = table[table.reason == ''].split.value_counts()
     parts = ', '.join(f'{s} {used[s]}' for s in ('train', 'calib', 'valid', 'test') if s in used)
     say(f'{used.sum()} rows are used ({parts}), {(table.reason != "").sum()} set aside.')
-    return Data(looked.source, table, worst_first(found), fingerprint(table[table.reason == ''], looked.seen.facts), looked.plan,
+    made = Data(looked.source, table, worst_first(found), fingerprint(table[table.reason == ''], looked.seen.facts), looked.plan,
                 taught_rows(table, looked.seen), looked.seen.facts.digest.to_dict())
+    return set_aside(made, looked, config)
 
 def write_audit(
     made: Review | Data,
@@ -167,5 +168,5 @@ def fold_rows(
     for i in range(k):
         say(f'fold {i}:', style='bold')
         each = table.assign(split=table.split.where(~used, (table.fold == str(i)).map({True: 'test', False: ''})))
-        out.append(divide_rows(replace(looked, table=each), replace(config, test=0.0, seed=sub_seed(config.seed, 'fold', i))))
+        out.append(divide_rows(replace(looked, table=each), replace(config, test=0.0, folds=None, seed=sub_seed(config.seed, 'fold', i))))
     return out

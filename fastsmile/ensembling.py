@@ -36,14 +36,14 @@ from .shallow import describe_head
 from .sheets import read_sheet, write_sheet
 from .splits import divide
 from .table import read_source
-from .taught import read_taught, write_taught
+from .taught import as_trained, read_taught, write_taught
 
 # %% ../nbs/19_ensembling.ipynb #f5a83c79
 PARTS = ('train', 'calib', 'valid', 'test')  # from the weakest to the strongest
 NOT_SHARED, TORN = 'not a row of every run', 'the runs know it by different classes'
 
 def shared_table(
-    tables: list[pd.DataFrame], # table.csv of each run
+    tables: list[pd.DataFrame], # table.csv of each run, `as_trained`
 ) -> pd.DataFrame: # the first one's, `split` and `reason` as they are for all
     "One table for all runs: each row with its weakest part"
     table, rank = tables[0].copy(), {s: i for i, s in enumerate(PARTS)}
@@ -106,7 +106,7 @@ def gather_runs(
         if r.config['source'] != first.config['source']:
             raise SmileError(f'{name} was trained on {plain(r.config["source"])}, but {names[0]} on {plain(first.config["source"])}.',
                              'Which rows none of them has seen is known only where they share a source.')
-    table = held_out([read_sheet(p/'table.csv') for p in paths], names)
+    table = held_out([as_trained(read_sheet(p/'table.csv'), p) for p in paths], names)
     prints = [r.config['origin']['data'] for r in opened]
     mark = prints[0] if len(set(prints)) == 1 else blake2b(repr(sorted(prints)).encode(), digest_size=16).hexdigest()
     plan = read_sheet(paths[0]/'plan.csv')

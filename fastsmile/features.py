@@ -105,7 +105,13 @@ def _answer(quick: nn.Module, seen: Callable, batch: tuple, dtype: torch.dtype) 
         if not out_of_memory(e): raise
     if len(batch[0]) < 2: raise SmileError('There is not enough memory for one picture.', 'Try a smaller --size, or --device cpu.')
 
-# %% ../nbs/13_features.ipynb #ba8e6d50
+# %% ../nbs/13_features.ipynb #6c2f58c3
+def _build(net: nn.Module) -> list:
+    "What a network is made of before its head, besides its weights: modules and their settings, a pooling without parameters among them"
+    head = {id(m) for m in head_of(net).modules()}
+    def settings(m): return sorted((k, v) for k, v in vars(m).items() if k != 'training' and isinstance(v, str | int | float | bool))
+    return [(n, type(m).__name__, settings(m)) for n, m in net.named_modules() if id(m) not in head]
+
 def feature_file(
     net: nn.Module,
     dls: DataLoaders,
@@ -119,7 +125,7 @@ def feature_file(
     head, body = {id(p) for p in head_of(net).parameters()}, sha256()
     for k, v in net.state_dict(keep_vars=True).items():
         if id(v) not in head: body.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
-    key = [MADE_BY, asdict(pictures.prep), digests, body.hexdigest(), precision, drawn if drawn[0] else 0]
+    key = [MADE_BY, _build(net), asdict(pictures.prep), digests, body.hexdigest(), precision, drawn if drawn[0] else 0]
     return cache_home()/'features'/f'{sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy'
 
 # %% ../nbs/13_features.ipynb #922b19a9

@@ -92,8 +92,10 @@ class FitConfig(SplitOptions, DecideOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.epochs and not (self.weights != 'none' if self.freeze_epochs is None else self.freeze_epochs):
+        if not self.epochs and (self.freeze == 'head' or not (self.weights != 'none' if self.freeze_epochs is None else self.freeze_epochs)):
             raise OptionError('--epochs 0 leaves nothing to train.', 'Give --epochs, or --freeze-epochs for the head alone.')
+        if self.folds and self.test != self.usual()['test']:
+            raise OptionError('--test with --folds: these do not go together.', 'Each fold is the test part once; --folds 5 holds out a fifth each time.')
         if self.lr != 'auto' and not _is_rate(self.lr):
             raise OptionError(f'--lr {self.lr!r} is not a learning rate.', 'Accepted: auto, or a number above 0 and up to 10, e.g. 1e-3.')
         if self.pool: choose('--pool', self.pool, POOL)

@@ -10,14 +10,15 @@ __all__ = ['FAIL_ON', 'ENGINES', 'METHODS', 'SHOWN', 'PROBED', 'PROBES', 'DISTAN
            'PRECISION', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
            'command_line', 'flag', 'opt']
 
-# %% ../nbs/01_options.ipynb #e43e9abd
-from dataclasses import dataclass, field, fields
+# %% ../nbs/01_options.ipynb #54a06b47
+from dataclasses import dataclass, field
 
 from .choices import BALANCE, POOL, parse_sum, spelled
 from .core import OptionError, choose
 from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, SplitOptions, actors_opt,
                               command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, only_with, opt, ray_opt)
 from .fitting import CACHE, MONITOR, RESIZE, FitConfig
+from .recipes import follows
 
 _all_ = ['CACHE', 'DECIDE', 'FACES', 'HASH', 'MONITOR', 'PRECISION', 'RESIZE', 'TTA', 'DataOptions', 'DecideOptions', 'FitConfig', 'Options', 'SourceOptions',
          'command_line', 'flag', 'opt']
@@ -307,6 +308,7 @@ class EnsembleConfig(DecideOptions):
 # %% ../nbs/01_options.ipynb #54254d8e
 SPACE = ('lr', 'balance', 'loss', 'size', 'dropout', 'bs', 'freeze')
 
+@follows
 @dataclass(frozen=True)
 class TuneConfig(FitConfig):
     "Everything `tune` can be told"
@@ -328,8 +330,9 @@ class TuneConfig(FitConfig):
 
     @property
     def given(self) -> list[str]:
-        "Those of `SPACE` that are not at their default"
-        return [f.name for f in fields(self) if f.name in SPACE and getattr(self, f.name) != f.default]
+        "Those of `SPACE` that are not what they would be anyway"
+        usual = self.usual()
+        return [n for n in SPACE if getattr(self, n) != usual[n]]
 
     @property
     def searched(self) -> list[str]:

@@ -17,6 +17,7 @@ import pandas as pd
 from .balance import balance_words
 from .charts import balance_chart, chart, curve_chart, draw_importance, draw_rates, draw_search, interval_chart, rate_chart, reliability_chart
 from .core import atomic, read_json, write_text
+from .options import FitConfig
 from .pages import render
 from .sheets import read_sheet
 from .sweep import summary
@@ -137,7 +138,8 @@ def training_words(options: dict, training: dict, model: dict) -> str:
         early = '' if p.get('asked', p['epochs']) == p['epochs'] else f", of {p['asked']} that were asked for"
         what = 'the head alone' if p['name'] == 'head' else 'everything that is not frozen' if options['freeze'] != 'none' else 'the whole network'
         return f"{p['epochs']} epochs{early} of {what} ({p['note'].rstrip('.')})"
-    phases, changed = ', then '.join(map(words, training['phases'])), ' '.join(WORDS[k].format(options[k]) for k in WORDS if options.get(k) not in (None, 0, 1))
+    phases, usual = ', then '.join(map(words, training['phases'])), FitConfig().as_dict()
+    changed = ' '.join(w.format(options[k]) for k, w in WORDS.items() if options.get(k, usual[k]) != usual[k])
     again = training.get('refit')
     kept, parts = training.get('features'), training.get('parts', 1)
     numbers = f"Computed in {training['precision']['note']}. " if training.get('precision') else ''

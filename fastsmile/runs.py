@@ -30,7 +30,7 @@ from .ranks import from_first, joined, rank
 from .recipes import tell_recipe
 from .report import verdict, write_plots, write_report
 from .resume import STATE
-from .seal import predict_parts, record_of, recorded, seal, status_of
+from .seal import must_be_of, predict_parts, record_of, recorded, seal, status_of
 from .session import build_learner, pictures_of, refit_all, spec_of, tell_network, train, write_balance, write_preview
 from .sheets import read_sheet
 from .stages import freeze_before
@@ -88,10 +88,8 @@ def fit_once(
 ) -> 'Run':
     "Train, measure and report into `path`"
     before = status_of(path)
+    if before: must_be_of(path, data, source)
     if before == 'finished': return Run(path)  # of a comparison or a cross-validation that was stopped
-    if before and (old := read_json(path/'config.json')['origin']['data']) != data.fingerprint:
-        raise SmileError(f'{plain(source)} is not what {plain(path)} was trained on (fingerprint {data.fingerprint}, then {old}).',
-                         'Train again without --resume.')
     tell_network(net, spec)
     record = record_of('fit', command or command_line('fit', [source], config), source, config.as_dict(), data, spec, net)
     with recorded(path, record):
@@ -179,6 +177,7 @@ def compare_fits(
         for i, v in enumerate(todo):
             say(f'{i + 1}/{len(todo)}: {v.name}, seed {v.config.training_seed}', style='bold')
             folder = path/'fits'/v.folder if status_of(path/'fits'/v.folder) else new_run(path/'fits'/v.folder, spec.arch)
+            if status_of(folder): must_be_of(folder, data, source)  # that is no failure of one training
             try: fit_once(source, data, spec, new_net(spec, v.config), v.config, folder, device, pictures)
             except NotWritten: raise
             except SmileError as e:

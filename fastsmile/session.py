@@ -119,6 +119,8 @@ def at_work(learn, config: FitConfig, snap: Snapshot, choice: Choice | None = No
     if snap.noted('precision'): choice = Choice(**snap.noted('precision'))
     choice = choice or from_first(lambda: choose_precision(learn, config.precision, learn.dls.train.rows.pictures.prep.size))
     say(f'precision: {choice.note}')
+    if views == 0 and config.augment != 'none':
+        say(f'--augment {config.augment} is not used: the features of the plain pictures are kept. --views N or fresh uses it.')
     snap.note('precision', asdict(choice))
     features = nullcontext() if views is None else on_features(learn, views, config.seen_augment, config.training_seed, choice.used)
     with kept_memory(), compiled(learn.model) if config.compile else nullcontext(), features as kept, learn.added_cbs(mixing_of(choice, device)):

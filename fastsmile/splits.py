@@ -69,7 +69,7 @@ def split_rows(
         sub = frame[rows]
         split[rows] = divide(sub.label, sub.group, shares, sub_seed(seed, use))
     free = ~gone & (split == '')
-    held = frame[split != ''].groupby('group').split.first() if (split != '').any() else {}
+    held = frame[~gone & (split != '')].groupby('group').split.first() if (split != '').any() else {}
     if free.any() and len(held):  # a row without a split follows its group
         split[free] = frame.group[free].map(held).where(frame.group[free] != '', '').fillna('')
         free &= split == ''

@@ -30,7 +30,7 @@ from .pages import render
 from .probing import probe_data, spec_of_probe
 from .report import SCORE_NAMES
 from .runs import Run, fit_once, new_net
-from .seal import status_of
+from .seal import must_be_of, status_of
 from .session import pictures_of, spec_of
 from .sheets import write_sheet
 from .splits import divide
@@ -54,7 +54,7 @@ def start_of(
         file = Path(weights)/f'{arch}.safetensors'
         if file.exists():
             return replace(config, arch=arch, weights=str(file), **instead), '' if arch == config.arch else f'{arch} for {config.arch}'
-    raise SmileError(f'{plain(weights)} has weights neither of {config.arch} nor of {entry.stand_in}.',
+    raise SmileError(f'{plain(weights)} has no weights of {" or ".join(dict.fromkeys((config.arch, entry.stand_in)))}.',
                      'It should hold ARCH.safetensors; or take --weights hub.')
 
 # %% ../nbs/19_studying.ipynb #2611d648
@@ -97,10 +97,10 @@ def source_options(
     source: Path,
     config: StudyConfig,
 ) -> dict:
-    "How the source is read: as the study's own data set where it is that file, else as the options say"
+    "How the source is read: as the options say, and otherwise as the study's own data set where it is that file"
     own = {k: v for k, v in config.as_dict().items() if k in SourceOptions().as_dict() and v != config.usual()[k]}
-    if own or source.name != study.file: return own
-    return study.source | ({'labels': str(source.parent/study.source['labels'])} if 'labels' in study.source else {})
+    if source.name != study.file: return own
+    return study.source | ({'labels': str(source.parent/study.source['labels'])} if 'labels' in study.source else {}) | own
 
 def entry_config(
     study: Study,
@@ -134,6 +134,7 @@ def probe_entry(s: Setting, entry: Entry, config: ProbeConfig, runs: list):
         probe_data(s.source, s.data, spec_of_probe(config, s.data.classes), replace(config, out=str(folder)))
     elif read_json(folder/'config.json')['options'] | dict(arch=config.arch, out=None) != jsonable(config.as_dict()):
         raise SmileError(f'{plain(folder)} was fitted with other options.', 'Name another folder with --out.')
+    must_be_of(folder, s.data, s.source)
     runs.append(folder)
 
 ENTRIES = dict(fit=fit_entry, probe=probe_entry)
@@ -290,6 +291,10 @@ def study(
     unknown = set(config.only) - {e.name for e in STUDIES[name].entries}
     if unknown:
         raise OptionError(f'--only {plain(min(unknown))!r} is no entry of {name}.', f"Accepted: {', '.join(e.name for e in STUDIES[name].entries)}.")
+    if config.weights not in ('hub', 'none') and not Path(config.weights).is_dir():
+        raise OptionError(f'--weights {plain(config.weights)} is no folder.', 'Accepted: hub, none, or a folder of ARCH.safetensors.')
+    if Path(source).name != STUDIES[name].file:
+        say(f'{name} was made for {STUDIES[name].file}; {plain(Path(source).name)} is read as the options say.', style='yellow')
     s, done, rows = setting_of(name, Path(source), config), {}, []
     for e in s.study.entries:
         if config.only and e.name not in config.only: continue

@@ -117,7 +117,9 @@ def fits_table(run) -> tuple[list, list]: # Rich tables; the rows of the compari
     monitor = run.options.monitor
     rows = summary(run.comparison, monitor).to_dict('records')
     columns, most = (f'valid_{monitor}', 'test_balanced_accuracy', 'test_macro_f1'), max(r['fits'] + r['failed'] for r in rows)
-    def cell(r, k): return 'failed' if r[k] != r[k] else f'{r[k]:.3f}' + (f" ± {(r[f'{k}_max'] - r[f'{k}_min']) / 2:.3f}" if most > 1 else '')
+    def cell(r, k):
+        if r[k] != r[k]: return '' if r['fits'] else 'failed'
+        return f'{r[k]:.3f}' + (f" ± {(r[f'{k}_max'] - r[f'{k}_min']) / 2:.3f}" if most > 1 else '')
     epochs = ['epochs'] * any(r['epochs'] for r in rows)  # probes have none
     lines = [(r['variant'] + (' (collapsed)' if r['collapsed'] else ''), *(r[e] for e in epochs), *(cell(r, k) for k in columns)) for r in rows]
     title = 'trainings, the best on valid first; test chose nothing' + (f'; ± half the range of {most}' if most > 1 else '')

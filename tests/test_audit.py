@@ -24,7 +24,7 @@ from fastsmile.options import AuditConfig, DataOptions, SampleConfig
 from fastsmile.plan import PLAN, read_plan
 from fastsmile.sample import sample
 from fastsmile.scan import Examiner, scan
-from fastsmile.splits import divide, give_way
+from fastsmile.splits import divide, give_way, split_rows
 from fastsmile.table import read_source
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
@@ -209,6 +209,16 @@ def test_who_gave_way_leaves_no_straddling_group(rows):
     left = left[(left.g != '') & (left.s != '')]
     assert left.empty or left.groupby('g').s.nunique().max() == 1
     assert not any(g for g, s in zip(gone, split) if s == 'test')
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(['train', 'valid', 'test', '']), st.sampled_from(['', 'x', 'y', 'z'])), max_size=20))
+def test_a_row_without_a_side_follows_those_of_its_group_that_stay(rows):
+    sure = [(s, '') for s in ('train', 'valid', 'test') for _ in range(4)]  # so that every side has both classes
+    frame = pd.DataFrame([(s, g, 'ab'[i % 2]) for i, (s, g) in enumerate(sure + rows)], columns=['split', 'group', 'label'])
+    split, gone, _ = split_rows(frame, 0.1, 0.2, 0, 0)
+    left = pd.DataFrame(dict(s=split, g=frame.group))[~gone]
+    assert left[left.g != ''].groupby('g').s.nunique().le(1).all() and (left.s != '').all()
 
 
 @pytest.mark.browser

@@ -57,7 +57,8 @@ def test_what_is_kept_is_known_by_pictures_weights_views_and_precision(data, fro
     assert [files(), files(), files(views='1'), files(views='1', augment='light')] == [1, 1, 2, 3]
     assert [files(size=24), files(seed=2), files(precision='bf16')] == [4, 5, 6]
     assert files(cache='none') == files(cache='memory') == 6
-    assert clear_cache()[0] == 6 and not cached()
+    assert files(model_args=frozen.model_args[:-1] + ', "global_pool": "max"}') == 7  # no weight tells this from the first
+    assert clear_cache()[0] == 7 and not cached()
 
 
 def test_views_vary_and_count(data, frozen, tmp_path):

@@ -23,12 +23,14 @@ from fastsmile.loaders import augmentations
 from fastsmile.losses import SoftF1, make_loss
 from fastsmile.models import build, make_spec
 from fastsmile.measure import read_saved
-from fastsmile.options import CalibrateConfig, FitConfig, ReportConfig, command_line
+from fastsmile.ensembling import ensemble
+from fastsmile.options import CalibrateConfig, EnsembleConfig, FitConfig, ReportConfig, command_line
 from fastsmile.review import calibrate, evaluate, report
 from fastsmile.runs import fit, load_run
 from fastsmile.session import build_learner, spec_of, train
 from fastsmile.sweep import Variant, result_row, write_comparison
 from fastsmile.tables import fit_result
+from fastsmile.taught import read_taught
 from fastsmile.train import find_rate
 
 
@@ -154,7 +156,8 @@ def test_each_refusal_is_reached():
     base = dict(augment='medium', balance='weighted', loss='ce')
     asked = [dict(balance='oversample+undersample'), dict(balance='class-weight+logit-adjust'), dict(balance='augment:9', augment='none'),
              dict(augment='light+strong'), dict(augment='mixup+cutmix'), dict(loss='soft-f1', augment='light+mixup'),
-             dict(loss='soft-f1', balance='class-weight'), dict(loss='bce', balance='logit-adjust'), dict(freeze='head', freeze_epochs=2),
+             dict(loss='soft-f1', balance='class-weight'), dict(loss='bce', balance='logit-adjust'),
+             dict(loss='focal', balance='logit-adjust'), dict(freeze='head', freeze_epochs=2),
              dict(freeze='head', spread=5), dict(views='2'), dict(freeze='head', augment='light+mixup'), dict(freeze='head', balance='augment:9'),
              dict(freeze='head', augment='none', views='2'), dict(freeze='head', compile=True),
              dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'),
@@ -305,6 +308,10 @@ def test_refit_trains_on_train_and_valid(faces, tiny, tmp_path, run):
     assert drawn.iloc[-1] > drawn.iloc[0] and 'trained again' in r.report.read_text()
     assert not r.model.net.state_dict()['fc.weight'].equal(load_file(r.path/'checkpoints'/'best.safetensors')['fc.weight'])
     assert set(r.metrics) == {'valid', 'test', 'calibration'}
+    assert set(read_taught(r.path).split) == {'train', 'calib'}  # nothing that is made of it is chosen on what was valid
+    both = ensemble([run.path, r.path], EnsembleConfig(tta='none', out=str(tmp_path/'both')))
+    assert 'valid' not in both.metrics and 'test' in both.metrics
+    with pytest.raises(SmileError, match='Take --how mean'): ensemble([run.path, r.path], EnsembleConfig(how='forest', out=str(tmp_path/'forest')))
 
 
 def test_a_search_that_diverges_falls_back_and_leaves_no_trace(data, tiny, tmp_path):

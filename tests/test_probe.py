@@ -21,8 +21,9 @@ from fastsmile.models import build, make_spec
 from fastsmile.options import CalibrateConfig, CompareConfig, EvaluateConfig, ExplainConfig, FitConfig, ProbeConfig
 from fastsmile.probing import probe
 from fastsmile.review import calibrate, evaluate, explain
-from fastsmile.runs import Run, load_run, resume
+from fastsmile.runs import Run, fit, load_run, resume
 from fastsmile.shallow import Neighbours, describe_head, forest_of
+from fastsmile.taught import read_taught
 
 CONFIG = ProbeConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, trees=20, leaf='1,5', k='5,15', c='0.01,1', seed=1)
 
@@ -155,6 +156,17 @@ def test_the_rows_that_a_network_has_seen_do_not_measure_its_probe(run, faces, t
     gone = table.index[table.reason.str.contains('taught or chose')]
     left = table.index[(table.reason == '') & (table.split == 'test')]
     assert len(gone) > 5 and len(left) and set(theirs.split[left]) == {'test'}
+
+
+def test_nor_what_is_trained_from_it(run, faces, tiny, tmp_path):
+    "Another seed; what the first has seen, the second has seen, too"
+    again = fit(faces, replace(tiny, weights=str(run.path), seed=5, epochs=1, lr='0.001', tta='none', out=str(tmp_path/'again')))
+    table, theirs = (pd.read_csv(r.path/'table.csv', keep_default_na=False).set_index('path') for r in (again, run))
+    gone, used = table.index[table.reason.str.contains('taught or chose')], table[table.reason == '']
+    assert len(gone) > 5 and not (theirs.split[used.index[used.split.isin(['calib', 'valid'])]] == 'train').any()
+    assert set(read_taught(run.path).digest) <= set(read_taught(again.path).digest)
+    same = fit(faces, replace(tiny, weights=str(run.path), epochs=1, lr='0.001', tta='none', out=str(tmp_path/'same')))
+    assert same.metrics['test']['rows'] == run.metrics['test']['rows'] and same.metrics['valid']['rows'] == run.metrics['valid']['rows']
 
 
 @pytest.mark.parametrize('change,words', [(dict(k='0'), 'list of numbers'), (dict(probes='svm'), 'Accepted: knn'),

@@ -104,6 +104,10 @@ def test_finished_trainings_of_several_stay(faces, tiny, tmp_path, monkeypatch, 
         m.setattr(Snapshot, 'after_epoch', after_epoch)
         with pytest.raises(Stopped): fit(faces, replace(config, out=str(tmp_path/'r')))
     first = next(p for p in sorted(tmp_path.glob('r/*/*/config.json')) + sorted(tmp_path.glob('r/*/config.json')) if read_json(p).get('status') == 'finished')
+    kept = read_json(first)
+    write_json(first, kept | dict(origin=kept['origin'] | dict(data='0000')))
+    with pytest.raises(SmileError, match='fingerprint'): fit('.', replace(type(config)(), resume=str(tmp_path/'r')))
+    write_json(first, kept)
     stamp = first.stat().st_mtime_ns
     again = fit('.', replace(type(config)(), resume=str(tmp_path/'r')))
     assert first.stat().st_mtime_ns == stamp and read_json(again.path/'config.json')['status'] in ('finished', 'cross-validated')

@@ -1,4 +1,5 @@
 "A study trains its entries, goes on where it was stopped, and says what held from the figures alone"
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 from fastsmile.core import OptionError, SmileError, read_json
 from fastsmile.options import StudyConfig
 from fastsmile.studies import STUDIES
-from fastsmile.studying import fewer, start_of, study
+from fastsmile.studying import fewer, source_options, start_of, study
 from fastsmile.options import FitConfig
 
 ASKED = ('B1', 'B2')
@@ -72,13 +73,24 @@ def test_what_is_finished_is_not_trained_again(done, faces, small):
     assert again['entries'][0]['ours'] == done['entries'][0]['ours']
 
 
-def test_other_options_in_the_same_folder_are_refused(done, faces, small):
-    with pytest.raises(SmileError, match='No training ran'): study('face-property', faces, replace(small, seed=7))
+def test_other_options_and_other_rows_in_the_same_folder_are_refused(done, faces, small, tmp_path):
+    with pytest.raises(SmileError, match='other options'): study('face-property', faces, replace(small, seed=7))
+    less = shutil.copytree(faces, tmp_path/'less')
+    for n in pd.read_csv(less/'train.csv', header=None)[0][:5]: next(less.rglob(f'{n}*')).unlink()
+    with pytest.raises(SmileError, match='No training ran.*fingerprint'): study('face-property', less, small)
+
+
+def test_an_option_about_the_source_stands_over_the_study_s_own(tmp_path):
+    "What it says nothing of stays"
+    s = STUDIES['smile-densenet161']
+    assert source_options(s, tmp_path/'smiles.zip', StudyConfig(min_count=5)) == dict(label_col='label3', group_col='person', min_count=5)
+    assert source_options(s, tmp_path/'smiles.zip', StudyConfig(label_col='label'))['label_col'] == 'label'
+    assert source_options(s, tmp_path/'mine.zip', StudyConfig(min_count=5)) == dict(min_count=5)
 
 
 def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
     entry, config = STUDIES['face-property'].entries[4], FitConfig(recipe='resnet50-partial')
-    with pytest.raises(SmileError, match='neither of resnet50'): start_of(entry, config, str(tmp_path))
+    with pytest.raises(SmileError, match='no weights of resnet50 or mobilenetv2_100'): start_of(entry, config, str(tmp_path))
     (tmp_path/'mobilenetv2_100.safetensors').touch()
     made, note = start_of(entry, config, str(tmp_path))
     assert (made.arch, made.freeze, note) == ('mobilenetv2_100', 'blocks.6', 'mobilenetv2_100 for resnet50')
@@ -88,7 +100,8 @@ def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
     assert start_of(STUDIES['face-property'].entries[0], FitConfig(recipe='cnn-b1'), str(tmp_path))[0].weights == 'none'
 
 
-def test_wrong_names_are_answered_with_what_there_is(faces):
+def test_wrong_names_are_answered_with_what_there_is(faces, tmp_path):
+    with pytest.raises(OptionError, match='is no folder'): study('clothing', faces, StudyConfig(weights=str(tmp_path/'weights')))
     with pytest.raises(OptionError, match='clothing'): study('shoes', faces)
     with pytest.raises(OptionError, match='B1, B2'): study('face-property', faces, StudyConfig(only=('B9',)))
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fastsmile.core import OptionError, SmileError
-from fastsmile.options import SPACE, FitConfig, TuneConfig
+from fastsmile.options import SPACE, FitConfig, TuneConfig, command_line
 from fastsmile.runs import load_run, resume
 from fastsmile.tuning import config_of, folder_for, one_more, space_of, tune
 
@@ -120,6 +120,28 @@ def test_each_word_of_the_space_varies_its_option(name):
     values = d.choices if hasattr(d, 'choices') else (d.low, d.high)
     got = {getattr(config_of(config, {name: v}), name) for v in values}
     assert len(got) == len(values) > 1 and config_of(config, {}) == FitConfig()
+
+
+def test_what_does_not_go_together_is_not_drawn(config, faces, tmp_path, monkeypatch):
+    import fastsmile.tuning as module
+    held = TuneConfig(freeze_epochs=2, loss='soft-f1')
+    assert space_of(held, 64)['freeze'].choices == ('none',) and space_of(held, 64)['balance'].choices == ('none', 'weighted')
+    drawn = []
+    monkeypatch.setattr(module, 'run_trial', lambda search, trial, told: drawn.append(trial.params) or 0.5)
+    monkeypatch.setattr(module, 'finish', lambda search, command: None)
+    run = tune(faces, replace(config, trials=40, space='balance,loss', out=str(tmp_path/'pairs')))
+    study = optuna.load_study(study_name='fastsmile', storage=f'sqlite:///{run.path}/tune.db')
+    assert len(drawn) == 40 < len(study.trials)  # the others were drawn and not begun
+    assert not [p for p in drawn if p['balance'] == 'logit-adjust' and p['loss'] != 'ce'] and {p['loss'] for p in drawn} == set(module.LOSSES)
+    assert len(module.trial_table(study, 'macro_f1')) == 40
+
+
+def test_a_recipe_stands_below_what_is_searched():
+    made = TuneConfig(recipe='cnn-b3', trials=3)
+    assert (made.arch, made.weights, made.bs, made.test) == ('smilecnn_b2', 'none', 124, 0.3) and 'lr' in made.searched
+    assert config_of(made, dict(lr=0.01)) == FitConfig(recipe='cnn-b3', lr='0.01')
+    assert command_line('tune', ['x'], made) == 'fastsmile tune x --recipe cnn-b3 --trials 3'
+    with pytest.raises(OptionError, match='Accepted: densenet161-frozen'): TuneConfig(recipe='vgg')
 
 
 def test_samplers(config, faces, tmp_path):
