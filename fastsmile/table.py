@@ -98,7 +98,7 @@ def from_array(
     n = len(reader.names())
     if len(values) != n:
         raise SmileError(f'{plain(labels)} has {len(values)} labels for {n} pictures in {plain(reader.root)}.',
-                         'There must be one label per picture, in the same order; a blank line is a picture without a label, and a header a word that is no label.')
+                         'There must be one label per picture, in the same order: a blank line is a picture without one, a header a word that is none.')
     return pd.DataFrame(dict(path=reader.names(), label=[str(v).strip() for v in values], split='', group='', reason=''), dtype=str)
 
 HEADS = {'label', 'labels', 'class', 'class_name', 'target', 'category'}  # above a column of labels; no class is called that
