@@ -111,7 +111,7 @@ def from_array(
     n = len(reader.names())
     if len(values) != n:
         raise SmileError(f'{plain(labels)} has {len(values)} labels for {n} pictures in {plain(reader.root)}.',
-                         'There must be one label per picture, in the same order; a blank line is a picture without a label, and a header a word that is no label.')
+                         'There must be one label per picture, in the same order: a blank line is a picture without one, a header a word that is none.')
     return pd.DataFrame(dict(path=reader.names(), label=[str(v).strip() for v in values], split='', group='', reason=''), dtype=str)
 
 HEADS = {'label', 'labels', 'class', 'class_name', 'target', 'category'}  # above a column of labels; no class is called that
@@ -122,8 +122,9 @@ def _without_header(values: list[str], n: int, name: str) -> list[str]:
     first, *rest = map(label_key, values)
     alone, usual = first not in rest, first in HEADS
     if len(values) == n + 1:
-        if alone and values[-1] and not usual: say(f'{plain(name)}: its first line is taken for a header: {plain(values[0])}', style='yellow')
-        if alone and (usual or values[-1]): return values[1:]
+        if alone and (usual or values[-1]):
+            if not usual: say(f'{plain(name)}: its first line is taken for a header: {plain(values[0])}', style='yellow')
+            return values[1:]
         if not alone and not values[-1]: return values[:-1]
     return values[1:] if alone and usual else values  # too few labels, which is said
 
