@@ -241,3 +241,81 @@ def test_parquet_keeps_its_cells(tmp_path):
 def test_parquet_with_spoilt_notes(tmp_path):
     path = parquet_of(tmp_path/'x.parquet', columns=dict(path=['a.png', 'b.png'], label=['x', 'y']), says={'pandas': '{}'})
     assert read_csv(path.read_bytes(), 'x.parquet').values.tolist() == [['path', 'label'], ['a.png', 'x'], ['b.png', 'y']]
+
+
+THREE = {f'{n}.png': P for n in 'abc'}
+
+
+def test_a_split_column_is_obeyed_or_a_question(tmp_path, capsys):
+    "Blanks name no split; an odd word is no reason to forget the others"
+    s = read(tmp_path, {**THREE, 'labels.csv': 'path,label,split\na,yes,train\nb,no,Test\nc,yes,\n'})
+    assert s.frame.split.tolist() == ['train', 'test', ''] and any('train 1, test 1' in n for n in s.notes)
+    odd = {**THREE, 'labels.csv': 'path,label,split\na,yes,train\nb,no,hold-out\nc,yes,test\n'}
+    for options in ({}, dict(split_col='split')):
+        with pytest.raises(SmileError, match=r"'hold-out' \(1 rows\)"): read(tmp_path/'odd', odd, **options)
+    assert read(tmp_path/'odd', odd, split_col='none').frame.split.tolist() == ['', '', '']
+    other = read(tmp_path/'other', {**THREE, 'labels.csv': 'path,label,set\na,yes,A\nb,no,B\nc,yes,A\n'})
+    assert other.frame.split.tolist() == ['', '', '']
+
+
+def test_a_folder_beside_those_of_splits(tmp_path):
+    files = {f'{s}/{c}/{i}.png': P for s in ('train', 'validation', 'holdout') for c in ('smile', 'not') for i in range(2)}
+    with pytest.raises(SmileError, match='The folder holdout stands beside train, validation'): read(tmp_path, files)
+    nested = {f'train/{c}/{i}.png': P for c in ('a', 'b') for i in range(2)} | {f'c/deep/{i}.png': P for i in range(2)}
+    assert set(read(tmp_path/'nested', nested).frame.label) == {'a', 'b', 'c'}
+
+
+@pytest.mark.parametrize('line', ['b,"no\nc,yes\n', '"b,no\nc,yes\n'])
+def test_a_quote_that_is_not_closed(tmp_path, line):
+    with pytest.raises(SmileError, match='runs over several lines, in row 3|cannot be read as a table'):
+        read(tmp_path, {**THREE, 'labels.csv': 'path,label\na,yes\n' + line})
+    fine = read(tmp_path/'fine', {**THREE, 'labels.csv': 'path,label,words\na,yes,"two\nlines"\nb,no,x\nc,yes,y\n'})
+    assert len(fine.kept) == 3
+
+
+def packed(*names, flag=True) -> bytes:
+    "A zip of pictures; without the flag, names are bytes of UTF-8 that nothing marks as such"
+    buf = io.BytesIO()
+    with zipfile.ZipFile(buf, 'w') as z:
+        for n in names: z.writestr(n, P)
+    data = bytearray(buf.getvalue())
+    for mark, at in ((b'PK\x03\x04', 7), (b'PK\x01\x02', 9)):  # the second byte of the flags in each header
+        where = -1
+        while not flag and (where := data.find(mark, where + 1)) >= 0: data[where + at] &= ~8
+    return bytes(data)
+
+
+def test_a_table_beside_a_zip(tmp_path, capsys):
+    "The only one in a folder without pictures; of several, a question"
+    files = {'labels.csv': 'path,label\nimages/a.png,yes\nimages/b.png,no\n', 'bilder.zip': packed('images/a.png', 'images/b.png')}
+    where = folder(tmp_path/'z', files)
+    for source in (where, where/'labels.csv'):
+        assert read_source(source).kept.label.tolist() == ['yes', 'no']
+    folder(where, {'more.zip': packed('images/a.png')})
+    with pytest.raises(SmileError, match='several zips: bilder.zip, more.zip'): read_source(where)
+    folder(where, {'own/a.png': P, 'own/b.png': P})
+    assert read_source(where).kept.path.tolist() == ['own/a.png', 'own/b.png']  # its own pictures come first
+
+
+def test_accents_in_names(tmp_path):
+    "UTF-8 without its mark, as zip on Linux writes it; accents as macOS writes them"
+    import unicodedata
+    data = packed('Lächeln/Jürgen.png', 'ernst/a.png', flag=False)
+    with zipfile.ZipFile(io.BytesIO(data)) as z: assert 'Lächeln/Jürgen.png' not in z.namelist()
+    s = read_source(folder(tmp_path/'z', {'z.zip': data})/'z.zip')
+    assert set(s.frame.label) == {'Lächeln', 'ernst'} and s.reader.image('Lächeln/Jürgen.png').size
+    apart = unicodedata.normalize('NFD', 'Jürgen')
+    assert apart != 'Jürgen'
+    t = read(tmp_path, {'Jürgen.png': P, 'a.png': P, 'labels.csv': f'path,label\n{apart}.png,yes\na,no\n'})
+    assert t.kept.path.tolist() == ['Jürgen.png', 'a.png']
+
+
+def test_two_columns_that_may_be_the_label(tmp_path):
+    with pytest.raises(SmileError, match='two columns that may be the label: label and class'):
+        read(tmp_path, {**THREE, 'labels.csv': 'path,class,label\na,x,yes\nb,x,no\nc,y,yes\n'})
+    with pytest.raises(SmileError, match='may be the label: label and label.2'):
+        read(tmp_path/'twice', {**THREE, 'labels.csv': 'path,label,label\na,x,yes\nb,x,no\nc,y,yes\n'})
+    same = read(tmp_path/'same', {**THREE, 'labels.csv': 'path,label,class_name\na,0,no\nb,1,yes\nc,0,no\n'})
+    assert set(same.frame.label) == {'0', '1'}
+    asked = read(tmp_path/'asked', {**THREE, 'labels.csv': 'path,class,label\na,x,yes\nb,x,no\nc,y,yes\n'}, label_col='class')
+    assert set(asked.frame.label) == {'x', 'y'}
