@@ -182,4 +182,13 @@ def out_of_fold(run) -> pd.DataFrame:
     path = Path(run)/'predictions_oof.csv'
     if not path.exists():
         raise SmileError(f'--suspects {plain(run)} has no predictions_oof.csv.', 'Make them with `fastsmile fit SOURCE --folds 5`, and name that run.')
+    if (path.parent/'metrics.json').exists(): _can_accuse(path.parent, read_json(path.parent/'metrics.json')['test'])
     return read_sheet(path)
+
+def _can_accuse(run: Path, m: dict):
+    "A `SmileError` where the models know no more than the commonest class: what they doubt is then their own ignorance"
+    b, base = m['balanced_accuracy'], m['baseline']
+    if not m['collapsed'] and b['low'] > base['balanced_accuracy']: return
+    raise SmileError(f"--suspects {plain(run)}: its models are not clearly better than answering {base['label']!r} to everything (balanced accuracy "
+                     f"{b['value']:.3f}, {b['low']:.3f} to {b['high']:.3f}), so their doubts say nothing about labels.",
+                     'Name a cross-validation whose verdict is good: more --epochs, a pretrained --arch or --balance may help.')

@@ -134,7 +134,7 @@ def _serve(run, config):
 @command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: fastsmile predict folder/ --engine onnx --model runs/resnet18',
          ('run', inspect.Parameter.empty, 'a finished run, or a model folder'))
 def _export(run, config):
-    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept"
+    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept; of an ensemble, export the members"
     from fastsmile.exporting import export
     done = export(run, config)
     return export_words(done), done

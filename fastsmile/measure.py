@@ -152,7 +152,7 @@ def abstention(y, label, calibrated: np.ndarray, calibration: Calibration) -> di
     n, all_, kept = calibrated.shape[1], scores(confusion(y, label, calibrated.shape[1])), scores(confusion(y[sure], label[sure], calibrated.shape[1]))
     return dict(asked=calibration.coverage, confidence=calibration.confidence, covered=float(sure.mean()), rows=int(sure.sum()),
                 covered_by_class=[float(sure[y == c].mean()) if (y == c).any() else None for c in range(n)],
-                **{k: float(kept[k]) for k in ('accuracy', 'balanced_accuracy', 'macro_f1')},
+                **{k: float(kept[k]) if sure.any() else None for k in ('accuracy', 'balanced_accuracy', 'macro_f1')},
                 without={k: float(all_[k]) for k in ('accuracy', 'balanced_accuracy', 'macro_f1')})
 
 def set_coverage(y, calibrated: np.ndarray, calibration: Calibration) -> dict:
