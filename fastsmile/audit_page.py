@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
 from .cluster import ray_cluster, spread_of
-from .core import SmileError, claimed, jsonable, new_run, plain, read_json, say, write_text
+from .core import SmileError, claimed, jsonable, must_be_free, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
 from .options import AuditConfig, command_line
@@ -165,6 +165,7 @@ def audit(
     progress: Callable | None = None,  # called with the number of pictures; returns a function that is called with those that are done
 ) -> Audit:
     "Look at every picture and row of a source, and write down what is wrong; the source is never changed"
+    must_be_free(config.out)
     read = read_source(source, config)
     oof = out_of_fold(config.suspects) if config.suspects else None
     for note in read.notes: say(note)

@@ -259,7 +259,7 @@ def slices(
     calibration: Calibration,
     by: str,              # see `slice_names`
     draws: int = 1000,
-) -> list[dict]: # name, rows, groups, accuracy with interval, balanced_accuracy, macro_f1; the largest first
+) -> list[dict]: # name, rows, groups, accuracy with interval, balanced_accuracy, macro_f1; numbers in their order, names with the largest first
     "Figures of each slice"
     names, label = slice_names(saved.frame, by), calibration.read(saved.probs)[0]
     out = []
@@ -272,4 +272,10 @@ def slices(
         s = scores(confusion(y, pred, len(saved.classes)))
         out.append(dict(slice=str(name), rows=len(i), groups=int(ids.max()) + 1, accuracy=float(s['accuracy']), low=span[0], high=span[1],
                         balanced_accuracy=float(s['balanced_accuracy']), macro_f1=float(s['macro_f1'])))
-    return sorted(out, key=lambda r: (-r['rows'], r['slice']))
+    numbers = {r['slice']: _from(r['slice']) for r in out}
+    return sorted(out, key=lambda r: numbers[r['slice']] if None not in numbers.values() else (-r['rows'], r['slice']))
+
+def _from(name: str) -> float | None:
+    "Where a slice of numbers begins; None where it is none"
+    try: return float(name.removesuffix(' px').partition(' to ')[0])
+    except ValueError: return None

@@ -32,8 +32,9 @@ def verdict(
     "Two sentences about how good the model is, and where it fails"
     part = 'test' if 'test' in metrics else 'valid'
     m = metrics[part]
+    of = 'out-of-fold' if 'folds' in metrics else part
     b, base, common = m['balanced_accuracy'], m['baseline']['balanced_accuracy'], m['baseline']['label']
-    figures = f"balanced accuracy {b['value']:.3f} ({b['low']:.3f} to {b['high']:.3f}) on {m['rows']} {part} rows, where answering {common!r} scores {base:.3f}"
+    figures = f"balanced accuracy {b['value']:.3f} ({b['low']:.3f} to {b['high']:.3f}) on {m['rows']} {of} rows, where answering {common!r} scores {base:.3f}"
     weak = ' '.join(['', failing(m), *filter(None, [m.get('note')])])
     if part == 'valid': weak += ' There are no test rows, so this figure also made the choices and is too good.'
     if m['collapsed']:

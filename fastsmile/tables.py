@@ -30,7 +30,7 @@ def metrics_tables(metrics: dict) -> list:
         t = metrics['test_tta']['macro_f1']
         score.append((f"macro F1, --tta {metrics['test_tta']['views']}", f"{t['value']:.3f}", f"{t['low']:.3f} to {t['high']:.3f}", ''))
     each = [(c['label'], *(figure(c[k]) for k in ('precision', 'recall', 'f1')), int(c['support'])) for c in m['per_class']]
-    return [grid(f"{part}, {m['rows']} rows", ['', 'value', '95% interval', 'majority'], score),
+    return [grid(f"{'out of fold' if 'folds' in metrics else part}, {m['rows']} rows", ['', 'value', '95% interval', 'majority'], score),
             grid('classes', ['class', 'precision', 'recall', 'F1', 'rows'], each), *filter(None, [m.get('note')])]
 
 def evaluation_tables(
@@ -64,8 +64,11 @@ def calibration_words(c: dict, classes: list) -> list[str]:
     held = ', '.join(f"{k} {b['covered']:.1%}" for k, b in zip(classes, s['by_class']) if b['covered'] is not None)
     before, after = (c[k]['ece']['value'] for k in ('before', 'after'))
     paid = {r['rule']: r['cost'] for r in c['rules'] if 'cost' in r}
+    weights = {r['rule']: r['weights'] for r in c['rules']}
+    same = next((r for r in ('argmax', 'balanced') if r in weights and weights[r] == weights[c['rule']] and r != c['rule']), '')
     return [*([f"mean cost {paid['cost']:.3f}, of the likeliest class {paid['argmax']:.3f}"] if paid else []),
-            f"rule: {c['rule']}; calibration error {before:.3f}, after temperature {c['temperature']:.2f} {after:.3f}",
+            f"rule: {c['rule']}{f', here the same as {same}' * bool(same)}; "
+            f"calibration error {before:.3f}, after temperature {c['temperature']:.2f} {after:.3f}",
             f"abstaining below {a['confidence']:.3f}: " + (
                 f"{a['covered']:.1%} of rows get a label, accuracy {a['accuracy']:.3f} (all rows {a['without']['accuracy']:.3f}), "
                 f"balanced {a['balanced_accuracy']:.3f} ({a['without']['balanced_accuracy']:.3f})" if a['rows'] else 'no row gets a label'),
@@ -145,8 +148,9 @@ def fits_table(run) -> tuple[list, list]: # Rich tables; the rows of the compari
 def predict_result(done, page=None) -> tuple:
     "What `predict` prints"
     good, fresh = done.rows - done.failed, done.rows - done.resumed
-    word = 'pictures' if done.rows == done.inputs else 'rows'
-    shown = [grid(f'{done.rows} {word}' + f' of {done.inputs} pictures' * (word == 'rows'), ['label', 'rows', 'share'],
+    pictures = 'picture' if done.inputs == 1 else 'pictures'
+    word = pictures if done.rows == done.inputs else 'rows'
+    shown = [grid(f'{done.rows} {word}' + f' of {done.inputs} {pictures}' * (word == 'rows'), ['label', 'rows', 'share'],
                   [(c, n, f'{n / max(1, good):.1%}') for c, n in done.labels.items()])]
     if done.failed:
         shown.append(grid(f'{done.failed} without a prediction', ['picture', 'reason'], done.errors[:10]))
@@ -155,6 +159,7 @@ def predict_result(done, page=None) -> tuple:
         shown.append(f'{done.known} took the label of a known picture (column known)'
                      + f'; {done.torn} did not: what is known of them is contradictory, or no class of the model' * (done.torn > 0))
     shown.append('probabilities: ' + done.how['probabilities'])
+    if fresh != done.rows: word = word.removesuffix('s') + 's' * (fresh != 1)
     shown.append(f'{fresh} {word} in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.how["precision"]}'
                  + (f'; {done.resumed} were there from before' if done.resumed else ''))
     pages = [f'gallery: {plain(page)}'] if page else []

@@ -363,3 +363,22 @@ def test_the_source_of_a_run_is_measured_anyway_on_request(run, tmp_path):
     table = pd.read_csv(run.path/'table.csv', keep_default_na=False)
     used = table[table.reason == '']
     assert r['metrics']['rows'] >= len(used) and {c['path'] for c in r['copies']} >= set(used.path[used.split != 'test'])
+
+
+def test_slices_of_numbers_stand_in_their_order_and_names_by_rows(run):
+    from fastsmile.review import evaluate
+    rows = evaluate(run.path, config=EvaluateConfig(by=('size', 'label'), draws=100))['slices']
+    starts = [float(s['slice'].partition(' ')[0]) for s in rows['size']]
+    by_rows = [r['slice'] for r in sorted(rows['size'], key=lambda r: (-r['rows'], r['slice']))]
+    assert starts == sorted(starts) and by_rows != [s['slice'] for s in rows['size']]
+    assert [s['rows'] for s in rows['label']] == sorted((s['rows'] for s in rows['label']), reverse=True)
+
+
+def test_a_rule_that_nothing_was_fitted_for_is_named_by_what_it_does(run):
+    from fastsmile.tables import calibration_words
+    c, classes = run.metrics['calibration'], run.config['model']['classes']
+    def rule(**weights):
+        said = calibration_words(c | dict(rule='macro_f1', rules=[dict(rule=k, weights=v) for k, v in weights.items()]), classes)
+        return next(s for s in said if s.startswith('rule:')).partition(';')[0]
+    assert rule(argmax=[1, 1, 1], balanced=[.5, 1, 2], macro_f1=[.5, 1, 2]) == 'rule: macro_f1, here the same as balanced'
+    assert rule(argmax=[1, 1, 1], balanced=[.5, 1, 2], macro_f1=[.6, 1, 2]) == 'rule: macro_f1'

@@ -15,6 +15,7 @@ from fastsmile.options import AuditConfig, CalibrateConfig, CompareConfig, DataO
 from fastsmile.review import calibrate, evaluate, explain, report
 from fastsmile.runs import fit, load_run
 from fastsmile.table import read_source
+from fastsmile.tables import metrics_tables
 
 
 @pytest.fixture(scope='module')
@@ -43,6 +44,7 @@ def test_every_row_is_held_out_once_by_a_model_that_never_saw_its_group(folds):
 def test_the_summary_has_a_spread_and_is_no_model(folds):
     run = folds[0]
     m = run.metrics
+    assert str(metrics_tables(m)[0].title) == f'out of fold, {m["test"]["rows"]} rows' and f'{m["test"]["rows"]} out-of-fold rows' in run.verdict
     assert len(m['folds']) == 3 and m['test']['rows'] == sum(f['rows'] for f in m['folds'])
     assert m['spread']['accuracy']['min'] == min(f['accuracy']['value'] for f in m['folds']) and 'fold_2/report.html' in run.report.read_text()
     assert run.config['status'] == 'cross-validated'
