@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from .checks import SEVERITIES, Finding, audit_record
 from .cluster import ray_cluster, spread_of
-from .core import SmileError, claimed, jsonable, new_run, plain, read_json, say, write_text
+from .core import SmileError, claimed, jsonable, must_be_free, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
 from .options import AuditConfig, command_line
@@ -165,6 +165,7 @@ def audit(
     progress: Callable | None = None,  # called with the number of pictures; returns a function that is called with those that are done
 ) -> Audit:
     "Look at every picture and row of a source, and write down what is wrong; the source is never changed"
+    must_be_free(config.out)
     read = read_source(source, config)
     oof = out_of_fold(config.suspects) if config.suspects else None
     for note in read.notes: say(note)
@@ -182,4 +183,13 @@ def out_of_fold(run) -> pd.DataFrame:
     path = Path(run)/'predictions_oof.csv'
     if not path.exists():
         raise SmileError(f'--suspects {plain(run)} has no predictions_oof.csv.', 'Make them with `fastsmile fit SOURCE --folds 5`, and name that run.')
+    if (path.parent/'metrics.json').exists(): _can_accuse(path.parent, read_json(path.parent/'metrics.json')['test'])
     return read_sheet(path)
+
+def _can_accuse(run: Path, m: dict):
+    "A `SmileError` where the models know no more than the commonest class: what they doubt is then their own ignorance"
+    b, base = m['balanced_accuracy'], m['baseline']
+    if not m['collapsed'] and b['low'] > base['balanced_accuracy']: return
+    raise SmileError(f"--suspects {plain(run)}: its models are not clearly better than answering {base['label']!r} to everything (balanced accuracy "
+                     f"{b['value']:.3f}, {b['low']:.3f} to {b['high']:.3f}), so their doubts say nothing about labels.",
+                     'Name a cross-validation whose verdict is good: more --epochs, a pretrained --arch or --balance may help.')

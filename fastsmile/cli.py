@@ -116,7 +116,9 @@ def _predict(where, config):
         from fastsmile.predict import import_for, predict_to_file, runs_on
         import_for(runs_on(config.model, config.engine))
     with progress_bar('predicting') as start: done = predict_to_file(where if len(where) > 1 else where[0], config, start)
-    return predict_result(done, config.html)
+    none = done.rows > 0 and done.failed == done.rows
+    if none: say('error: not one picture has a prediction; the rows say why.', style='bold red')
+    return *predict_result(done, config.html), int(none)
 
 # %% ../nbs/20_cli.ipynb #5e5dfcc0
 @command('serve', ServeConfig, "fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; curl -F files=@face.jpg http://127.0.0.1:8000/predict",
@@ -134,7 +136,7 @@ def _serve(run, config):
 @command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: fastsmile predict folder/ --engine onnx --model runs/resnet18',
          ('run', inspect.Parameter.empty, 'a finished run, or a model folder'))
 def _export(run, config):
-    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept"
+    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept; of an ensemble, export the members"
     from fastsmile.exporting import export
     done = export(run, config)
     return export_words(done), done
@@ -236,8 +238,12 @@ def expand(
     for i, a in enumerate(args):
         out.append(a)
         words, word = alone.get(a, ((), ''))
-        if words and (i + 1 == len(args) or args[i + 1] not in words): out.append(word)
+        if words and (i + 1 == len(args) or args[i + 1] not in words and not _mistyped(args, i + 1)): out.append(word)
     return out
+
+def _mistyped(args: list[str], i: int) -> bool:
+    "Is it no path either, where the command has been told one already?"
+    return i > 2 and not args[1].startswith('-') and args[i].isalnum() and not os.path.exists(args[i])
 
 @app.callback(invoke_without_command=True)
 def _root(show: Annotated[bool, typer.Option('--version', help='print the version and leave')] = False):

@@ -16,6 +16,7 @@ from .evaluate import METRICS, difference, evaluate_predictions, mcnemar
 from .folds import folds_of
 from .measure import Saved
 from .options import CompareConfig, EvaluateConfig
+from .outputs import only_ours
 from .pages import render
 from .report import SCORE_NAMES
 from .review import finished, reading_for, saved_parts
@@ -54,18 +55,21 @@ def compare(
     "Compare finished runs and write the page"
     runs = [finished(r, folds=True) for r in runs]
     if len(runs) < 2: raise SmileError('There is only one run.', 'Name two runs or more: fastsmile compare RUN RUN.')
+    only_ours(config.out, 'html')
     names = short_names(runs)
     saved, note = shared_rows([saved_parts(r, config.part)[0] for r in runs], names, config.anyway)
     hows = [reading_for(r, s, EvaluateConfig()) for r, s in zip(runs, saved)]
     read = [(how.read(s.probs)[0], s.probs) for how, s in zip(hows, saved)]
     y, groups = saved[0].y, saved[0].groups
-    rows = [dict(name=n, path=str(r), metrics={k: m[k] for k in METRICS}, baseline=m['baseline'], collapsed=m['collapsed'], rule=how.rule, **costs_of(r))
+    rows = [dict(name=n, path=str(r), metrics={k: m[k] for k in METRICS}, baseline=m['baseline'], collapsed=m['collapsed'], unmeasured=m['note'], rule=how.rule,
+                 **costs_of(r))
             for n, r, how, (label, p) in zip(names, runs, hows, read) for m in [evaluate_predictions(y, label, p, saved[0].classes, groups, config.draws)]]
     for row, (label, p) in zip(rows[1:], read[1:]):
         row |= dict(mcnemar=mcnemar(y, read[0][0], label), difference=difference(y, read[0], (label, p), groups, config.draws))
         row['words'] = paired_words(row, names[0])
     configs = [read_json(r/'config.json') for r in runs]
     out = dict(runs=rows, rows=len(y), groups=len(set(groups) - {''}), part=config.part, note=note, options=differing([c['options'] for c in configs]))
+    out['note'] = ' '.join(dict.fromkeys(filter(None, [note, *(r['unmeasured'] for r in rows)])))
     chart = interval_chart([(r['name'], *(r['metrics']['balanced_accuracy'][k] for k in ('value', 'low', 'high'))) for r in rows], 'balanced accuracy',
                            rows[0]['baseline']['balanced_accuracy'])
     write_text(config.out, render('compare.html.j2', out | dict(chart=chart, names=SCORE_NAMES, costs=COSTS)))

@@ -114,13 +114,14 @@ def grid(
     title: str,
     columns: list[str],    # the first is text, the others are numbers
     rows,
+    whole: bool = False,   # break no number, where the first column can give way
 ):
     "A Rich table; cells are plain text"
     from rich import box
     from rich.table import Table
     from rich.text import Text
     table = Table(title=Text(plain(title)), box=box.SIMPLE_HEAD, title_justify='left', title_style='bold')
-    for i, c in enumerate(columns): table.add_column(Text(plain(c)), justify='right' if i else 'left', overflow='fold')
+    for i, c in enumerate(columns): table.add_column(Text(plain(c)), justify='right' if i else 'left', overflow='fold', no_wrap=whole and i > 0)
     for r in rows: table.add_row(*(Text(plain(v)) for v in r))
     return table
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'NOT_WRITTEN', 'PART', 'MAX_JSON', 'LOCK', 'SmileError', 'OptionError', 'choose', 'plain', 'plain_lines',
            'say', 'cannot_write', 'NotWritten', 'writing', 'lock', 'is_at', 'atomic', 'clear_parts', 'write_text',
-           'write_json', 'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'new_run', 'is_url',
-           'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
+           'write_json', 'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'new_run', 'must_be_free',
+           'is_url', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
 
 # %% ../nbs/00_core.ipynb #c1c53514
 import errno
@@ -277,7 +277,19 @@ def new_run(
         except OSError as e:
             raise SmileError(f'The folder {path} cannot be made: {e.strerror}.', 'Name a folder that can be written with --out.') from None
         else: return path
-    raise SmileError(f'{tries[-1]} already holds something.', 'Name an empty or new folder with --out; nothing was changed.')
+    raise _taken(tries[-1])
+
+def _taken(path: Path) -> SmileError:
+    old = read_json(path/'config.json') if (path/'config.json').is_file() else {}
+    stopped = old.get('kind', 'fit') == 'fit' and old.get('status') in ('running', 'stopped', 'failed')
+    return SmileError(f'{plain(path)} already holds something.', 'Name an empty or new folder with --out; nothing was changed.'
+                      + f' It is a run that was not finished: fastsmile fit --resume {plain(path)} goes on.' * stopped)
+
+def must_be_free(
+    out: str | None, # the folder that was asked for
+):
+    "Raise a `SmileError`, before any work, where `new_run` would raise it after the work"
+    if out is not None and (path := Path(out)).exists() and not (path.is_dir() and _free(path)): raise _taken(path)
 
 def _free(path: Path) -> bool:
     "Is a folder empty, or did whoever took it end before there was anything to go on with?"

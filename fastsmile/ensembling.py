@@ -20,7 +20,7 @@ from .balance import balance_record, decision_offset, plan_balance, prior_of
 from .bundle import Facts, Model, load_bundle, put_together
 from .calibrate import rule_for, unfitted
 from .checks import audit_record
-from .core import SmileError, new_run, plain, read_json, say, seed_everything, sub_seed, write_json
+from .core import SmileError, must_be_free, new_run, plain, read_json, say, seed_everything, sub_seed, write_json
 from .data import Data
 from .device import pick_device
 from .evaluate import evaluate_predictions
@@ -175,6 +175,7 @@ def ensemble(
     progress=None,        # called with the number of pictures; returns a function that is called with pictures done
 ) -> Run:
     "Put finished runs together into one; raises `SmileError` where that cannot be measured"
+    must_be_free(config.out)
     device, crew, start = pick_device(config.device), gather_runs(runs), time.perf_counter()
     wish_of(config, config.monitor, crew.classes)
     seed_everything(config.seed)

@@ -10,10 +10,12 @@ import copy
 import json
 import logging
 import os
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from .inputs import open_inputs
 from .known import rows_of
 from .onnx import CONFIG, INPUT, OUTPUT, OnnxEngine, exported, load_onnx, need_extra
 from .options import ExportConfig
+from .outputs import only_ours
 
 # %% ../nbs/16_exporting.ipynb #5cd61038
 def write_onnx(
@@ -47,7 +50,7 @@ def write_onnx(
             made.model.producer_name = 'fastsmile'
             made.save(path, external_data=False)
         except (RuntimeError, ValueError, TypeError) as e:  # the exporter's own errors are RuntimeErrors
-            raise SmileError(f'{plain(model.spec.arch)} cannot be exported as ONNX: {plain(" ".join(str(e).split()))[:300]}',
+            raise SmileError(f'{plain(model.spec.arch)} cannot be exported as ONNX: {plain(_words(e))}',
                              'Another architecture may be; predict --engine torch runs this one.') from None
 
 def about(
@@ -64,6 +67,10 @@ def about(
                crop_mode=p.crop_mode, crop_pct=p.crop_pct), 'reading': dict(steps=reading, link=f.link, shift=f.shift, temperature=c.temperature, rule=c.rule,
                offsets=c.offsets, cost=c.cost), 'calibration': c.as_dict(), 'opset': opset}
     return {CONFIG: json.dumps(cfg)} | {k: json.dumps(v) for k, v in entries.items()}
+
+def _words(e: Exception) -> str:
+    "What the exporter says, without colours, in whole words"
+    return shorten(re.sub(r'\x1b\[[\d;]*m', '', str(e)), 300, placeholder=' ...')
 
 @contextmanager
 def _quiet():
@@ -130,8 +137,12 @@ def export(
     "Write a model as ONNX and compare it; raises `SmileError`, and leaves no file, where it is not the same"
     need_extra('export --format onnx', 'onnx', 'onnxscript', 'onnxruntime')
     model = load_bundle(run)
+    if model.members:
+        raise SmileError(f'{plain(run)} is an ensemble of {len(model.members)} models, and export writes single networks.',
+                         'Export the runs it was made of, one by one; predict --model reads the ensemble as it is.')
     out = Path(config.out) if config.out else exported(model.where)
     if out.suffix.lower() != '.onnx': raise OptionError(f'--out {plain(out)} has an extension that is not known.', 'Accepted: .onnx.')
+    only_ours(out, 'onnx')
     pictures, on = pictures_for(model, run, config.check)
     say(f'exporting {model.spec.arch}, {model.spec.prep.size} px, opset {config.opset}')
     with atomic(out) as tmp:

@@ -152,7 +152,7 @@ def abstention(y, label, calibrated: np.ndarray, calibration: Calibration) -> di
     n, all_, kept = calibrated.shape[1], scores(confusion(y, label, calibrated.shape[1])), scores(confusion(y[sure], label[sure], calibrated.shape[1]))
     return dict(asked=calibration.coverage, confidence=calibration.confidence, covered=float(sure.mean()), rows=int(sure.sum()),
                 covered_by_class=[float(sure[y == c].mean()) if (y == c).any() else None for c in range(n)],
-                **{k: float(kept[k]) for k in ('accuracy', 'balanced_accuracy', 'macro_f1')},
+                **{k: float(kept[k]) if sure.any() else None for k in ('accuracy', 'balanced_accuracy', 'macro_f1')},
                 without={k: float(all_[k]) for k in ('accuracy', 'balanced_accuracy', 'macro_f1')})
 
 def set_coverage(y, calibrated: np.ndarray, calibration: Calibration) -> dict:
@@ -259,7 +259,7 @@ def slices(
     calibration: Calibration,
     by: str,              # see `slice_names`
     draws: int = 1000,
-) -> list[dict]: # name, rows, groups, accuracy with interval, balanced_accuracy, macro_f1; the largest first
+) -> list[dict]: # name, rows, groups, accuracy with interval, balanced_accuracy, macro_f1; numbers in their order, names with the largest first
     "Figures of each slice"
     names, label = slice_names(saved.frame, by), calibration.read(saved.probs)[0]
     out = []
@@ -272,4 +272,10 @@ def slices(
         s = scores(confusion(y, pred, len(saved.classes)))
         out.append(dict(slice=str(name), rows=len(i), groups=int(ids.max()) + 1, accuracy=float(s['accuracy']), low=span[0], high=span[1],
                         balanced_accuracy=float(s['balanced_accuracy']), macro_f1=float(s['macro_f1'])))
-    return sorted(out, key=lambda r: (-r['rows'], r['slice']))
+    numbers = {r['slice']: _from(r['slice']) for r in out}
+    return sorted(out, key=lambda r: numbers[r['slice']] if None not in numbers.values() else (-r['rows'], r['slice']))
+
+def _from(name: str) -> float | None:
+    "Where a slice of numbers begins; None where it is none"
+    try: return float(name.removesuffix(' px').partition(' to ')[0])
+    except ValueError: return None

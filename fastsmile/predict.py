@@ -34,7 +34,7 @@ from .looking import VIEWS, View, answer, see
 from .memory import batch_size
 from .open_model import engine_for, import_for, load_model, runs_on
 from .options import TTA
-from .outputs import Sheet, Summary, begins, begun, format_of
+from .outputs import Sheet, Summary, begins, begun, format_of, only_ours
 from .reading import Reading, Request, columns, reading_of
 from .stopping import Stopped, gently
 
@@ -182,12 +182,20 @@ def on_cluster(
         engine.again += again
         yield from rows
 
-# %% ../nbs/15_predict.ipynb #89f872ed
-def not_the_input(where, out):
-    "Raise an `OptionError` where the output would replace what is to be predicted"
+# %% ../nbs/15_predict.ipynb #ad064d7a
+def not_the_input(
+    where,     # what `open_inputs` takes
+    out,       # the file of rows
+    page=None, # the page of thumbnails
+):
+    "Raise an `OptionError` where the output would replace what is to be predicted, or a file that fastsmile did not write"
     if is_url(out): raise OptionError(f'--out {plain(out)} is a URL, and rows are appended to a file.', 'Name a file on this machine, and copy it there.')
     for w in where if isinstance(where, list | tuple) else [where]:
         if Path(w).resolve() == Path(out).resolve(): raise OptionError(f'--out {plain(out)} is the input, and would replace it.', 'Name another.')
+    only_ours(out, format_of(out))
+    if not page: return
+    if Path(page).resolve() == Path(out).resolve(): raise OptionError(f'--out and --html both name {plain(out)}.', 'Name two files.')
+    only_ours(page, 'html', '--html')
 
 def job_of(
     config,                    # a `PredictConfig`
@@ -247,7 +255,7 @@ def predict_to_file(
 ) -> Summary:
     "Write a row for every picture; says which model it uses, and how"
     format_of(config.out)
-    not_the_input(where, config.out)
+    not_the_input(where, config.out, config.html)
     inputs = open_inputs(where, config.image_col, config.root)
     job = job_of(replace(config, device='cpu') if config.ray else config, inputs.reader)
     threads, cores = config.workers or (1 if config.ray else os.cpu_count() or 1), os.cpu_count() or 1

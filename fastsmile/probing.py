@@ -17,7 +17,7 @@ import pandas as pd
 
 from .balance import balance_record, plan_balance
 from .bundle import Model, load_bundle
-from .core import SmileError, new_run, now, plain, say, seed_everything, write_json
+from .core import SmileError, must_be_free, new_run, now, plain, say, seed_everything, write_json
 from .data import Data, audit_source, write_audit
 from .device import pick_device
 from .embed import features_of, headless
@@ -141,6 +141,7 @@ def probe(
     progress=None,                    # called with the number of pictures; returns a function that is called with pictures done
 ) -> Run:
     "Fit probes on frozen features, choose on valid, report on test; raises `SmileError` where the input is at fault"
+    must_be_free(config.out)
     pick_device(config.device)
     spec_of_probe(config, ('a', 'b'))  # a wrong name costs no waiting
     read = read_source(source, config)

@@ -33,13 +33,14 @@ def verdict(
     "Two sentences about how good the model is, and where it fails"
     part = 'test' if 'test' in metrics else 'valid'
     m = metrics[part]
+    of = 'out-of-fold' if 'folds' in metrics else part
     b, base, common = m['balanced_accuracy'], m['baseline']['balanced_accuracy'], m['baseline']['label']
-    figures = f"balanced accuracy {b['value']:.3f} ({b['low']:.3f} to {b['high']:.3f}) on {m['rows']} {part} rows, where answering {common!r} scores {base:.3f}"
-    weak = f' {failing(m)}'
+    figures = f"balanced accuracy {b['value']:.3f} ({b['low']:.3f} to {b['high']:.3f}) on {m['rows']} {of} rows, where answering {common!r} scores {base:.3f}"
+    weak = ' '.join(['', failing(m), *filter(None, [m.get('note')])])
     if part == 'valid': weak += ' There are no test rows, so this figure also made the choices and is too good.'
     if m['collapsed']:
         return dict(text=f'This model has collapsed: it answers one class to nearly everything ({figures}). It is of no use: train it again with another '
-                         '--balance, a lower --lr or more epochs.', tone='bad')
+                         '--balance, a lower --lr or more epochs.' + (f" {m['note']}" if m.get('note') else ''), tone='bad')
     if b['high'] < base: return dict(text=f'This model is worse than answering {common!r} to everything: {figures}.{weak}', tone='bad')
     if b['low'] <= base: return dict(text=f'This model is not clearly better than guessing: {figures}.{weak}', tone='bad')
     return dict(text=f'This model is better than answering {common!r} to everything: {figures}, a gain of {b["value"] - base:.3f}.{weak}', tone='good')

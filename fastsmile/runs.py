@@ -15,8 +15,8 @@ import pandas as pd
 
 from .bundle import Model, load_bundle
 from .card import write_card
-from .core import (NotWritten, OptionError, SmileError, claimed, must_exist, new_run, newest_run, now, plain, read_json, say, seed_everything,
-                            several, write_json)
+from .core import (NotWritten, OptionError, SmileError, claimed, must_be_free, must_exist, new_run, newest_run, now, plain, read_json, say,
+                            seed_everything, several, write_json)
 from .data import Data, Review, divide_rows, fold_rows, look, write_audit
 from .device import pick_device
 from .folds import write_folds
@@ -47,6 +47,7 @@ def fit(
     "Source to report; raises `SmileError` where the input is at fault"
     if several(): return fit_together(source, config)
     if config.resume: return resume(source, config)
+    if into is None: must_be_free(config.out)
     device = pick_device(config.device)
     looked, spec, net = opened(source, config, device)
     if config.folds: return fit_folds(source, looked, spec, config, device, into)

@@ -10,6 +10,7 @@ from dataclasses import fields
 import pytest
 from conftest import folder, picture
 
+from fastsmile.core import SmileError
 from fastsmile.options import (ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
                                ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig, StudyConfig,
                                TuneConfig, flag)
@@ -98,3 +99,34 @@ def test_names_of_the_package_are_functions_also_after_their_rooms_were_imported
     for name, home in fastsmile._HOMES.items():
         import_module(f'fastsmile.{home}')
         assert callable(getattr(fastsmile, name)), name
+
+
+def test_predictions_that_all_failed_are_an_error(tmp_path, run, monkeypatch):
+    from typer.testing import CliRunner
+    from fastsmile.cli import app, expand
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    monkeypatch.chdir(tmp_path)
+    def ask(*args): return CliRunner().invoke(app, expand(['predict', *args, '--model', str(run.path)]))
+    (tmp_path/'gone.txt').write_text('nowhere.png\nneither.png\n')
+    r = ask('gone.txt')
+    assert r.exit_code == 1 and 'not one picture has a prediction' in r.stderr
+    assert [bool(row['error']) for row in csv.DictReader((tmp_path/'predictions.csv').open())] == [True, True]
+    folder(tmp_path/'one', {'a.png': picture()})
+    r = ask('one')
+    assert r.exit_code == 0 and re.search('1 picture *\n', r.stdout) and '1 picture in' in r.stdout
+    r = ask('one', '--tta', 'foo')
+    assert r.exit_code == 2 and "--tta 'foo'" in r.stderr and 'flip' in r.stderr
+
+
+@pytest.mark.parametrize('status', ['finished', 'stopped'])
+def test_an_occupied_folder_is_refused_before_any_work(tmp_path, status):
+    "Nothing is read: the source that is named is not even there"
+    from fastsmile.audit_page import audit
+    from fastsmile.ensembling import ensemble
+    from fastsmile.options import AuditConfig, EnsembleConfig, FitConfig, ProbeConfig
+    from fastsmile.probing import probe
+    from fastsmile.runs import fit
+    where = folder(tmp_path/'taken', {'config.json': json.dumps(dict(status=status, kind='fit'))})
+    for make, config in ((audit, AuditConfig), (fit, FitConfig), (probe, ProbeConfig), (ensemble, EnsembleConfig)):
+        with pytest.raises(SmileError, match='taken already holds something') as e: make(str(tmp_path/'nowhere'), config(out=str(where)))
+        assert (f'--resume {where} goes on' in e.value.hint) == (status == 'stopped')

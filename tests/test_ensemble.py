@@ -142,3 +142,25 @@ def test_members_that_were_changed_are_refused(both, tmp_path):
     with pytest.raises(SmileError, match='not those that it was saved with'): load_bundle(copy)
     shutil.rmtree(copy/'members'/'1')
     with pytest.raises(SmileError, match='holds no model'): load_bundle(copy)
+
+
+@pytest.mark.parametrize('width', [80, 110])
+def test_no_number_of_the_members_is_broken_on_a_terminal(both, width):
+    import io
+    from rich.console import Console
+    from fastsmile.tables import tried_result
+    console = Console(file=io.StringIO(), width=width)
+    console.print(tried_result(both)[0][0])
+    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'tried.csv').to_dict('records')
+    assert len(rows) == 3 and 'balanced accuracy' in shown and max(map(len, shown.splitlines())) <= width
+    for r in rows:
+        for k in ('balanced_accuracy', 'macro_f1'): assert f'{r[k]:.3f} ({r[k + "_from"]:.2f} to {r[k + "_to"]:.2f})' in shown
+        assert f'{r["log_loss"]:.3f}' in shown
+
+
+def test_an_ensemble_is_not_exported_and_says_so(both, tmp_path):
+    pytest.importorskip('onnxscript')
+    from fastsmile.exporting import export
+    from fastsmile.options import ExportConfig
+    with pytest.raises(SmileError, match='is an ensemble of 2 models') as e: export(both.path, ExportConfig(out=str(tmp_path/'x.onnx')))
+    assert 'one by one' in e.value.hint and not list(tmp_path.iterdir())

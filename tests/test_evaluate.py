@@ -1,5 +1,6 @@
 "Metrics are scikit-learn's, intervals cover, what is fitted on calib holds on other rows; evaluate and calibrate on a run."
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -295,3 +296,89 @@ def test_predict_reads_probabilities_as_asked(run, tmp_path):
     least = run.model.facts.calibration.confidence
     sure = np.array([float(r[f'calibrated_{r.label}']) >= least for _, r in cal[good].iterrows()])
     assert (held[good].label != '').tolist() == sure.tolist() and (held[good].withheld != '').sum() == (~sure).sum() == done.labels['withheld'] > 0
+
+
+def told(shown) -> str:
+    "What a terminal of 110 columns shows"
+    import io
+    from rich.console import Console
+    console = Console(file=io.StringIO(), width=110)
+    for s in shown: console.print(s)
+    return console.file.getvalue()
+
+
+def test_a_class_without_rows_is_not_measured_rather_than_zero(run, tmp_path):
+    from fastsmile.compare import compare
+    from fastsmile.options import CompareConfig, ReportConfig
+    from fastsmile.review import evaluate, report
+    from fastsmile.tables import evaluation_tables, metrics_tables
+    gone, copy = run.config['model']['classes'][2], shutil.copytree(run.path, tmp_path/'r')
+    for part in ('test', 'test_tta'):
+        p = copy/f'predictions_{part}.csv'
+        frame = pd.read_csv(p, dtype=str, keep_default_na=False)
+        frame[frame.target != gone].to_csv(p, index=False)
+    report(copy, ReportConfig(keep_pictures=True))
+    m = json.loads((copy/'metrics.json').read_text())
+    assert m['test']['per_class'][2]['f1'] is None and m['test']['per_class'][2]['support'] == 0 and m['test']['per_class'][0]['f1'] > 0
+    assert f'No row is {gone!r}: not measured.' in m['test']['note'] and '(2 of 3)' in m['test']['note'] and m['valid']['note'] == ''
+    for page in ('report.html', 'model/README.md'):
+        assert '>not measured<' in (text := (copy/page).read_text()) or '| not measured |' in text
+        assert text.count('classes that have rows') >= 2  # in the verdict, and beside the means
+    for shown in (metrics_tables(m), evaluation_tables(evaluate(copy, config=EvaluateConfig(min_confidence=1., draws=100)))):
+        line, = (s for s in told(shown).splitlines() if s.strip().startswith(gone))
+        assert '0.000' not in line and 'nan' not in line
+    assert 'no row gets a label' in ' '.join(told(shown).split()) and m['calibration']['abstain']['rows'] > 0
+    assert 'No row is' in compare([copy, copy], CompareConfig(out=str(tmp_path/'c.html')))['note']
+
+
+def test_macro_f1_says_where_it_counts_an_absent_class_that_is_answered():
+    p = np.eye(3)[[0, 1, 2, 0]]
+    made = evaluate_predictions([0, 1, 1, 0], [0, 1, 2, 0], p, 'abc', draws=10)
+    assert made['note'].endswith("(2 of 3), and macro F1 counts 'c' as 0, because the model answers it.")
+    assert abs(made['macro_f1']['value'] - (1 + 2 / 3 + 0) / 3) < 1e-9 and abs(made['balanced_accuracy']['value'] - 0.75) < 1e-9
+    assert made['per_class'][1]['recall'] == 0.5 and evaluate_predictions([0, 1], [0, 1], p[:2], 'ab', draws=10)['note'] == ''
+
+
+def test_evaluate_and_compare_replace_only_what_is_theirs(run, tmp_path):
+    from fastsmile.compare import compare
+    from fastsmile.options import CompareConfig
+    from fastsmile.review import evaluate
+    copy = shutil.copytree(run.path, tmp_path/'r', ignore=shutil.ignore_patterns('*.safetensors', 'explain'))
+    before = (copy/'metrics.json').read_bytes()
+    with pytest.raises(OptionError, match='is a run or a model folder'): evaluate(run.path, config=EvaluateConfig(out=str(copy), draws=100))
+    assert (copy/'metrics.json').read_bytes() == before
+    folder(tmp_path, {'mine/predictions.csv': 'image,label\na.png,smile\n', 'labels.csv': 'image,label\n'})
+    with pytest.raises(OptionError, match='is not predictions'): evaluate(run.path, config=EvaluateConfig(out=str(tmp_path/'mine')))
+    with pytest.raises(OptionError, match='is not a page'): compare([run.path, copy], CompareConfig(out=str(tmp_path/'labels.csv')))
+    for _ in range(2):
+        assert evaluate(run.path, config=EvaluateConfig(out=str(tmp_path/'e'), draws=100))['out'] == str(tmp_path/'e')
+        compare([run.path, copy], CompareConfig(out=str(tmp_path/'c.html'), draws=100))
+
+
+def test_the_source_of_a_run_is_measured_anyway_on_request(run, tmp_path):
+    from fastsmile.review import evaluate
+    with pytest.raises(SmileError, match='was trained on') as e: evaluate(run.path, run.config['source'])
+    assert '--anyway' in e.value.hint
+    r = evaluate(run.path, run.config['source'], EvaluateConfig(anyway=True, tta='none', draws=100, out=str(tmp_path/'o')))
+    table = pd.read_csv(run.path/'table.csv', keep_default_na=False)
+    used = table[table.reason == '']
+    assert r['metrics']['rows'] >= len(used) and {c['path'] for c in r['copies']} >= set(used.path[used.split != 'test'])
+
+
+def test_slices_of_numbers_stand_in_their_order_and_names_by_rows(run):
+    from fastsmile.review import evaluate
+    rows = evaluate(run.path, config=EvaluateConfig(by=('size', 'label'), draws=100))['slices']
+    starts = [float(s['slice'].partition(' ')[0]) for s in rows['size']]
+    by_rows = [r['slice'] for r in sorted(rows['size'], key=lambda r: (-r['rows'], r['slice']))]
+    assert starts == sorted(starts) and by_rows != [s['slice'] for s in rows['size']]
+    assert [s['rows'] for s in rows['label']] == sorted((s['rows'] for s in rows['label']), reverse=True)
+
+
+def test_a_rule_that_nothing_was_fitted_for_is_named_by_what_it_does(run):
+    from fastsmile.tables import calibration_words
+    c, classes = run.metrics['calibration'], run.config['model']['classes']
+    def rule(**weights):
+        said = calibration_words(c | dict(rule='macro_f1', rules=[dict(rule=k, weights=v) for k, v in weights.items()]), classes)
+        return next(s for s in said if s.startswith('rule:')).partition(';')[0]
+    assert rule(argmax=[1, 1, 1], balanced=[.5, 1, 2], macro_f1=[.5, 1, 2]) == 'rule: macro_f1, here the same as balanced'
+    assert rule(argmax=[1, 1, 1], balanced=[.5, 1, 2], macro_f1=[.6, 1, 2]) == 'rule: macro_f1'

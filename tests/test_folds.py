@@ -1,4 +1,5 @@
 "Cross-validation: every row held out once, nobody on two sides, one summary."
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,13 +8,14 @@ import pytest
 
 from fastsmile.calibrate import calibration_of
 from fastsmile.compare import compare
-from fastsmile.core import OptionError, SmileError, newest_run, read_json
+from fastsmile.core import OptionError, SmileError, newest_run, read_json, write_json
 from fastsmile.data import review
 from fastsmile.measure import model_facts, read_saved
 from fastsmile.options import AuditConfig, CalibrateConfig, CompareConfig, DataOptions, EvaluateConfig, FitConfig, ReportConfig
 from fastsmile.review import calibrate, evaluate, explain, report
 from fastsmile.runs import fit, load_run
 from fastsmile.table import read_source
+from fastsmile.tables import metrics_tables
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +44,7 @@ def test_every_row_is_held_out_once_by_a_model_that_never_saw_its_group(folds):
 def test_the_summary_has_a_spread_and_is_no_model(folds):
     run = folds[0]
     m = run.metrics
+    assert str(metrics_tables(m)[0].title) == f'out of fold, {m["test"]["rows"]} rows' and f'{m["test"]["rows"]} out-of-fold rows' in run.verdict
     assert len(m['folds']) == 3 and m['test']['rows'] == sum(f['rows'] for f in m['folds'])
     assert m['spread']['accuracy']['min'] == min(f['accuracy']['value'] for f in m['folds']) and 'fold_2/report.html' in run.report.read_text()
     assert run.config['status'] == 'cross-validated'
@@ -52,7 +55,16 @@ def test_the_summary_has_a_spread_and_is_no_model(folds):
 
 def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
     from fastsmile.audit_page import audit
-    done = audit(faces, AuditConfig(suspects=str(folds[0].path), out=str(tmp_path/'a')))
+    where = shutil.copytree(folds[0].path, tmp_path/'cv', ignore=shutil.ignore_patterns('fold_*'))
+    def known_as(low, collapsed):  # what its models are worth, from another training
+        m = read_json(where/'metrics.json')
+        write_json(where/'metrics.json', m | dict(test=m['test'] | dict(collapsed=collapsed, balanced_accuracy=dict(value=0.8, low=low, high=0.9))))
+    for worth in ((0.3, False), (0.7, True)):
+        known_as(*worth)
+        with pytest.raises(SmileError, match='their doubts say nothing about labels'): audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'b')))
+        assert not (tmp_path/'b').exists()
+    known_as(0.7, False)
+    done = audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'a')))
     assert {f.kind for f in done.found} >= {'suspect-label', 'conflicting-label'}
 
 

@@ -257,3 +257,13 @@ def test_in_a_shell(made, album, tmp_path):
 
 def test_what_needs_torch_says_so(made):
     with pytest.raises(OptionError, match='the run that it comes from'): Engine(load_onnx(made[1]['out']))
+
+
+def test_what_the_exporter_says_comes_in_whole_words_without_colours(made, tmp_path, monkeypatch):
+    def fails(*a, **kw): raise RuntimeError('\x1b[96mstep 1/3\x1b[0m\n' + 'of exporting ' * 40)
+    monkeypatch.setattr(torch.onnx, 'export', fails)
+    with pytest.raises(SmileError) as e: export(made[0], ExportConfig(out=str(tmp_path/'x.onnx')))
+    said = e.value.message.partition('as ONNX: ')[2]
+    assert said.startswith('step 1/3 of exporting') and said.endswith((' of ...', ' exporting ...')) and len(said) <= 300 and '[96m' not in said
+    (tmp_path/'y.onnx').write_bytes(b'somebody else\'s')
+    with pytest.raises(OptionError, match='is not a model that fastsmile exported'): export(made[0], ExportConfig(out=str(tmp_path/'y.onnx')))

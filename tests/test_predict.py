@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -529,3 +530,25 @@ def test_the_options_reach_the_command_line(album, run, tmp_path):
     r = shell('predict', album/'a'/'00.png', album/'b'/'01.jpg', '--model', run.path, '--out', tmp_path/'p.csv')
     assert r.returncode == 0 and '2 pictures' in r.stdout and 'probabilities: p_ columns corrected' in r.stdout and 'a second' in r.stdout
     with pytest.raises(OptionError): replace(PredictConfig(), precision='fp8')
+
+
+def test_a_file_that_somebody_else_wrote_is_not_replaced(run, tmp_path):
+    from fastsmile.outputs import only_ours
+    ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html'))
+    (tmp_path/'one').mkdir()
+    (tmp_path/'one'/'a.png').write_bytes(picture())
+    for _ in range(2): assert predict_to_file(tmp_path/'one', ask).rows == 1  # its own give way to the next
+    theirs = {'labels.csv': 'path,label,confidence\na.png,smile,sure\n', 'l.jsonl': '{"path": "a.png", "label": "smile"}\n', 'm.jsonl': '["path"\n',
+              'n.html': '<title>My labels</title>', 'o.parquet': 'PAR1'}
+    folder(tmp_path, theirs)
+    for name in theirs:
+        given = replace(ask, html=str(tmp_path/name)) if name.endswith('html') else replace(ask, out=str(tmp_path/name))
+        if name.endswith('parquet'): pytest.importorskip('pyarrow')
+        with pytest.raises(OptionError, match=f'{name} exists and is not .*: it is not replaced'): predict_to_file(tmp_path/'one', given)
+        assert (tmp_path/name).read_text() == theirs[name]
+    with pytest.raises(OptionError, match='--html .*labels.csv exists'): predict_to_file(tmp_path/'one', replace(ask, html=str(tmp_path/'labels.csv')))
+    with pytest.raises(OptionError, match='both name'): predict_to_file(tmp_path/'one', replace(ask, html=ask.out))
+    for kind in ('jsonl', 'parquet') if find_spec('pyarrow') else ('jsonl',):
+        only_ours(predict_to_file(tmp_path/'one', replace(ask, html=None, out=str(tmp_path/f'p.{kind}'))).out, kind)
+    (tmp_path/'empty.csv').touch()  # as mktemp leaves it
+    assert predict_to_file(tmp_path/'one', replace(ask, html=None, out=str(tmp_path/'empty.csv'))).rows == 1
