@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .calibrate import Calibration, calibration_of, fit_abstain, stored
-from .core import SmileError, plain, read_json, say, write_json, write_text
+from .core import SmileError, place_of, plain, read_json, say, write_json, write_text
 from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, gain_of, has_part, measure, measure_calibration, measure_run, model_facts, read_saved, relabel,
                                settle, slices, wish_of, write_saved)
@@ -91,7 +91,7 @@ def predict_source(run: Path, source, config: EvaluateConfig) -> tuple[Saved, Sa
     from fastsmile.faces import tell_faces
     from fastsmile.predict import columns, load_model, predict_rows
     from fastsmile.table import read_source
-    if Path(read_json(run/'config.json').get('source', '')) == Path(source).absolute():
+    if read_json(run/'config.json').get('source') == place_of(source):
         raise SmileError(f'{plain(source)} is what this run was trained on.', 'Without a SOURCE, evaluate measures the rows of it that chose nothing.')
     model = load_model(run)
     read = cut_faces(read_source(source, config), config, trained=model.facts.origin)
@@ -243,6 +243,7 @@ def explain(
     config: ExplainConfig = ExplainConfig(),
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
+    from fastsmile.album import others_in
     from fastsmile.pages import render
     from fastsmile.report import album_of
     from fastsmile.runs import load_run
@@ -250,7 +251,7 @@ def explain(
     run = finished(run)
     opened = load_run(run)
     out = Path(config.out) if config.out else run/('explain-asked' if images else 'explain')
-    if out.exists() and any(out.iterdir()) and not (out/'explain.json').exists():
+    if others_in(out) and not (out/'explain.json').exists():
         raise SmileError(f'{plain(out)} already holds something else.', 'Name an empty or new folder with --out.')
     explain_run(opened.model, opened.data, run, config, out, (gather(images)) if images else ())
     album = album_of(out)
