@@ -42,16 +42,17 @@ def flag(
 class Options:
     "What every command's options share: each value is checked when the object is made"
     def __post_init__(self):
-        usual = self.usual()
         for f in fields(self):
             v, m = getattr(self, f.name), f.metadata
-            if (to := m.get('along')) and v != f.default and getattr(self, to) == usual[to]:
-                raise OptionError(f'{flag(f.name)} without {flag(to)}.', f'It says more about {flag(to)}: give both, or neither.')
             if m.get('accepts'): choose(flag(f.name), v, m['accepts'])
             if v is None or isinstance(v, str | bool | tuple): continue
             low, high = m.get('least'), m.get('most')
             if (low is not None and not v >= low) or (high is not None and not v <= high):
                 raise OptionError(f'{flag(f.name)} {v} is out of range.', f'Accepted: {_span(low, high)}.')
+        alone = {f.name for f in fields(self) if getattr(self, f.name) == f.default}
+        for f in fields(self):
+            if f.name not in alone and (to := f.metadata.get('along')) in alone:
+                raise OptionError(f'{flag(f.name)} without {flag(to)}.', f'It says more about {flag(to)}: give both, or neither.')
 
     def as_dict(self) -> dict: return asdict(self)
 
