@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import NotWritten, SmileError, atomic, plain, say
+from .core import PART, NotWritten, SmileError, atomic, clear_parts, plain, say
 from .images import Prep
 
 # %% ../nbs/10_cache.ipynb #2e256b38
@@ -90,11 +90,13 @@ def mapped_pixels(
 
 # %% ../nbs/10_cache.ipynb #7544799e
 def cached() -> list[tuple[Path, int]]: # files, their bytes
-    "What the cache holds"
-    return sorted((p, p.stat().st_size) for kind in KINDS for p in (cache_home()/kind).glob('*') if p.is_file())
+    "What the cache holds, without what somebody is writing"
+    return sorted((p, p.stat().st_size) for kind in KINDS for p in (cache_home()/kind).glob('*')
+                  if p.is_file() and not p.name.startswith(PART))
 
 def clear_cache() -> tuple[int, int]: # files, bytes
-    "Delete what the cache holds; runs that are using it go on"
+    "Delete what the cache holds; runs that are using it, or filling it, go on"
     gone = cached()
+    for kind in KINDS: clear_parts(cache_home()/kind)
     for p, _ in gone: p.unlink(missing_ok=True)
     return len(gone), sum(n for _, n in gone)

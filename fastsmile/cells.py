@@ -248,6 +248,7 @@ def _only_label(rows: pd.DataFrame, roles: dict, name: str):
     mine = roles['label']
     for c in rows.columns:
         if c in roles.values() or mine is None or not any(c.lower() == n or c.lower().startswith(f'{n}.') for n in (*NAMES['label'], mine.lower())): continue
+        if c.lower() == 'y' and 'x' in map(str.lower, rows.columns) or rows[c].nunique() > max(20, len(rows) / 2): continue  # a place, or a number of each row
         pairs = pd.DataFrame(dict(a=rows[mine].map(label_key), b=rows[c].map(label_key))).drop_duplicates()
         if pairs.a.is_unique and pairs.b.is_unique: continue  # two names for the same classes
         raise SmileError(f'{name} has two columns that may be the label: {plain(mine)} and {plain(c)}.', 'Say which with --label-col.')

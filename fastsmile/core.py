@@ -6,7 +6,7 @@
 __all__ = ['UNSEEN', 'NOT_WRITTEN', 'PART', 'MAX_JSON', 'LOCK', 'SmileError', 'OptionError', 'choose', 'plain', 'plain_lines',
            'say', 'cannot_write', 'NotWritten', 'writing', 'lock', 'is_at', 'atomic', 'clear_parts', 'write_text',
            'write_json', 'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'new_run', 'must_be_free',
-           'is_url', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
+           'is_url', 'place_of', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
 
 # %% ../nbs/00_core.ipynb #c1c53514
 import errno
@@ -300,6 +300,12 @@ def _free(path: Path) -> bool:
 def is_url(where) -> bool:
     "Is it a URL such as s3://bucket/faces, which fsspec opens? A drive of Windows is none"
     return bool(re.match(r'([a-z][a-z0-9+]+::)*[a-z][a-z0-9+]+://', str(where)))
+
+def place_of(
+    source, # a path or a URL
+) -> str:
+    "Where a source stands, for a later command to open from another folder: a URL as it is, else the absolute path"
+    return str(source) if is_url(source) else str(Path(source).absolute())
 
 # %% ../nbs/00_core.ipynb #9e471fda
 def must_exist(

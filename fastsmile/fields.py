@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACES', 'HASH', 'DECIDE', 'TTA', 'PRECISION', 'opt', 'flag', 'Options', 'command_line', 'faces_opt',
            'face_margin_opt', 'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions',
-           'ray_opt', 'actors_opt', 'only_with', 'far']
+           'ray_opt', 'actors_opt', 'far']
 
 # %% ../nbs/01_fields.ipynb #9ec172da
 import re
@@ -23,10 +23,11 @@ def opt(
     most=None,            # the largest
     metavar: str = None,  # how `--help` writes the value
     short: str = None,    # a one-letter flag, such as '-n'
+    along: str = None,    # the field that it says more about: given without that one it would do nothing, and is an error
 ):
     "A dataclass field that is also a command-line option"
     if accepts: help, metavar = f'{help} [{"|".join(accepts)}]', metavar or 'WORD'
-    meta = dict(help=help, accepts=tuple(accepts), least=least, most=most, metavar=metavar, short=short)
+    meta = dict(help=help, accepts=tuple(accepts), least=least, most=most, metavar=metavar, short=short, along=along)
     return field(default=default, metadata=meta)
 
 # %% ../nbs/01_fields.ipynb #fb52b560
@@ -48,6 +49,10 @@ class Options:
             low, high = m.get('least'), m.get('most')
             if (low is not None and not v >= low) or (high is not None and not v <= high):
                 raise OptionError(f'{flag(f.name)} {v} is out of range.', f'Accepted: {_span(low, high)}.')
+        alone = {f.name for f in fields(self) if getattr(self, f.name) == f.default}
+        for f in fields(self):
+            if f.name not in alone and (to := f.metadata.get('along')) in alone:
+                raise OptionError(f'{flag(f.name)} without {flag(to)}.', f'It says more about {flag(to)}: give both, or neither.')
 
     def as_dict(self) -> dict: return asdict(self)
 
@@ -87,11 +92,11 @@ def faces_opt(
 def face_margin_opt():
     "The option `face_margin`"
     return opt(None, "what is cut out around a face's box on each side, as a share of its longer side; below 0 is tighter (default: as the model was "
-                     'trained, else 0)', least=-0.3, most=2.0, metavar='SHARE')
+                     'trained, else 0)', least=-0.3, most=2.0, metavar='SHARE', along='faces')
 
 def face_score_opt():
     "The option `face_score`"
-    return opt(0.7, "the detector's least score of a face", least=0.1, most=0.99)
+    return opt(0.7, "the detector's least score of a face", least=0.1, most=0.99, along='faces')
 
 # %% ../nbs/01_fields.ipynb #5b284743
 @dataclass(frozen=True)
@@ -169,22 +174,11 @@ def ray_opt():
 
 def actors_opt():
     "The option `actors`"
-    return opt(None, 'processes of --ray, each with --workers CPUs (default: as many as the cluster has room for)', least=1, most=10000)
-
-def only_with(
-    config: Options,
-    name: str,   # of the option that the others need
-    *others: str,
-    hint: str,   # what to do
-):
-    "An `OptionError` where options are given without the one that they go with"
-    given = [flag(n) for n in others if getattr(config, n)]
-    if given and not getattr(config, name): raise OptionError(f'{" and ".join(given)} without {flag(name)}.', hint)
+    return opt(None, 'processes of --ray, each with --workers CPUs (default: as many as the cluster has room for)', least=1, most=10000, along='ray')
 
 def far(
-    config, # with `ray` and `actors`
+    config, # with `ray`
 ):
-    "An `OptionError` where `ray` is no cluster, or `actors` are given without one"
-    only_with(config, 'ray', 'actors', hint='Say where they are: --ray local, auto or HOST:PORT.')
+    "An `OptionError` where `ray` is no cluster"
     if config.ray is not None and not re.fullmatch(r'local|auto|[^\s/]+:\d{1,5}', config.ray):
         raise OptionError(f'--ray {config.ray!r} is no cluster.', 'Accepted: local, auto, or HOST:PORT of its head node, e.g. 10.0.0.1:6379.')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import OptionError, SmileError, plain, read_json, say
+from .core import OptionError, SmileError, is_url, plain, read_json, say
 from .sheets import read_sheet
 
 # %% ../nbs/14_known.ipynb #922b19a9
@@ -76,7 +76,7 @@ def open_known(
     from fastsmile.duplicates import copies
     from fastsmile.hashes import HASHES
     from fastsmile.scan import TINT, Examiner, fingerprint, scan
-    reader, rows = rows_of(Path(where), labels, label_col)
+    reader, rows = rows_of(where, labels, label_col)
     ours = {label_key(c): c for c in classes}
     rows = rows.assign(label=[ours.get(label_key(v), v) for v in rows.label])
     there = set(rows.label)
@@ -98,7 +98,7 @@ def open_known(
                  fingerprint(rows, seen.facts))
 
 def rows_of(
-    where: Path,                  # a labelled source, or the folder of a finished run
+    where,                        # a labelled source, or the folder of a finished run
     labels: str | None = None,    # a file of labels that does not stand beside the pictures
     label_col: str | None = None, # column of the class
 ) -> tuple: # reader; rows with path, label, split
@@ -106,13 +106,13 @@ def rows_of(
     from dataclasses import fields
     from fastsmile.options import SourceOptions
     from fastsmile.table import read_source
-    if not (where/'table.csv').exists() or not (where/'config.json').exists():
+    if is_url(where) or not all((Path(where)/name).exists() for name in ('table.csv', 'config.json')):
         source = read_source(where, SourceOptions(labels=labels, label_col=label_col))
         return source.reader, source.kept
     if labels or label_col: raise OptionError(f'--known-labels and --known-label-col do not go with a run, and {plain(where)} is one.')
-    config = read_json(where/'config.json')
+    config = read_json(Path(where)/'config.json')
     options = {f.name: config['options'][f.name] for f in fields(SourceOptions) if f.name in config['options']}  # an older run has fewer
-    rows = read_sheet(where/'table.csv')
+    rows = read_sheet(Path(where)/'table.csv')
     reader = read_source(config['source'], SourceOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})).reader
     return reader, rows[rows.reason == '']
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from .choices import BALANCE, POOL, parse_sum, spelled
 from .core import OptionError, choose
 from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, SplitOptions, actors_opt,
-                              command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, only_with, opt, ray_opt)
+                              command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, opt, ray_opt)
 from .fitting import CACHE, MONITOR, RESIZE, FitConfig
 from .recipes import follows
 
@@ -62,7 +62,7 @@ class PredictConfig(Options):
     engine: str = opt('auto', 'what runs the network: onnx is an exported file (fastsmile export), which starts without torch and computes on the CPU; auto '
                       'takes onnx where --model is an .onnx file', accepts=ENGINES)
     tta: str = opt('none', 'test-time augmentation: the mean over views; --tta alone is flip', accepts=TTA)
-    tta_mean: str = opt('probs', 'what the mean over views is taken of', accepts=('probs', 'logits'))
+    tta_mean: str = opt('probs', 'what the mean over views is taken of', accepts=('probs', 'logits'), along='tta')
     out: str = opt('predictions.csv', 'where the rows go: .csv, .jsonl for JSON lines, or .parquet (needs the extra parquet)', metavar='FILE')
     resume: bool = opt(False, 'go on where a run of the same command was killed')
     image_col: str | None = opt(None, 'column of the file name where the input is a CSV (default: path, file_name, image, ...), or its number, from 1, '
@@ -71,7 +71,7 @@ class PredictConfig(Options):
                            metavar='DIR|ZIP')
     raw: bool = opt(False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class shares")
     html: str | None = opt(None, 'write a page of thumbnails by class and confidence, too', metavar='FILE')
-    thumbs: int = opt(600, 'most thumbnails on that page', least=1, most=20000)
+    thumbs: int = opt(600, 'most thumbnails on that page', least=1, most=20000, along='html')
     bs: int | None = opt(None, 'pictures that go through the network at once (default: by size and memory)', least=1, most=8192)
     precision: str = opt('auto', 'numbers of the network: fp32 is exact, bf16 and fp16 are quicker on some machines, auto knows where', accepts=PRECISION)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
@@ -86,15 +86,14 @@ class PredictConfig(Options):
     sets: bool = opt(False, 'add a column with every label that the set of the row holds, joined by |')
     known: str | None = opt(None, 'labelled pictures: a source, or a run for those it used. A copy of one takes its label; the column known says of which',
                             metavar='SOURCE|RUN')
-    known_labels: str | None = opt(None, 'file of the labels of --known, where it does not stand beside its pictures', metavar='FILE')
-    known_label_col: str | None = opt(None, 'column of the class in the table of --known', metavar='COL')
+    known_labels: str | None = opt(None, 'file of the labels of --known, where it does not stand beside its pictures', metavar='FILE', along='known')
+    known_label_col: str | None = opt(None, 'column of the class in the table of --known', metavar='COL', along='known')
     faces: str = faces_opt('each')
     face_margin: float | None = face_margin_opt()
     face_score: float = face_score_opt()
 
     def __post_init__(self):
         super().__post_init__()
-        only_with(self, 'known', 'known_labels', 'known_label_col', hint='Name the labelled pictures with --known SOURCE.')
         far(self)
         if self.ray and self.device not in (None, 'cpu', 'cuda'):
             raise OptionError(f'--device {self.device} with --ray.', 'Accepted: cpu, or cuda for one GPU per actor: Ray deals them out.')
@@ -126,6 +125,11 @@ class EvaluateConfig(SourceOptions):
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     anyway: bool = opt(False, 'measure pictures of SOURCE, too, that the model was trained on')
     out: str | None = opt(None, 'folder for predictions.csv and metrics.json (default with SOURCE: RUN/evaluations/NAME)', metavar='DIR')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.coverage is not None and self.min_confidence is not None:
+            raise OptionError('--coverage with --min-confidence: each says which labels are withheld.', 'Give one of them.')
 
 @dataclass(frozen=True)
 class CalibrateConfig(DecideOptions):

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .balance import balance_record, plan_balance
 from .bundle import Model, load_bundle
-from .core import SmileError, must_be_free, new_run, now, plain, say, seed_everything, write_json
+from .core import SmileError, must_be_free, new_run, now, place_of, plain, say, seed_everything, write_json
 from .data import Data, audit_source, write_audit
 from .device import pick_device
 from .embed import features_of, headless
@@ -172,7 +172,7 @@ def probe_data(
 def compare_probes(source, bench: Bench, tried: list[Candidate], path: Path, seconds: float) -> Run:
     "A run folder for the best candidate of each kind, and the best of them as the run itself"
     config, rows, command = bench.config, [], command_line('probe', [source], bench.config)
-    with recorded(path, dict(status='running', kind='probe', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())):
+    with recorded(path, dict(status='running', kind='probe', started=now(), command=command, source=place_of(source), options=config.as_dict())):
         for kind in dict.fromkeys(c.probe for c in tried):
             v = Variant(kind, FitConfig(epochs=0, seed=config.seed))
             probe_once(source, bench, tried, best_of([c for c in tried if c.probe == kind], config.monitor), new_run(path/'fits'/v.folder, kind), seconds)

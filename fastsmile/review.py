@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .calibrate import Calibration, calibration_of, fit_abstain, stored
-from .core import OptionError, SmileError, plain, read_json, say, write_json, write_text
+from .core import OptionError, SmileError, place_of, plain, read_json, say, write_json, write_text
 from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, gain_of, has_part, measure, measure_calibration, measure_run, model_facts, read_saved, relabel,
                                settle, slices, wish_of, write_saved)
@@ -99,7 +99,7 @@ def predict_source(run: Path, source, config: EvaluateConfig) -> tuple[Saved, Sa
     from fastsmile.faces import tell_faces
     from fastsmile.predict import columns, load_model, predict_rows
     from fastsmile.table import read_source
-    if Path(read_json(run/'config.json').get('source', '')) == Path(source).absolute() and not config.anyway:
+    if read_json(run/'config.json').get('source') == place_of(source) and not config.anyway:
         raise SmileError(f'{plain(source)} is what this run was trained on.', 'Without a SOURCE, evaluate measures the rows of it that chose nothing; '
                          'with --anyway all of them.')
     model = load_model(run)
@@ -252,6 +252,7 @@ def explain(
     config: ExplainConfig = ExplainConfig(),
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
+    from fastsmile.album import others_in
     from fastsmile.pages import render
     from fastsmile.report import album_of
     from fastsmile.runs import load_run
@@ -259,7 +260,7 @@ def explain(
     run = finished(run)
     opened = load_run(run)
     out = Path(config.out) if config.out else run/('explain-asked' if images else 'explain')
-    if out.exists() and any(out.iterdir()) and not (out/'explain.json').exists():
+    if others_in(out) and not (out/'explain.json').exists():
         raise SmileError(f'{plain(out)} already holds something else.', 'Name an empty or new folder with --out.')
     explain_run(opened.model, opened.data, run, config, out, (gather(images)) if images else ())
     album = album_of(out)

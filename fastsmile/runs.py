@@ -15,7 +15,7 @@ import pandas as pd
 
 from .bundle import Model, load_bundle
 from .card import write_card
-from .core import (NotWritten, OptionError, SmileError, claimed, must_be_free, must_exist, new_run, newest_run, now, plain, read_json, say,
+from .core import (NotWritten, OptionError, SmileError, claimed, must_be_free, must_exist, new_run, newest_run, now, place_of, plain, read_json, say,
                             seed_everything, several, write_json)
 from .data import Data, Review, divide_rows, fold_rows, look, write_audit
 from .device import pick_device
@@ -173,7 +173,7 @@ def compare_fits(
     pictures = pictures_of(data, spec, config)
     todo = variants(config, train_rows.label.map(spec.classes.index).to_numpy(), len(spec.classes))
     command = command_line('fit', [source], config)
-    record = dict(status='running', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())
+    record = dict(status='running', started=now(), command=command, source=place_of(source), options=config.as_dict())
     with recorded(path, record):
         for i, v in enumerate(todo):
             say(f'{i + 1}/{len(todo)}: {v.name}, seed {v.config.training_seed}', style='bold')
@@ -201,7 +201,7 @@ def fit_folds(
     "Train once per fold, and put the folds together"
     folds, once = fold_rows(looked, config), replace(config, folds=None, out=None)
     path, command = into or new_run(config.out, f'{spec.arch}-{config.folds}-folds'), command_line('fit', [source], config)
-    record = dict(status='running', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())
+    record = dict(status='running', started=now(), command=command, source=place_of(source), options=config.as_dict())
     with recorded(path, record):
         write_audit(folds[0], path)
         for i, data in enumerate(folds):
@@ -230,7 +230,7 @@ def to_resume(
     record = read_json(path/'config.json')
     if (kind := record.get('kind', 'fit')) != 'fit':
         raise SmileError(f'{plain(path)} was made by `fastsmile {kind}`, which --resume does not go on with.', 'Give its command again.')
-    if str(source) != '.' and Path(source).absolute() != Path(record['source']):
+    if str(source) != '.' and place_of(source) != record['source']:
         raise SmileError(f'{plain(path)} was trained on {plain(record["source"])}, not on {plain(source)}.', f'fastsmile fit --resume {plain(path)}')
     return record['source'], Run(path).options, path
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .album import at_hand, fill_album
 from .bundle import Model, save_bundle
-from .core import SmileError, claimed, now, plain, read_json, say, write_json
+from .core import SmileError, claimed, now, place_of, plain, read_json, say, write_json
 from .data import Data
 from .measure import has_part, read_saved, settle, wish_of, write_saved
 from .models import ModelSpec, needs_fastsmile
@@ -51,7 +51,7 @@ def record_of(
     net,
 ) -> dict:
     "What config.json says of a run before anything is trained"
-    return dict(status='running', kind=kind, started=now(), command=command, source=str(Path(source).absolute()), options=options,
+    return dict(status='running', kind=kind, started=now(), command=command, source=place_of(source), options=options,
                 model=dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec), stages=stage_table(net),
                            **count_parameters(net)), origin=origin_of(data, options))
 

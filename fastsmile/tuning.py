@@ -20,7 +20,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 
 from .charts import draw_importance, draw_search
-from .core import OptionError, SmileError, jsonable, new_run, now, plain, say, sub_seed, write_json
+from .core import OptionError, SmileError, jsonable, new_run, now, place_of, plain, say, sub_seed, write_json
 from .data import Data, audit_source
 from .engine import pick_device
 from .measure import wish_of
@@ -145,7 +145,7 @@ def pruner_for(config: TuneConfig):
 def asked_of(source, config: TuneConfig) -> dict:
     "What must be the same where a search goes on"
     free = ('trials', 'minutes', 'device', 'workers', 'out', 'cache')
-    return dict(source=str(Path(source).absolute()), **{k: v for k, v in jsonable(config.as_dict()).items() if k not in free})
+    return dict(source=place_of(source), **{k: v for k, v in jsonable(config.as_dict()).items() if k not in free})
 
 def folder_for(source, config: TuneConfig) -> Path:
     "The folder that was asked for, or one that the same command finds again"
@@ -263,7 +263,7 @@ def tune(
     def done(): return sum(t.state.name in DONE for t in begun_trials(study))
     if done(): say(f'{done()} trials are there; going on in {plain(path)}.')
     if done() >= config.trials and status_of(path) == 'finished': return Run(path)
-    record = dict(status='running', kind='tune', started=now(), command=command, source=str(Path(source).absolute()), options=config.as_dict())
+    record = dict(status='running', kind='tune', started=now(), command=command, source=place_of(source), options=config.as_dict())
     with recorded(path, record):
         while done() < config.trials and (config.minutes is None or not done() or time.perf_counter() - begun < 60 * config.minutes): each(search)
         finish(search, command)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fastsmile.cache import cache_home, cached, clear_cache, mapped_pixels
-from fastsmile.core import OptionError, SmileError
+from fastsmile.core import PART, OptionError, SmileError
 from fastsmile.data import audit_source
 from fastsmile.images import Folder, Prep
 from fastsmile.loaders import Pictures
@@ -93,3 +93,14 @@ def test_what_the_shell_says(home):
     size = 16 * 16 * 3 + 128
     assert ask() == dict(path=str(cache_home()), files=1, bytes=size) and ask('--clear') == dict(deleted=1, bytes=size)
     assert ask()['files'] == 0 and clear_cache() == (0, 0)
+
+
+def test_clearing_leaves_what_is_being_written(home):
+    def make(i):
+        cleared.append(clear_cache())
+        return np.zeros((16, 16, 3), np.uint8)
+    cleared = []
+    (home/'pixels').mkdir(parents=True)
+    (home/'pixels'/f'{PART}x.npy.part').write_bytes(b'left by a process that was killed')
+    assert mapped_pixels(['a'], Prep(size=16), make).shape == (1, 16, 16, 3) and cleared == [(0, 0)]
+    assert [p.suffix for p in (home/'pixels').iterdir()] == ['.npy']

@@ -199,3 +199,23 @@ def test_a_collapsed_a_random_and_a_good_model_are_called_so(faces, tiny, tmp_pa
     plain = folder(tmp_path/'plain', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(80)})
     good = fit(plain, replace(tiny, epochs=4, tta='none', out=str(tmp_path/'good')))
     assert 'is better than answering' in good.verdict and verdict(good.metrics)['tone'] == 'good'
+
+
+def test_only_an_explanations_own_files_give_way_and_not_to_pictures_that_cannot_be_read(run, tmp_path):
+    from fastsmile.review import explain
+    out, pics = tmp_path/'e', folder(tmp_path/'pics', {'a.png': picture(), 'bad.jpg': b'no picture'})
+    config = ExplainConfig(methods=('saliency',), n=1, neighbours=0, out=str(out))
+    explain(run.path, (), config)
+    folder(out, {'notes.txt': 'mine', 'sub/grid-0.jpg': 'mine', 'grid-0 (copy).jpg': 'mine'})
+    before = sorted(p.name for p in out.rglob('*'))
+    with pytest.raises(SmileError, match='None of these'): explain(run.path, (str(pics/'bad.jpg'),), config)
+    assert sorted(p.name for p in out.rglob('*')) == before
+    (out/'explain.json').unlink()  # as one that was killed leaves it: a stranger's file there still stops it
+    with pytest.raises(SmileError, match='something else'): explain(run.path, (), config)
+    for p in ('notes.txt', 'grid-0 (copy).jpg', 'sub/grid-0.jpg'): (out/p).unlink()
+    (out/'sub').rmdir()
+    explain(run.path, (), config)
+    (out/'notes.txt').write_text('mine')
+    explain(run.path, (str(pics/'a.png'),), config)
+    left = {p.name for p in out.iterdir()}
+    assert 'asked-0-saliency.jpg' in left and (out/'notes.txt').read_text() == 'mine' and not [n for n in left if n.startswith('grid')]

@@ -24,7 +24,7 @@ from fastsmile.losses import SoftF1, make_loss
 from fastsmile.models import build, make_spec
 from fastsmile.measure import read_saved
 from fastsmile.ensembling import ensemble
-from fastsmile.options import CalibrateConfig, EnsembleConfig, FitConfig, ReportConfig, command_line
+from fastsmile.options import CalibrateConfig, EnsembleConfig, EvaluateConfig, FitConfig, PredictConfig, ReportConfig, ServeConfig, command_line
 from fastsmile.review import calibrate, evaluate, report
 from fastsmile.runs import fit, load_run
 from fastsmile.session import build_learner, spec_of, train
@@ -466,3 +466,15 @@ def test_a_training_that_fails_is_a_row(faces, tiny, tmp_path, monkeypatch):
 
 def test_the_command_writes_a_flag_as_a_flag():
     assert command_line('fit', ['x'], FitConfig(refit_all=True, balance='both:30')) == 'fastsmile fit x --refit-all --balance both:30'
+
+
+@pytest.mark.parametrize('kind,alone,leader', [(PredictConfig, dict(thumbs=5), dict(html='p.html')), (PredictConfig, dict(tta_mean='logits'), dict(tta='flip')),
+                         (PredictConfig, dict(face_margin=0.), dict(faces='each')), (FitConfig, dict(face_margin=.2), dict(faces='largest')),
+                         (EvaluateConfig, dict(face_score=.5), dict(faces='one')), (ServeConfig, dict(face_score=.5), dict(faces='one'))])
+def test_what_would_do_nothing_alone_is_refused(kind, alone, leader):
+    kind(**alone, **leader)
+    with pytest.raises(OptionError, match=f'without --{next(iter(leader))}'): kind(**alone)
+
+
+def test_two_ways_to_withhold_labels_are_refused():
+    with pytest.raises(OptionError, match='--coverage with --min-confidence'): EvaluateConfig(coverage=0.5, min_confidence=0.9)

@@ -13,9 +13,11 @@ from fastsmile.audit_page import audit
 from fastsmile.core import OptionError, SmileError, is_url
 from fastsmile.images import Folder, ImageError
 from fastsmile.inputs import open_inputs
-from fastsmile.options import AuditConfig, PredictConfig
+from fastsmile.options import AuditConfig, FitConfig, PredictConfig
 from fastsmile.predict import predict_to_file
 from fastsmile.remote import Remote, remote
+from fastsmile.review import evaluate
+from fastsmile.runs import fit, to_resume
 from fastsmile.table import read_source
 
 ODD = ['a b.png', 'ä.png', 'a,"b".png', 'new/c.png', 'new/deep/d.JPG', 'plain', '100%.png', 'a#b.png', 'q?.png']
@@ -152,3 +154,17 @@ def test_a_reader_is_the_same_in_another_folder(here, tmp_path, monkeypatch):
     sent = pickle.dumps(Folder('.'))
     monkeypatch.chdir(tmp_path)
     assert pickle.loads(sent).image('new/c.png').size == (24, 24) and os.path.isabs(pickle.loads(sent).place)
+
+
+def test_a_run_of_a_url_finds_its_source_again(faces, tiny, tmp_path, monkeypatch):
+    made, url = fit(f'file://{faces}', replace(tiny, epochs=1, tta='none', out=str(tmp_path/'r'))), f'file://{faces}'
+    monkeypatch.chdir(tmp_path)
+    assert made.config['source'] == url and len(made.data.source.frame)
+    with pytest.raises(SmileError, match='is what this run was trained on'): evaluate(made.path, url)
+    def ask(known):
+        predict_to_file(faces/'happy_images', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), device='cpu', known=known))
+        return (tmp_path/'p.csv').read_text()
+    assert ask(str(made.path)).count('happy_images/') > 100 and ask(url) == ask(str(faces))
+    (tmp_path/'r'/'config.json').write_text((tmp_path/'r'/'config.json').read_text().replace('"finished"', '"stopped"'))
+    with pytest.raises(SmileError, match=f'was trained on {url}, not on'): to_resume('memory://bucket', FitConfig(resume=str(tmp_path/'r')))
+    assert to_resume(url, FitConfig(resume=str(tmp_path/'r')))[0] == url

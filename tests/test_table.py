@@ -319,3 +319,11 @@ def test_two_columns_that_may_be_the_label(tmp_path):
     assert set(same.frame.label) == {'0', '1'}
     asked = read(tmp_path/'asked', {**THREE, 'labels.csv': 'path,class,label\na,x,yes\nb,x,no\nc,y,yes\n'}, label_col='class')
     assert set(asked.frame.label) == {'x', 'y'}
+
+
+def test_a_place_or_a_number_of_each_row_is_no_second_label(tmp_path):
+    rows = [(f'{i:02}', 'yes' if i % 2 else 'no', i // 4, i // 2) for i in range(44)]
+    def table(head, take): return {f'{r[0]}.png': P for r in rows} | {'labels.csv': '\n'.join([head, *(','.join(map(str, take(r))) for r in rows)])}
+    place, number = table('path,label,x,y', lambda r: (*r[:3], r[2])), table('path,label,target', lambda r: (*r[:2], r[0]))
+    for name, files in (('place', place), ('number', number)): assert set(read(tmp_path/name, files).frame.label) == {'yes', 'no'}
+    with pytest.raises(SmileError, match='label and y'): read(tmp_path/'y', place | {'labels.csv': place['labels.csv'].replace('label,x,y', 'label,z,y')})
