@@ -47,12 +47,12 @@ def from_tables(
     reader,                 # the pictures
     tables: list[tuple],    # (file name, bytes, split or '') of each CSV
     opts: SourceOptions,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[str]]: # the rows; which columns were taken, a sentence for each table
     "Rows from one or more CSVs whose cells name pictures of `reader`"
-    find, parts = Lookup(reader.names()), []
+    find, parts, notes = Lookup(reader.names()), [], []
     for name, data, split in tables:
         rows, roles = columns_of(read_csv(data, name), find, opts, name)
-        say(f'{plain(name)}: ' + ', '.join(f'{role} in column {plain(c)}' for role, c in roles.items() if c) + '.')
+        notes.append(f'{plain(name)}: ' + ', '.join(f'{role} in column {plain(c)}' for role, c in roles.items() if c) + '.')
         found = [_exists(reader, c, *find(c, split)) for c in rows[roles['image']]]
         out = pd.DataFrame(dict(path=[p for p, _ in found], reason=[r for _, r in found]), dtype=str)
         out['label'] = rows[roles['label']].str.strip() if roles['label'] else ''
@@ -60,7 +60,7 @@ def from_tables(
         out['group'] = rows[roles['group']].str.strip() if roles['group'] else ''
         more = [c for c in rows.columns if c not in roles.values()]
         parts.append(out[COLUMNS].join(rows[more].rename(columns=lambda c: f'{c}_given' if c in COLUMNS else c)))
-    return pd.concat(parts, ignore_index=True).fillna('')
+    return pd.concat(parts, ignore_index=True).fillna(''), notes
 
 def _exists(reader, cell: str, path: str, reason: str) -> tuple[str, str]:
     "A cell that is an absolute path may name a picture outside the root"
@@ -174,16 +174,16 @@ def read_source(
     "Read a labelled source of any layout; raises `SmileError` where it cannot, or where two readings fit"
     where = str(where) if is_url(where) else Path(where)
     must_exist(where)
-    kind, reader, frame = _read(where, opts)
+    kind, reader, frame, *said = _read(where, opts)
     if frame.empty:
         raise SmileError(f'{plain(where)} has no labelled pictures.',
                          'Accepted: class folders, a CSV beside the pictures (--labels FILE), or an array with labels.')
     orphans = sorted(set(reader.names()) - set(frame.path)) if kind == 'csv' else []
     frame, variants = _shared(frame, opts)
-    return Source(str(where), kind, reader, frame, orphans, variants, _notes(kind, frame, opts))
+    return Source(str(where), kind, reader, frame, orphans, variants, _notes(kind, frame, opts) + sum(said, []))
 
 def _read(where: Path, opts: SourceOptions):
-    "Decide what kind of source `where` is, and read it as that"
+    "Decide what kind of source `where` is, and read it as that: kind, reader, rows and, of tables, sentences about them"
     if is_url(where): return _read_url(where, opts)
     if where.suffix == '.npz' and not opts.labels: return 'array', *from_npz(where)
     if opts.layout == 'array' or where.suffix == '.npy' or opts.raw_shape:
@@ -192,7 +192,7 @@ def _read(where: Path, opts: SourceOptions):
     if where.is_file() and where.suffix.lower() in TABLES:
         beside = where.with_suffix('.zip')
         reader = Zip(beside) if beside.exists() else _pictures_in(where.parent)
-        return 'csv', reader, from_tables(reader, [(where.name, table_bytes(where), '')], opts)
+        return 'csv', reader, *from_tables(reader, [(where.name, table_bytes(where), '')], opts)
     if where.is_dir(): reader = _pictures_in(where)
     elif where.suffix.lower() == '.zip': reader = Zip(where)
     else:
@@ -215,7 +215,7 @@ def _read_url(url: str, opts: SourceOptions):
     "A URL of a folder, a zip or a table"
     above, _, name = url.rpartition('/')
     if PurePosixPath(name).suffix.lower() not in TABLES: return _read_below(url, remote(url), opts)
-    return 'csv', remote(above), from_tables(remote(above), [(name, _member(remote(above), name), '')], opts)
+    return 'csv', remote(above), *from_tables(remote(above), [(name, _member(remote(above), name), '')], opts)
 
 def _read_below(where, reader, opts: SourceOptions):
     "Read a folder or a zip by its tables or by its class folders, whichever there are"
@@ -226,7 +226,7 @@ def _read_below(where, reader, opts: SourceOptions):
         names = ', '.join(plain(t[0]) for t in tables)
         raise SmileError(f'{plain(where)} can be read in two ways: by its class folders ({folders.label.nunique()}), or by {names}.',
                          'Say which with --layout folders or --layout csv.')
-    if tables: return 'csv', reader, from_tables(reader, tables, opts)
+    if tables: return 'csv', reader, *from_tables(reader, tables, opts)
     return 'folders', reader, folders
 
 def _shape(text: str | None) -> tuple | None:
