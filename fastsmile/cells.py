@@ -224,7 +224,7 @@ def columns_of(
     if roles['label'] is None and len(cols) > 1:
         raise SmileError(f'It is not clear which column of {name} is the label.',
                          f'Say which with --label-col; it has: {", ".join(map(plain, cols))}.')
-    if asked['label'] is None: _only_label(rows, roles, name)
+    if asked['label'] is None and roles['label']: _only_label(rows, roles, name)
     for role in ('image', 'label'):
         torn = rows.index[rows[roles[role]].str.contains('\n')] if roles[role] else []
         if len(torn):
@@ -247,7 +247,7 @@ def _only_label(rows: pd.DataFrame, roles: dict, name: str):
     "A `SmileError` where another column may be the label as well, and says something else"
     mine = roles['label']
     for c in rows.columns:
-        if c in roles.values() or mine is None or not any(c.lower() == n or c.lower().startswith(f'{n}.') for n in (*NAMES['label'], mine.lower())): continue
+        if c in roles.values() or not any(c.lower() == n or c.lower().startswith(f'{n}.') for n in (*NAMES['label'], mine.lower())): continue
         if c.lower() == 'y' and 'x' in map(str.lower, rows.columns) or rows[c].nunique() > max(20, len(rows) / 2): continue  # a place, or a number of each row
         pairs = pd.DataFrame(dict(a=rows[mine].map(label_key), b=rows[c].map(label_key))).drop_duplicates()
         if pairs.a.is_unique and pairs.b.is_unique: continue  # two names for the same classes

@@ -128,6 +128,7 @@ class Asked:
     seeds: int
     views: str | None = None
     compile: bool = False
+    test: bool = False  # is its share given?
 
     @property
     def kept_views(self) -> int | None:
@@ -170,6 +171,7 @@ REFUSED = (
      'The ways are compared under one budget; early stopping would end some of them before it.'),
     ('--folds with --balance all, --lr-sweep, --seeds or --refit-all', lambda a: a.folds and (not a.balance or a.lr_sweep or a.seeds > 1 or a.refit_all),
      'Compare first, then cross-validate the best.'),
+    ('--test with --folds', lambda a: a.test and a.folds, 'Each fold is the test part once; --folds 5 holds out a fifth each time.'),
 )
 
 def refuse(

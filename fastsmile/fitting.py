@@ -94,8 +94,6 @@ class FitConfig(SplitOptions, DecideOptions):
         super().__post_init__()
         if not self.epochs and (self.freeze == 'head' or not (self.weights != 'none' if self.freeze_epochs is None else self.freeze_epochs)):
             raise OptionError('--epochs 0 leaves nothing to train.', 'Give --epochs, or --freeze-epochs for the head alone.')
-        if self.folds and self.test != self.usual()['test']:
-            raise OptionError('--test with --folds: these do not go together.', 'Each fold is the test part once; --folds 5 holds out a fifth each time.')
         if self.lr != 'auto' and not _is_rate(self.lr):
             raise OptionError(f'--lr {self.lr!r} is not a learning rate.', 'Accepted: auto, or a number above 0 and up to 10, e.g. 1e-3.')
         if self.pool: choose('--pool', self.pool, POOL)
@@ -107,7 +105,7 @@ class FitConfig(SplitOptions, DecideOptions):
         return Asked({} if self.balance == 'all' else parse_sum('--balance', self.balance, BALANCE), parse_choice('--loss', self.loss, LOSS),
                      parse_sum('--augment', self.augment, AUGMENT), parse_choice('--schedule', self.schedule, SCHEDULE), self.freeze,
                      self.freeze_epochs, self.refit_all, self.patience, self.lr, bool(self.lr_sweep and parse_rates(self.lr_sweep)), self.spread, self.folds,
-                     self.seeds, self.views, self.compile)
+                     self.seeds, self.views, self.compile, self.test != self.usual()['test'])
 
     def usual(self) -> dict: return usual(type(self), self.recipe)
 

@@ -147,10 +147,10 @@ def _of_csv(path: Path, column: str | None, root: str | None) -> Inputs:
     def each():
         with open(path, **TEXT) as f:
             for i, row in enumerate(csv.reader(bounded(f), delimiter=mark)):
-                if i >= skip and row: yield _said(reader, row[at]) if at < len(row) else ''
+                if i >= skip and row: yield row[at] if at < len(row) else ''
     try: total = sum(1 for _ in each())
     except csv.Error as e: raise SmileError(f'{plain(path)} cannot be read as a CSV: {plain(e)}.', 'Save it again as CSV with quoted fields.') from None
-    return Inputs(reader, each(), total, f'column {plain(header[at] if skip else at + 1)} of {plain(path)}')
+    return Inputs(reader, (_said(reader, c) for c in each()), total, f'column {plain(header[at] if skip else at + 1)} of {plain(path)}')
 
 def _said(reader: Folder, cell: str) -> str:
     "What a cell names: where there is no such file, the text that a CSV of ours made harmless"

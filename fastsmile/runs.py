@@ -177,8 +177,9 @@ def compare_fits(
     with recorded(path, record):
         for i, v in enumerate(todo):
             say(f'{i + 1}/{len(todo)}: {v.name}, seed {v.config.training_seed}', style='bold')
-            folder = path/'fits'/v.folder if status_of(path/'fits'/v.folder) else new_run(path/'fits'/v.folder, spec.arch)
+            folder = path/'fits'/v.folder
             if status_of(folder): must_be_of(folder, data, source)  # that is no failure of one training
+            else: new_run(folder, spec.arch)
             try: fit_once(source, data, spec, new_net(spec, v.config), v.config, folder, device, pictures)
             except NotWritten: raise
             except SmileError as e:

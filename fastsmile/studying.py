@@ -129,12 +129,13 @@ def probe_entry(s: Setting, entry: Entry, config: ProbeConfig, runs: list):
     "Fit a probe on the same rows; no seed changes it"
     folder = s.path/'runs'/slug(entry.name)
     say(entry.name, style='bold')
-    if status_of(folder) != 'finished':
+    if status_of(folder) == 'finished':
+        must_be_of(folder, s.data, s.source)
+        if read_json(folder/'config.json')['options'] | dict(arch=config.arch, out=None) != jsonable(config.as_dict()):
+            raise SmileError(f'{plain(folder)} was fitted with other options.', 'Name another folder with --out.')
+    else:
         shutil.rmtree(folder, ignore_errors=True)  # of a study that was killed
         probe_data(s.source, s.data, spec_of_probe(config, s.data.classes), replace(config, out=str(folder)))
-    elif read_json(folder/'config.json')['options'] | dict(arch=config.arch, out=None) != jsonable(config.as_dict()):
-        raise SmileError(f'{plain(folder)} was fitted with other options.', 'Name another folder with --out.')
-    must_be_of(folder, s.data, s.source)
     runs.append(folder)
 
 ENTRIES = dict(fit=fit_entry, probe=probe_entry)

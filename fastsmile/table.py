@@ -202,13 +202,13 @@ def _read(where: Path, opts: SourceOptions):
 
 def _pictures_in(folder: Path) -> Folder:
     "The pictures of a folder; of the only zip in it, where it has a table and no picture of its own"
-    reader = Folder(folder)
-    beside = [[p for p in sorted(folder.iterdir()) if p.suffix.lower() in kind] for kind in (('.zip',), TABLES[:3])]
-    if not all(beside) or next(reader.walk(), None): return reader
-    if len(beside[0]) == 1:
-        say(f'The pictures are those in {plain(beside[0][0].name)}.')
-        return Zip(beside[0][0])
-    raise SmileError(f'{plain(folder)} holds no pictures, and several zips: {", ".join(plain(p.name) for p in beside[0])}.',
+    reader, names = Folder(folder), os.listdir(folder)
+    zips = sorted(n for n in names if n.lower().endswith('.zip'))
+    if not zips or not any(n.lower().endswith(TABLES[:3]) for n in names) or next(reader.walk(), None): return reader
+    if len(zips) == 1:
+        say(f'The pictures are those in {plain(zips[0])}.')
+        return Zip(folder/zips[0])
+    raise SmileError(f'{plain(folder)} holds no pictures, and several zips: {", ".join(map(plain, zips))}.',
                      'Name the one with the pictures, and the table with --labels FILE.')
 
 def _read_url(url: str, opts: SourceOptions):

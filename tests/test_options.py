@@ -161,7 +161,7 @@ def test_each_refusal_is_reached():
              dict(freeze='head', spread=5), dict(views='2'), dict(freeze='head', augment='light+mixup'), dict(freeze='head', balance='augment:9'),
              dict(freeze='head', augment='none', views='2'), dict(freeze='head', compile=True),
              dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'),
-             dict(lr='1e-3', lr_sweep='1e-3,1e-2'), dict(balance='all', patience=2), dict(folds=3, seeds=2)]
+             dict(lr='1e-3', lr_sweep='1e-3,1e-2'), dict(balance='all', patience=2), dict(folds=3, seeds=2), dict(folds=3, test=0.3)]
     assert len(asked) == len(REFUSED)
     for change, (what, _, why) in zip(asked, REFUSED):
         with pytest.raises(OptionError) as e: FitConfig(**base | change)

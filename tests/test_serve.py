@@ -734,13 +734,20 @@ def test_a_body_that_nobody_reads_ends_with_its_answer(model, path, status):
         assert ask(where, '/healthz')[0] == 200 and ask(where, '/nope', b'x')[0] == 404  # a body that is there does no harm
 
 
-def test_who_never_reads_is_cut_off(model):
-    "A client that asks and asks, and takes no answer"
-    with started(model.where, replace(PLAIN, timeout=0.5)) as (where, _), socket.socket() as s:
+@contextmanager
+def narrow(model, seconds: float, patience: float):
+    "A server that waits so long, and a client whose system takes little of an answer at once"
+    with started(model.where, replace(PLAIN, timeout=seconds)) as (where, _), socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = where.rpartition(':')
         s.connect((host, int(port)))
-        s.settimeout(3)
+        s.settimeout(patience)
+        yield where, s
+
+
+def test_who_never_reads_is_cut_off(model):
+    "A client that asks and asks, and takes no answer"
+    with narrow(model, 0.5, 3) as (where, s):
         with pytest.raises(ConnectionError):
             for _ in range(5000):
                 s.sendall(b'GET / HTTP/1.1\r\nhost: localhost\r\n\r\n')
@@ -750,11 +757,7 @@ def test_who_never_reads_is_cut_off(model):
 
 def test_who_reads_slowly_gets_it_all(model):
     "A large answer in small portions, within the time"
-    with started(model.where, replace(PLAIN, timeout=5.)) as (where, _), socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, _, port = where.rpartition(':')
-        s.connect((host, int(port)))
-        s.settimeout(5)
+    with narrow(model, 5., 5) as (where, s):
         s.sendall(b'GET /serve.js HTTP/1.1\r\nhost: localhost\r\n\r\n' * 20 + b'GET /serve.js HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n')
         out = b''
         while chunk := s.recv(2048): out += chunk; time.sleep(0.0005)
