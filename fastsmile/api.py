@@ -68,8 +68,8 @@ def openapi(
     label = parameter('label', "the class whose evidence is shown; the picture's own label where it is left out", enum=list(classes))
     face = dict(parameter('face', 'which face, where faces are cut out', default=1), schema=dict(type='integer', minimum=1, default=1))
     picture = dict(description='The picture as the network sees it, in grey, under the evidence in orange', content={'image/png': dict(schema={})})
-    shown = dict(operationId='explain', summary='Where in a picture the evidence for a class lies', parameters=[method, label, face], requestBody=body(config),
-                 responses=answers(picture))
+    shown = dict(operationId='explain', summary='Where in a picture the evidence for a class lies', parameters=[method, label, face, name],
+                 requestBody=body(config), responses=answers(picture))
     state = dict(type='object', required=['status', 'waiting'], properties=dict(status=dict(enum=['ok', 'stopping']), waiting=dict(type='integer', minimum=0)))
     about = dict(type='object', required=['labels', 'prior', 'rule', 'metrics', 'preprocessing', 'version', 'columns'],
                  properties=dict(labels=dict(type='array', items=TEXT), prior=NUMBERS, rule=TEXT, metrics=dict(type='object'),

@@ -166,7 +166,8 @@ def _report(run, config):
     page = report(run, config)
     return [f'report: {plain(page)}'], dict(report=str(page))
 
-@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion', RUN,
+@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion; '
+         'fastsmile explain runs/resnet18 party.jpg --faces', RUN,
          ('images', [], "pictures or folders to explain; without any, the rows that measured the run"))
 def _explain(run, images, config):
     "Where the model looks: saliency, Grad-CAM, average faces, the worst mistakes, the nearest training pictures"

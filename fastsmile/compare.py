@@ -55,6 +55,7 @@ def compare(
     "Compare finished runs and write the page"
     runs = [finished(r, folds=True) for r in runs]
     if len(runs) < 2: raise SmileError('There is only one run.', 'Name two runs or more: fastsmile compare RUN RUN.')
+    if len({r.resolve() for r in runs}) < len(runs): raise SmileError('A run is named twice.', 'Name each run once.')
     only_ours(config.out, 'html')
     names = short_names(runs)
     saved, note = shared_rows([saved_parts(r, config.part)[0] for r in runs], names, config.anyway)

@@ -60,6 +60,16 @@ class Options:
         "What holds where nothing is given"
         return {f.name: f.default for f in fields(self)}
 
+    def no_use_of(self,
+        names,      # of options
+        where: str, # why they would do nothing
+        hint: str,
+    ):
+        "Raise an `OptionError` where one of these options is given"
+        usual = self.usual()
+        for n in names:
+            if getattr(self, n) != usual[n]: raise OptionError(f'{flag(n)} {where}: it would do nothing.', hint)
+
 def _span(low, high) -> str:
     "A range in words"
     if high is None: return f'{low} or more'

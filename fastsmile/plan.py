@@ -93,7 +93,7 @@ def merge_plans(*plans: pd.DataFrame) -> pd.DataFrame:
 def read_plan(
     path, # a CSV as `fastsmile audit` writes it
 ) -> pd.DataFrame: # columns `PLAN`
-    "Read a cleaning plan; raises `SmileError` that names the line where it cannot be obeyed"
+    "Read a cleaning plan; raises `SmileError` that names the picture where it cannot be obeyed"
     path = Path(path)
     if not path.is_file(): raise SmileError(f'--plan {plain(path)} does not exist.', 'Name a plan.csv as `fastsmile audit` writes it.')
     raw = read_csv(table_bytes(path), path.name).astype(str).map(literal)
@@ -103,8 +103,10 @@ def read_plan(
     plan = raw.iloc[1:].set_axis(head, axis=1).reset_index(drop=True).reindex(columns=PLAN, fill_value='')
     plan[PLAN[1:]] = plan[PLAN[1:]].apply(lambda c: c.str.strip())
     plan['action'] = plan.action.str.lower()
-    for i, a in enumerate(plan.action):
-        if a not in ACTIONS: raise SmileError(f'{plain(path)}, line {i + 2}: the action {plain(repr(a))} is not known.', 'Accepted: keep, drop.')
+    for p, a, new in zip(plan.path, plan.action, plan.new_label):
+        if a not in ACTIONS: raise SmileError(f'{plain(path)}: the action {plain(repr(a))} of {plain(p)} is not known.', 'Accepted: keep, drop.')
+        if a == 'drop' and new:
+            raise SmileError(f'{plain(path)} gives {plain(p)} the label {plain(new)}, and drops it.', 'Say keep, or leave new_label empty.')
     if (twice := plan.path[plan.path.duplicated()]).size:
         raise SmileError(f'{plain(path)} speaks twice of {plain(twice.iloc[0])}.', 'Leave one line per picture.')
     return plan
@@ -151,6 +153,8 @@ def apply_plan(
     kept = plan.index[plan.action == 'keep']
     if bad := [p for p in kept if error.get(p)]:
         raise SmileError(f'The plan keeps {plain(bad[0])}, which cannot be read: {error[bad[0]]}.', 'Say drop, or mend the file.')
+    if bare := set(kept) & set(frame.path[frame.reason == 'unlabelled']) - set(frame.path[frame.label != '']):
+        raise SmileError(f'The plan keeps {plain(min(bare))}, which has no label.', 'Give it one as its new_label, or say drop.')
     drop = frame.path.map(plan.action).eq('drop') & (frame.reason == '')
     frame.loc[drop, 'reason'] = frame.path[drop].map(plan.reason).replace('', 'dropped by the plan')
     twice = frame[(frame.reason == '') & frame.path.isin(kept)]

@@ -58,6 +58,7 @@ def evaluate(
     config: EvaluateConfig = EvaluateConfig(),
 ) -> dict: # run, of, metrics, calibration, copies, left_out, slices, tta
     "Measure a run: on its saved predictions, or on a source that it predicts first"
+    config.must_serve(source is not None)
     run, copies = finished(run, folds=source is None), []
     where = Path(config.out) if config.out else run/'evaluations'/(Path(source).stem or 'source') if source is not None else None
     if where: not_a_run(where)
@@ -252,6 +253,7 @@ def explain(
     config: ExplainConfig = ExplainConfig(),
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
+    config.must_serve(bool(images))
     from fastsmile.album import others_in
     from fastsmile.pages import render
     from fastsmile.report import album_of
@@ -262,14 +264,27 @@ def explain(
     out = Path(config.out) if config.out else run/('explain-asked' if images else 'explain')
     if others_in(out) and not (out/'explain.json').exists():
         raise SmileError(f'{plain(out)} already holds something else.', 'Name an empty or new folder with --out.')
-    explain_run(opened.model, opened.data, run, config, out, (gather(images)) if images else ())
+    asked = gather(images, config, opened.model.facts.origin) if images else ()
+    explain_run(opened.model, opened.data, run, config, out, asked)
     album = album_of(out)
     write_text(out/'explain.html', render('explain.html.j2', dict(run=run.name, album=album)))
     shown = {g: [{k: r[k] for k in ('path', 'label', 'target', 'confidence')} for r in rows] for g, rows in album['groups'].items()}
     return dict(page=str(out/'explain.html'), corners=album['corners'], notes=album['notes'], pictures=shown)
 
-def gather(images) -> tuple: # reader, names
-    "Files, folders and zips as one reader"
+def gather(
+    images,                # files, or folders and zips
+    config: ExplainConfig,
+    origin: dict,          # of the model
+) -> tuple: # reader, names
+    "Files, folders and zips as one reader; the faces in them where these are asked for"
+    from fastsmile.crops import cut_faces
+    from fastsmile.faces import tell_faces
     from fastsmile.inputs import open_inputs
+    from fastsmile.table import Source
     made = open_inputs(list(images) if len(images) > 1 else images[0])
-    return made.reader, list(made.names)
+    tell_faces(origin, config)
+    frame = cut_faces(Source('', 'folders', made.reader, pd_frame([dict(path=n, reason='', group='') for n in made.names], ['path', 'reason', 'group'])),
+                      config, trained=origin).frame
+    for path, why in zip(frame.path, frame.reason):
+        if why: say(f'{plain(path)}: {why}', style='yellow')
+    return made.reader, list(frame.path[frame.reason == ''])

@@ -311,7 +311,8 @@ def _grouper(regex: str):
 def _notes(kind: str, frame: pd.DataFrame, opts: SourceOptions) -> list[str]:
     "How the source was understood, for the person to check"
     what = dict(csv='a table of labels', folders='class folders', array='an array')[kind]
-    notes = [f'Read as {what}: {len(frame)} rows, {frame[frame.label != ""].label.nunique()} classes.']
+    classes = frame[frame.label != ''].label.nunique()
+    notes = [f'Read as {what}: {len(frame)} rows, {classes} {"class" if classes == 1 else "classes"}.']
     given = frame[frame.split != ''].split.value_counts()
     if len(given): notes.append('The source names splits: ' + ', '.join(f'{s} {n}' for s, n in given.items()) + '.')
     groups = frame[frame.group != ''].group

@@ -119,12 +119,13 @@ def test_the_same_file_again_and_a_file_with_two_labels(tmp_path):
 
 
 @pytest.mark.parametrize('text, why', [
-    ('name,what\na,b\n', 'is no cleaning plan'), ('path,action\n0.png,burn\n', "line 2: the action 'burn'"), ('path,action\nx,keep\n', 'does not have'),
+    ('name,what\na,b\n', 'is no cleaning plan'), ('path,action\n0.png,burn\n', "the action 'burn' of 0.png"), ('path,action\nx,keep\n', 'does not have'),
     ('path,action\n0.png,keep\n0.png,drop\n', 'speaks twice'), ('path,action,new_label\n0.png,keep,grin\n', 'no row of the source has'),
-    ('path,action\nbad.png,keep\n', 'cannot be read: zero bytes'), ('path,action\n1.png,keep\n', 'two labels')])
+    ('path,action\nbad.png,keep\n', 'cannot be read: zero bytes'), ('path,action\n1.png,keep\n', 'two labels'),
+    ('path,action\n9.png,keep\n', '9.png, which has no label'), ('path,action,new_label\n1.png,drop,b\n', 'gives 1.png the label b, and drops it')])
 def test_plans_that_cannot_be_obeyed(tmp_path, text, why):
-    files = {f'{i}.png': picture(seed=i) for i in range(4)} | {'bad.png': b''}
-    root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,b\nbad,a\n'})
+    files = {f'{i}.png': picture(seed=i) for i in (0, 1, 2, 3, 9)} | {'bad.png': b''}
+    root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,b\nbad,a\n9,\n'})
     plan = folder(tmp_path, {'plan.csv': text})/'plan.csv'
     with pytest.raises(SmileError, match=why): review(read_source(root), DataOptions(plan=str(plan)))
 

@@ -183,6 +183,9 @@ def test_evaluate_by_column_rule_and_coverage(run):
     assert plain_['tta']['difference']['accuracy']['low'] <= plain_['tta']['difference']['accuracy']['high']
     with pytest.raises(OptionError, match='no such column'): evaluate(run.path, config=EvaluateConfig(by=('age',)))
     with pytest.raises(OptionError, match='Accepted: argmax'): evaluate(run.path, config=EvaluateConfig(threshold='cost'))
+    for asked in (dict(tta='none'), dict(bs=8), dict(device='cpu'), dict(anyway=True), dict(label_col='x'), dict(faces='each')):
+        with pytest.raises(OptionError, match='without a SOURCE: it would do nothing'): evaluate(run.path, config=EvaluateConfig(**asked))
+    with pytest.raises(OptionError, match='--part with a SOURCE'): evaluate(run.path, 'faces', EvaluateConfig(part='valid'))
     valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
     assert valid['of'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
 
@@ -328,7 +331,8 @@ def test_a_class_without_rows_is_not_measured_rather_than_zero(run, tmp_path):
         line, = (s for s in told(shown).splitlines() if s.strip().startswith(gone))
         assert '0.000' not in line and 'nan' not in line
     assert 'no row gets a label' in ' '.join(told(shown).split()) and m['calibration']['abstain']['rows'] > 0
-    assert 'No row is' in compare([copy, copy], CompareConfig(out=str(tmp_path/'c.html')))['note']
+    again = shutil.copytree(copy, tmp_path/'again')
+    assert 'No row is' in compare([copy, again], CompareConfig(out=str(tmp_path/'c.html')))['note']
 
 
 def test_macro_f1_says_where_it_counts_an_absent_class_that_is_answered():

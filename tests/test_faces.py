@@ -22,7 +22,7 @@ from fastsmile.crops import cut_faces
 from fastsmile.data import review
 from fastsmile.faces import FACE, FaceBox, FaceFinder, distinct
 from fastsmile.images import Folder, ImageError, Prep, part_name, prepare, take, whole_and_box
-from fastsmile.options import AuditConfig, EvaluateConfig, FitConfig, PredictConfig, SourceOptions
+from fastsmile.options import AuditConfig, EvaluateConfig, ExplainConfig, FitConfig, PredictConfig, SourceOptions
 from fastsmile.predict import predict_rows, predict_to_file
 from fastsmile.sample import draw_face, draw_params
 from fastsmile.scan import Examiner, scan
@@ -304,6 +304,21 @@ def test_evaluate_on_photographs(trained, good, tmp_path):
     r = evaluate(trained.path, folder(tmp_path/'new', files | {'no/none.png': saved(photo())}), EvaluateConfig(faces='largest', tta='none', draws=100))
     rows = rows_of(tmp_path.parent/r['out']/'predictions.csv' if not str(r['out']).startswith('/') else f"{r['out']}/predictions.csv")
     assert r['metrics']['rows'] == 4 == len(rows) and all('#xywh=' in row['path'] for row in rows)
+
+
+def test_explain_cuts_faces_out_of_photographs(trained, album, tmp_path, capsys, monkeypatch):
+    from fastsmile.review import explain
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    ask = ExplainConfig(methods=('saliency',), neighbours=0, faces='each', out=str(tmp_path/'x'), device='cpu')
+    shown = explain(trained.path, (str(album),), ask)['pictures']['asked']
+    said = trained.predict(album, faces=FaceFinder('each', margin=0.25))
+    assert sorted(r['path'].split('#')[0] for r in shown) == sorted(said.path[said.error == '']) and all('#xywh=' in r['path'] for r in shown)
+    want = sorted(map(float, said.confidence[said.error == '']))
+    assert len(want) == 4 and np.abs(np.subtract(sorted(r['confidence'] for r in shown), want)).max() < 1e-3
+    assert 'none.png: no face found' in capsys.readouterr().err
+    explain(trained.path, (str(album/'a'),), replace(ask, faces='none'))
+    assert 'need it here' in capsys.readouterr().err
+    with pytest.raises(OptionError, match='--faces without IMAGES'): explain(trained.path, config=ask)
 
 
 # In a shell

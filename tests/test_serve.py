@@ -200,7 +200,8 @@ def test_the_explanation_is_that_of_explain(server, model):
     label = ask(where, '/predict', data, IMAGE)[2]['predictions'][0]['label']
     own, named = (ask(where, f'/explain{q}', data, IMAGE)[2] for q in ('', f'?method=gradcam&label={quote(label)}'))
     assert own == named
-    for query, status in [('?method=magic', 422), ('?label=frown', 422)]: assert ask(where, f'/explain{query}', data, IMAGE)[0] == status
+    for query, status in [('?method=magic', 422), ('?label=frown', 422), ('?lable=frown', 422)]: assert ask(where, f'/explain{query}', data, IMAGE)[0] == status
+    assert ask(where, '/predict?tta=flip', data, IMAGE)[2]['error'] == "'tta' is no parameter of this address."
     assert ask(where, '/explain', b'no', IMAGE)[0] == 422
     assert ask(where, '/explain', *form(('a', data), ('b', data)))[0] == 413
 
