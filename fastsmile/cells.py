@@ -121,6 +121,9 @@ def _within_limits(said) -> tuple[list[str], list[str]]: # columns of text; colu
     "Raise a `ValueError` for what would fill the memory, by what the file says of itself"
     if said.num_columns > MAX_COLUMNS or said.num_rows * said.num_columns > MAX_CELLS:
         raise ValueError(f'{said.num_rows:,} rows of {said.num_columns:,} columns are too many')
+    rows = [said.row_group(i).num_rows for i in range(said.num_row_groups)]
+    if sum(rows) != said.num_rows or min(rows, default=0) < 0:  # pyarrow reads as many as its groups say
+        raise ValueError(f'it says {said.num_rows:,} rows, and its groups {", ".join(f"{n:,}" for n in rows[:5])}')
     leaves = [said.schema.column(i) for i in range(said.num_columns)]
     flat = [c for c in leaves if c.path == c.name and not c.max_repetition_level]
     unpacked = sum(said.row_group(i).total_byte_size for i in range(said.num_row_groups))

@@ -162,6 +162,18 @@ def test_a_table_of_parquet_that_says_a_billion_rows(tmp_path):
     with cheap(), pytest.raises(SmileError, match='30,000,000 rows of 2 columns are too many'): read_source(tmp_path/'t.parquet')
 
 
+def test_a_table_of_parquet_whose_groups_say_other_rows(tmp_path):
+    "A kilobyte that says three rows, and 93,795,055,226 in its group, kept pyarrow busy without end"
+    pa = pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
+    from pyarrow import parquet
+    where, rows = tmp_path/'t.parquet', 100_000
+    parquet.write_table(pa.table(dict(path=['a.png'] * rows)), where, store_schema=False)
+    data = where.read_bytes()
+    at = data.rfind(bytes([0xc0, 0x9a, 0x0c]))  # 100,000 as Thrift writes it: the last is that of the group
+    where.write_bytes(data[:at] + bytes([0xfe, 0xff, 0x7f]) + data[at + 3:])
+    with cheap(), pytest.raises(SmileError, match='it says 100,000 rows, and its groups 1,048,575'): read_source(where)
+
+
 def test_a_small_file_of_parquet_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
     "A text that its dictionary holds once is held once; pages that hold it again and again, and bytes of fixed length, are measured unpacked"
     pa = pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
