@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'AVERAGED', 'MOST', 'SHOWN', 'data_uri', 'Gallery', 'cards', 'class_rows', 'size_chart', 'write_page', 'Audit',
-           'audit', 'out_of_fold']
+           'audit', 'fit_command', 'out_of_fold']
 
 # %% ../nbs/08_audit_page.ipynb #259664a0
 import base64
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from .cluster import ray_cluster, spread_of
 from .core import SmileError, claimed, jsonable, must_be_free, new_run, plain, read_json, say, write_text
 from .data import Review, review, tell, write_audit
 from .images import Array, ImageError, decode, whole_and_box
-from .options import AuditConfig, command_line
+from .options import AuditConfig, DataOptions, command_line
 from .pages import render
 from .sheets import read_sheet
 from .table import read_source
@@ -130,6 +130,7 @@ def write_page(
     looked: Review,
     path: Path,       # the file
     command: str,     # that made it
+    fit: str,         # that trains on it
 ):
     "Write audit.html"
     gallery, record = Gallery(looked.source.reader), audit_record(looked.table, looked.found)
@@ -138,7 +139,7 @@ def write_page(
     drawn.sort(key=lambda d: list(SHOWN).index(d['kind']))
     write_text(path, render('audit.html.j2', dict(
         where=Path(looked.source.where).name, source=looked.source.where, record=record, notes=looked.source.notes, most=MOST, drawn=drawn,
-        classes=class_rows(looked, gallery), sizes=size_chart(looked.seen.facts), command=command, averaged=AVERAGED,
+        classes=class_rows(looked, gallery), sizes=size_chart(looked.seen.facts), command=command, fit=fit, averaged=AVERAGED,
         plan=jsonable(looked.plan.to_dict('records')), labels=sorted(c for c in looked.table.label.unique() if c))))
 
 # %% ../nbs/08_audit_page.ipynb #922b19a9
@@ -175,8 +176,13 @@ def audit(
     path = new_run(config.out, Path(source).stem or 'audit', 'audits')
     with claimed(path):
         write_audit(looked, path)
-        write_page(looked, path/'audit.html', command_line('audit', [source], config))
+        write_page(looked, path/'audit.html', command_line('audit', [source], config), fit_command(source, config))
     return Audit(path, looked.table, looked.found, looked.plan)
+
+def fit_command(source, config: AuditConfig) -> str:
+    "What trains on a source as it was audited, but for the plan, which a person may have edited"
+    read = {f.name: getattr(config, f.name) for f in fields(DataOptions)}
+    return command_line('fit', [source], DataOptions(**read | dict(plan=None)))
 
 def out_of_fold(run) -> pd.DataFrame:
     "The out-of-fold predictions of a run of `fit --folds`"

@@ -10,16 +10,15 @@ import inspect
 import os
 import signal
 import sys
-from dataclasses import fields
 from typing import Annotated
 
 import typer
 
-from .console import app, command, grid, progress_bar, quick_imports
-from .core import must_exist, plain, say, several
+from .console import app, command, grid, must_be_said_once, progress_bar, quick_imports, translate
+from .core import OptionError, must_exist, plain, say, several
 from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig,
                                EvaluateConfig, ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
-                               SourceOptions, StudyConfig, TuneConfig, command_line)
+                               StudyConfig, TuneConfig)
 from .tables import (calibration_words, comparison_tables, evaluation_tables, export_words, fit_result, metrics_tables, predict_result,
                               study_tables, tried_result)
 
@@ -39,14 +38,13 @@ def _sample(where, config):
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures, or a URL (s3://...)'))
 def _audit(source, config):
     "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
-    from fastsmile.audit_page import audit
+    from fastsmile.audit_page import audit, fit_command
     with progress_bar('examining') as start: done = audit(source, config, start)
     r = done.record
     shown = [grid(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
                   [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
-    again = command_line('fit', [source], SourceOptions(**{f.name: getattr(config, f.name) for f in fields(SourceOptions)}))
     shown += [f'page: {plain(done.path/"audit.html")}',
-              f'the plan, to be edited and obeyed: {plain(again)} --plan {plain(done.path/"plan.csv")}']
+              f'the plan, to be edited and obeyed: {plain(fit_command(source, config))} --plan {plain(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
 # %% ../nbs/20_cli.ipynb #df46b04b
@@ -260,5 +258,8 @@ def main():
         import warnings
         warnings.simplefilter('ignore')
         logging.disable(logging.WARNING)
-    try: app(args=expand(sys.argv[1:]))
+    try:
+        must_be_said_once(sys.argv[1:])
+        app(args=expand(sys.argv[1:]))
+    except OptionError as e: sys.exit(translate(e))
     finally: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is to end: Ctrl-C does that at once

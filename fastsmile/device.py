@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'KEPT', 'USUAL', 'pick_device', 'pick_precision',
-           'narrow', 'device_memory', 'out_of_memory', 'kept_memory']
+           'narrow', 'machine_words', 'device_memory', 'out_of_memory', 'kept_memory']
 
 # %% ../nbs/10_device.ipynb #f59fa79f
 import ctypes
+import os
+import platform
 import sys
 from contextlib import contextmanager
 
@@ -46,6 +48,11 @@ def narrow(
     kind = device.split(':')[0]
     if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     return 'bf16' if kind == 'cpu' and torch.cpu.get_capabilities().get('amx_bf16') else None
+
+def machine_words(device: str | None) -> str:
+    "What something was computed on, for a page"
+    what = pick_device(device)
+    return torch.cuda.get_device_name(what) if what.startswith('cuda') else f'{what}, {os.cpu_count()} cores, {platform.machine()}'
 
 # %% ../nbs/10_device.ipynb #14353e87
 def device_memory(

@@ -252,7 +252,9 @@ def _quarters(values: pd.Series, unit: str = '') -> pd.Series:
     if numbers.nunique() <= QUARTERS or numbers.isna().any(): return values.astype(str) + (unit if numbers.notna().all() else '')
     edges = np.unique(np.quantile(numbers, [0, .25, .5, .75, 1], method='nearest'))
     at = np.clip(np.searchsorted(edges, numbers, side='left') - 1, 0, len(edges) - 2)
-    return pd.Series([f'{edges[i]:g} to {edges[i + 1]:g}{unit}' for i in at], index=values.index)
+    def written(digits): return [f'{e:.0f}' if e % 1 == 0 and abs(e) < 1e15 else f'{e:.{digits}g}' for e in edges]
+    names = next(n for n in map(written, range(6, 18)) if len(set(n)) == len(n))
+    return pd.Series([f'{names[i]} to {names[i + 1]}{unit}' for i in at], index=values.index)
 
 def slices(
     saved: Saved,

@@ -82,7 +82,7 @@ class PredictConfig(Options):
     actors: int | None = actors_opt()
     calibrated: bool = opt(False, 'add the calibrated probabilities as columns calibrated_CLASS; confidence is then theirs')
     threshold: str | None = opt(None, 'another decision rule that the model knows (argmax, balanced, macro_f1, ...), or CLASS=P: that label needs the '
-                                      'probability P', metavar='RULE|CLASS=P')
+                                      'calibrated probability P', metavar='RULE|CLASS=P')
     abstain: bool = opt(False, "no label below the model's threshold of confidence; the column withheld says which it was")
     sets: bool = opt(False, 'add a column with every label that the set of the row holds, joined by |')
     known: str | None = opt(None, 'labelled pictures: a source, or a run for those it used. A copy of one takes its label; the column known says of which',

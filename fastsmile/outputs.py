@@ -168,6 +168,7 @@ class Sheet:
                 self.kept, end = self.kept + 1, at
             say(f'{plain(self.part)}: {self.kept} rows are there, going on')
         elif there: say(f'{plain(self.part)} of a run that did not finish is replaced; --resume would have gone on with it', style='yellow')
+        elif resume: say(f'There is no {plain(self.part)} to go on with: all is predicted.')
         self.file.truncate(end)
         self.file.seek(0, os.SEEK_END)
         write_json(self.about, call)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLAN', 'ACTIONS', 'FOUND', 'OTHERS', 'decide_copies', 'plan_copies', 'plan_others', 'merge_plans', 'read_plan',
-           'overrule', 'apply_plan', 'unite']
+           'overrule', 'otherwise', 'apply_plan', 'unite']
 
 # %% ../nbs/07_plan.ipynb #3e20d91c
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .core import SmileError, plain
 from .duplicates import copies, join
 from .scan import Scan
 from .sheets import literal
+from .table import LEFT_OUT
 
 # %% ../nbs/07_plan.ipynb #78d7abeb
 PLAN = ['path', 'action', 'reason', 'group', 'new_label']
@@ -133,6 +135,18 @@ def _fits(text: str, encoding: str) -> bool:
     try: return bool(text.encode(encoding))
     except UnicodeEncodeError: return False
 
+# %% ../nbs/07_plan.ipynb #dbe42435
+def otherwise(
+    found: list[Finding],
+    proposed: pd.DataFrame, # columns `PLAN`
+    plan: pd.DataFrame,     # what is done
+) -> list[Finding]:
+    "The findings, with how many of their pictures the plan treats in another way than proposed"
+    was = dict(zip(proposed.path, proposed.action))
+    other = {p for p, a, new in zip(plan.path, plan.action, plan.new_label) if new or a != was.get(p, 'keep')}
+    many = [len(other & {r['path'] for r in f.rows}) for f in found]
+    return [replace(f, action=f'{f.action}; {n} of its pictures as the plan says') if n else f for f, n in zip(found, many)]
+
 # %% ../nbs/07_plan.ipynb #0a84b65a
 def apply_plan(
     frame: pd.DataFrame,  # all rows of a `Source`
@@ -148,7 +162,9 @@ def apply_plan(
         raise SmileError(f'The plan gives the label {plain(repr(strange[0]))}, which no row of the source has.',
                          f'The classes are: {", ".join(sorted(map(plain, known.values())))}. A new name for a class is --rename.')
     given = {p: known[label_key(c)] for p, c in new.items()}
-    frame.loc[frame.path.isin(given) & (frame.reason == 'unlabelled'), 'reason'] = ''
+    out = set(frame.label[frame.reason == LEFT_OUT])
+    again = {p for p, c in given.items() if c not in out}  # a person took it out of a class that is left out
+    frame.loc[frame.path.isin(given) & (frame.reason == 'unlabelled') | frame.path.isin(again) & (frame.reason == LEFT_OUT), 'reason'] = ''
     frame['label'] = [given.get(p, c) for p, c in zip(frame.path, frame.label)]
     kept = plan.index[plan.action == 'keep']
     if bad := [p for p in kept if error.get(p)]:

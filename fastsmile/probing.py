@@ -18,7 +18,7 @@ import pandas as pd
 from .balance import balance_record, plan_balance
 from .bundle import Model, load_bundle
 from .core import SmileError, must_be_free, new_run, now, place_of, plain, say, seed_everything, write_json
-from .data import Data, audit_source, write_audit
+from .data import Data, audit_source, classes_left, write_audit
 from .device import pick_device
 from .embed import features_of, headless
 from .heads import head_name
@@ -148,7 +148,9 @@ def probe(
     spec = spec_of_probe(config, sorted(read.kept.label.unique()))
     wish_of(config, config.monitor, spec.classes)
     data = audit_source(read, config)
-    if lost := sorted(set(spec.classes) - set(data.classes)): raise SmileError(f'No picture of {", ".join(lost)} is left.', 'Leave it out with --drop-class.')
+    if (left := classes_left(data.table, spec.classes, config.plan)) != list(spec.classes):
+        wish_of(config, config.monitor, left)
+        spec = spec_of_probe(config, left)
     return probe_data(source, data, spec, config, progress)
 
 def probe_data(

@@ -118,6 +118,8 @@ def reading_of(
     names = columns(classes)[1:-1] + [f'raw_{c}' for c in classes if raw] + request.columns(classes) + KNOWN * (known is not None) + FACE * faces
     shifted = 'corrected to the class shares of the data' if np.ptp(model.facts.shift) > 1e-12 else 'under the class shares of the data, as training saw them'
     words = [f'p_ columns {shifted}, not calibrated']
+    if request.least(classes, calibration.rules)[1] is not None:
+        words.append(f'{request.threshold} is compared with the calibrated probability' + (', which --calibrated shows' if not request.calibrated else ''))
     if request.calibrated: words.append(f'calibrated_ columns and confidence at temperature {calibration.temperature:.3f}')
     if raw: words.append('raw_ columns as the network gives them')
     if faces: words.append('a row is a face; x, y, w and h are its box in pixels of the photograph')

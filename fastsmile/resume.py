@@ -194,5 +194,7 @@ def restore(learn, tensors: dict, rest: dict):
     for a, steps in zip(learn.cbs.filter(lambda cb: isinstance(cb, Average)), rest['averaged']):
         a.mean, a.steps = {k: v.to(learn.dls.device) for k, v in part('mean').items()}, steps
     for a, count in zip(learn.cbs.filter(lambda cb: isinstance(cb, GradientAccumulation)), rest['held']): a.count = count
-    for name, g in part('grad').items(): learn.opt.all_params()[int(name)][0].grad = g.to(learn.dls.device)
+    for name, g in part('grad').items():
+        p = learn.opt.all_params()[int(name)][0]
+        p.grad = torch.empty_like(p).copy_(g)  # of its own: zero_grad cannot detach a view, and a tensor of the file is one
     put_own_generators(tensors, rest['rng'], len(rest['rows']))

@@ -107,6 +107,9 @@ def predict_source(run: Path, source, config: EvaluateConfig) -> tuple[Saved, Sa
     read = cut_faces(read_source(source, config), config, trained=model.facts.origin)
     tell_faces(model.facts.origin, config)
     rows, classes = given(read.kept, source, config).reset_index(drop=True), model.spec.classes
+    if len(aside := read.frame.reason[read.frame.reason != '']):
+        kinds = aside.str.split(':').str[0].value_counts()
+        say(f'{len(aside)} of {len(read.frame)} rows are not measured: {", ".join(f"{plain(k)} {n}" for k, n in kinds[:3].items())}.', style='yellow')
     strange = sorted(set(rows.label) - set(classes))
     if strange:
         raise SmileError(f'The model does not know {", ".join(map(plain, strange))}; it knows {", ".join(map(plain, classes))}.',

@@ -17,7 +17,7 @@ from .bundle import Model, load_bundle
 from .card import write_card
 from .core import (NotWritten, OptionError, SmileError, claimed, must_be_free, must_exist, new_run, newest_run, now, place_of, plain, read_json, say,
                             seed_everything, several, write_json)
-from .data import Data, Review, divide_rows, fold_rows, look, write_audit
+from .data import Data, Review, classes_left, divide_rows, fold_rows, look, write_audit
 from .device import pick_device
 from .folds import write_folds
 from .loaders import Pictures
@@ -67,8 +67,10 @@ def opened(source, config: FitConfig, device: str) -> tuple: # review, spec, net
     wish_of(config, config.monitor, spec.classes)  # a wrong table of costs costs no waiting
     net = new_net(spec, config)
     looked = look(read, config)
-    if lost := sorted(set(spec.classes) - set(looked.table.label[looked.table.reason == ''])):
-        raise SmileError(f'No picture of {", ".join(lost)} can be read.', 'Leave the class out with --drop-class.')
+    if (left := classes_left(looked.table, spec.classes, config.plan)) != list(spec.classes):
+        wish_of(config, config.monitor, left)
+        spec = spec_of(config, left)
+        net = new_net(spec, config)
     return looked, spec, net
 
 def new_net(spec: ModelSpec, config: FitConfig):

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .balance import plan_draw
 from .choices import parse_rates
-from .core import atomic, read_json
+from .core import OptionError, atomic, read_json
 from .options import FitConfig
 from .sheets import write_sheet
 
@@ -49,6 +49,11 @@ def within_budget(
     draw = plan_draw(labels, n_classes, config.balance, config.seed)
     return replace(config, epochs=int(np.clip(round(config.epochs * len(labels) / len(draw)), min(1, config.epochs), 10 * config.epochs)))
 
+def _with(config: FitConfig, way: str) -> FitConfig | None:
+    "The training with a way against imbalance; None where its loss or its augmentation does not go with it"
+    try: return replace(config, balance=way)
+    except OptionError: return None
+
 def variants(
     config: FitConfig,  # that asks for a comparison
     labels: np.ndarray, # (N,) class index of each training row
@@ -58,11 +63,8 @@ def variants(
     base = replace(config, lr_sweep=None, seeds=1, out=None)
     if config.lr_sweep: each = {f'lr {r:g}': replace(base, lr=f'{r:g}') for r in parse_rates(config.lr_sweep)}
     elif config.balance == 'all':
-        ways = all_ways(np.bincount(labels, minlength=n_classes))
-        if 'none' in config.asked().augment or config.asked().kept_views == 0: ways = [w for w in ways if not w.startswith('augment')]
-        if config.loss.startswith('soft-f1'): ways = [w for w in ways if not w.startswith(('class-weight', 'logit-adjust'))]
-        if config.loss == 'bce': ways = [w for w in ways if not w.startswith('logit-adjust')]
-        each = {w: within_budget(replace(base, balance=w), labels, n_classes) for w in ways}
+        told = [_with(base, way) for way in all_ways(np.bincount(labels, minlength=n_classes))]
+        each = {c.balance: within_budget(c, labels, n_classes) for c in told if c}
     else: each = {config.balance: base}
     return [Variant(name, replace(c, train_seed=config.training_seed + i)) for name, c in each.items() for i in range(config.seeds)]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastsmile.audit_page import audit
 from fastsmile.checks import odd_images
 from fastsmile.core import OptionError, SmileError, read_json
-from fastsmile.data import review
+from fastsmile.data import classes_left, review
 from fastsmile.duplicates import copies, near_groups
 from fastsmile.hashes import HASHES, pack
 from fastsmile.images import Folder
@@ -128,6 +128,42 @@ def test_plans_that_cannot_be_obeyed(tmp_path, text, why):
     root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,b\nbad,a\n9,\n'})
     plan = folder(tmp_path, {'plan.csv': text})/'plan.csv'
     with pytest.raises(SmileError, match=why): review(read_source(root), DataOptions(plan=str(plan)))
+
+
+def test_a_plan_may_take_a_class_away_and_a_row_out_of_a_class_that_is_left_out(tmp_path):
+    "A typing mistake is a class of one picture; its row gets the right label"
+    files = {f'{i}.png': picture(seed=i) for i in range(9)}
+    root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n' + ''.join(f'{i},{"ab"[i % 2]}\n' for i in range(8)) + '8,aa\n'})
+    plan = str(folder(tmp_path, {'plan.csv': 'path,action,new_label\n8.png,keep,a\n0.png,drop,\n'})/'plan.csv')
+    made = review(read_source(root), DataOptions(plan=plan))
+    assert classes_left(made.table, ['a', 'aa', 'b'], plan) == ['a', 'b']
+    opts = DataOptions(plan=plan, drop_class=('aa',))
+    assert review(read_source(root, opts), opts).table.set_index('path').loc['8.png', ['label', 'reason']].tolist() == ['a', '']
+    gone = review(read_source(root, replace(opts, plan=None)), replace(opts, plan=None)).table
+    assert gone.reason.iloc[-1] == 'class left out'
+    with pytest.raises(SmileError, match='No picture of aa is left: class left out'): classes_left(gone, ['a', 'aa', 'b'], None)
+
+
+def test_findings_say_what_a_plan_decided_otherwise(tmp_path):
+    files = {f'{i}.png': picture(seed=i) for i in range(4)}
+    root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,\n'})
+    plan = str(folder(tmp_path, {'plan.csv': 'path,action,new_label\n1.png,keep,b\n3.png,drop,\n'})/'plan.csv')
+    said = [{f.kind: f.action for f in review(read_source(root), DataOptions(plan=p)).found} for p in (None, plan)]
+    assert said[1]['conflicting-label'] == f"{said[0]['conflicting-label']}; 1 of its pictures as the plan says"
+    assert said[1]['unlabelled'] == said[0]['unlabelled']
+
+
+def test_columns_of_class_folders_and_a_folder_alone(tmp_path):
+    root = folder(tmp_path/'f', {f'{c}/{i}.png': picture(seed=i) for c in 'ab' for i in range(2)})
+    for col in ('image_col', 'label_col', 'split_col', 'group_col'):
+        with pytest.raises(OptionError, match='with class folders'): read_source(root, DataOptions(**{col: 'x'}))
+    with pytest.raises(SmileError, match='stand in only, and one folder tells nothing apart'): read_source(folder(tmp_path/'g', {'only/a.png': picture()}))
+
+
+def test_the_page_names_the_command_that_reads_the_source_as_it_did(tmp_path):
+    root = folder(tmp_path/'f', {f'{i}.png': picture(seed=i) for i in range(4)} | {'l.csv': 'who,what,id\nx,a,0\ny,b,1\nx,a,2\ny,b,3\n'})
+    made = audit(root, AuditConfig(label_col='what', image_col='id', near=9, out=str(tmp_path/'o')))
+    assert f'fastsmile fit {root} --image-col id --label-col what --near 9 --plan plan.csv' in (made.path/'audit.html').read_text()
 
 
 def test_a_plan_that_is_not_there():

@@ -58,6 +58,15 @@ def test_debug_shows_the_traceback(tmp_path):
     assert 'Traceback' in shell('fit', 'nowhere', cwd=tmp_path, FASTSMILE_DEBUG='1').stderr
 
 
+def test_an_option_of_one_value_is_given_once(tmp_path):
+    "And those that may be given again, may"
+    r = shell('predict', 'x', '--threshold', 'a=0.3', '--threshold=b=0.2', cwd=tmp_path)
+    assert r.returncode == 2 and 'error: --threshold is given 2 times.' in r.stderr and 'once' in r.stderr
+    r = shell('sample', 'faces', '-n', '5', '-n', '6', cwd=tmp_path)
+    assert r.returncode == 2 and '-n is given 2 times' in r.stderr and not (tmp_path/'faces').exists()
+    assert 'given' not in shell('audit', 'nowhere', '--drop-class', 'a', '--drop-class', 'b', cwd=tmp_path).stderr
+
+
 def test_sample_fit_predict_in_a_shell(tmp_path):
     assert shell('sample', 'faces', '-n', '60', cwd=tmp_path).returncode == 0
     options = '--arch resnet10t --weights none --size 32 --epochs 1 --bs 16 --lr 0.005'.split()

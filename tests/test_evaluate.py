@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from fastsmile.calibrate import Wish, calibration_of, fit_calibration, fit_rule, fit_sets, fit_temperature, temper
 from fastsmile.core import OptionError, SmileError
 from fastsmile.evaluate import BINS, calibration_gap, confusion, difference, draw_weights, estimates, evaluate_predictions, intervals, mcnemar, scores, spans
-from fastsmile.measure import model_facts, read_saved
+from fastsmile.measure import _quarters, model_facts, read_saved
 from fastsmile.options import CalibrateConfig, EvaluateConfig
 
 
@@ -376,6 +376,12 @@ def test_slices_of_numbers_stand_in_their_order_and_names_by_rows(run):
     by_rows = [r['slice'] for r in sorted(rows['size'], key=lambda r: (-r['rows'], r['slice']))]
     assert starts == sorted(starts) and by_rows != [s['slice'] for s in rows['size']]
     assert [s['rows'] for s in rows['label']] == sorted((s['rows'] for s in rows['label']), reverse=True)
+
+
+@pytest.mark.parametrize('start,step', [(1_700_000_000, 60), (20230101, 1), (0.5, 1e-9), (-3, 1), (1e17, 1e5)])
+def test_quarters_of_large_numbers_are_four(start, step):
+    said = _quarters(pd.Series(start + step * np.arange(100)))
+    assert said.value_counts().tolist() == [26, 25, 25, 24] or said.value_counts().between(24, 26).all() and said.nunique() == 4
 
 
 def test_a_rule_that_nothing_was_fitted_for_is_named_by_what_it_does(run):

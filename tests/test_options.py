@@ -442,6 +442,10 @@ def test_balance_all_compares_under_one_budget(faces, tiny, tmp_path, monkeypatc
     import fastsmile.sweep as sweep
     assert sweep.all_ways(np.array([700, 200, 100])) == ['none', 'weighted', 'oversample', 'undersample', 'both:265', 'augment:350', 'class-weight',
                                                          'class-weight:effective', 'logit-adjust']
+    for kw, out in ((dict(loss='focal'), {'logit-adjust'}), (dict(loss='bce'), {'logit-adjust'}), (dict(augment='none'), {'augment:350'}),
+                    (dict(loss='soft-f1'), {'class-weight', 'class-weight:effective', 'logit-adjust'}), ({}, set())):
+        told = sweep.variants(replace(tiny, balance='all', **kw), np.repeat([0, 1, 2], [700, 200, 100]), 3)
+        assert set(sweep.all_ways(np.array([700, 200, 100]))) - {v.name for v in told} == out
     monkeypatch.setattr(sweep, 'all_ways', lambda have: ['none', 'undersample'])
     r = fit(faces, replace(tiny, balance='all', tta='none', out=str(tmp_path/'r')))
     c, drawn = r.comparison, {}

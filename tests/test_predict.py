@@ -396,6 +396,14 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
     assert (exact == y[600:]).mean() > 0.8 and (exact == quick).mean() >= 0.995
 
 
+def test_what_a_class_threshold_is_compared_with_is_said(run):
+    from fastsmile.reading import Request, reading_of
+    name = run.model.spec.classes[0]
+    words = reading_of(run.model, request=Request(threshold=f'{name}=0.8')).words
+    assert f'{name}=0.8 is compared with the calibrated probability, which --calibrated shows' in words
+    assert 'compared' not in reading_of(run.model, request=Request(threshold='argmax')).words
+
+
 COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
 
 @pytest.mark.parametrize('tta,mean', [('none', 'probs'), ('flip', 'probs'), ('flip', 'logits')])

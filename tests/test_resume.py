@@ -46,7 +46,8 @@ def trained(data, config, path, resume=False):
 
 @pytest.mark.parametrize('options,epochs', [
     (dict(epochs=3, freeze_epochs=2, lr='auto', ema=0.9, clip=1.0, dropout=0.2), 1), (dict(epochs=2, freeze_epochs=2, lr='auto'), 2),
-    (dict(epochs=3, accumulate=2, schedule='flat-cosine', augment='medium+cutmix'), 2), (dict(epochs=4, schedule='plateau:1', loss='soft-f1'), 3),
+    (dict(epochs=3, accumulate=2, schedule='flat-cosine', augment='medium+cutmix'), 2),
+    (dict(epochs=3, accumulate=3), 1), (dict(epochs=3, accumulate=3), 2), (dict(epochs=4, schedule='plateau:1', loss='soft-f1'), 3),
     (dict(epochs=6, patience=2, lr='1e-5'), 2), (dict(epochs=2), 2)])
 def test_the_history_is_that_of_an_unbroken_training(data, tiny, tmp_path, monkeypatch, options, epochs):
     config = replace(tiny, **options)

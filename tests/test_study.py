@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 from fastsmile.core import OptionError, SmileError, read_json
+from fastsmile.data import audit_source
 from fastsmile.options import StudyConfig
 from fastsmile.studies import STUDIES
 from fastsmile.studying import fewer, source_options, start_of, study
 from fastsmile.options import FitConfig
+from fastsmile.table import read_source
 
 ASKED = ('B1', 'B2')
 
@@ -74,10 +76,27 @@ def test_what_is_finished_is_not_trained_again(done, faces, small):
 
 
 def test_other_options_and_other_rows_in_the_same_folder_are_refused(done, faces, small, tmp_path):
-    with pytest.raises(SmileError, match='other options'): study('face-property', faces, replace(small, seed=7))
+    with pytest.raises(SmileError, match='another --seed'): study('face-property', faces, replace(small, seed=7))
     less = shutil.copytree(faces, tmp_path/'less')
     for n in pd.read_csv(less/'train.csv', header=None)[0][:5]: next(less.rglob(f'{n}*')).unlink()
-    with pytest.raises(SmileError, match='No training ran.*fingerprint'): study('face-property', less, small)
+    with pytest.raises(SmileError, match='fingerprint'): study('face-property', less, small)
+
+
+def test_where_it_runs_is_no_other_training(done, faces, small, tmp_path):
+    "Nor how the folder of weights is spelled; and what is refused leaves the page as it was"
+    before = (small_path(small)/'study.md').read_bytes()
+    assert study('face-property', faces, replace(small, workers=1, device=None))['entries'][0]['ours'] == done['entries'][0]['ours']
+    with pytest.raises(SmileError, match='another --seed'): study('face-property', faces, replace(small, seed=7))
+    assert before.decode().split('\n')[6:] == (small_path(small)/'study.md').read_text().split('\n')[6:]
+    assert "--only B1 --only B2" in before.decode() and '&#' not in before.decode()
+
+
+def test_rows_that_were_left_out_taught_nothing(faces):
+    config = FitConfig()
+    data = audit_source(read_source(faces, config), config)
+    some = fewer(data, 40, 1)
+    out = set(some.table.path[some.table.reason == 'left out by --rows'])
+    assert out and out < set(data.taught.path) and set(some.taught.path) == set(data.taught.path) - out
 
 
 def test_an_option_about_the_source_stands_over_the_study_s_own(tmp_path):
@@ -103,7 +122,7 @@ def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
 def test_wrong_names_are_answered_with_what_there_is(faces, tmp_path):
     with pytest.raises(OptionError, match='is no folder'): study('clothing', faces, StudyConfig(weights=str(tmp_path/'weights')))
     with pytest.raises(OptionError, match='clothing'): study('shoes', faces)
-    with pytest.raises(OptionError, match='B1, B2'): study('face-property', faces, StudyConfig(only=('B9',)))
+    with pytest.raises(OptionError, match='B1; B2'): study('face-property', faces, StudyConfig(only=('B9',)))
 
 
 def test_fewer_rows_keep_groups_whole_classes_in_proportion_and_every_test_row(run):
