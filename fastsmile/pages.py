@@ -23,6 +23,7 @@ def render(
                       finalize=lambda v: plain_lines(v) if isinstance(v, str) and not hasattr(v, '__html__') else v)
     def source(name): return env.loader.get_source(env, name)[0]
     env.globals |= dict(script=lambda name: Markup(source(name)), digest=lambda name: 'sha256-' + b64encode(sha256(source(name).encode()).digest()).decode())
-    def quoted(v): return Markup(str(escape(plain(v))).replace('&#39;', "'").replace('&#34;', '"'))  # for Markdown, which reads no entities in code
-    env.filters |= dict(plain=plain, quoted=quoted, f3=lambda v: '' if v is None or v != v else f'{v:.3f}', pct=lambda v: '' if v is None else f'{100 * v:.1f}%')
+    def quoted(v): return Markup(str(escape(plain(v))).replace('&#39;', "'").replace('&#34;', '"'))  # Markdown reads no entities in code
+    env.filters |= dict(plain=plain, quoted=quoted)
+    env.filters |= dict(f3=lambda v: '' if v is None or v != v else f'{v:.3f}', pct=lambda v: '' if v is None else f'{100 * v:.1f}%')
     return env.get_template(template).render(context)
