@@ -47,7 +47,7 @@ def trained(data, config, path, resume=False):
 @pytest.mark.parametrize('options,epochs', [
     (dict(epochs=3, freeze_epochs=2, lr='auto', ema=0.9, clip=1.0, dropout=0.2), 1), (dict(epochs=2, freeze_epochs=2, lr='auto'), 2),
     (dict(epochs=3, accumulate=2, schedule='flat-cosine', augment='medium+cutmix'), 2),
-    (dict(epochs=3, accumulate=3), 1), (dict(epochs=3, accumulate=3), 2), (dict(epochs=4, schedule='plateau:1', loss='soft-f1'), 3),
+    (dict(epochs=2, accumulate=3), 1), (dict(epochs=4, schedule='plateau:1', loss='soft-f1'), 3),
     (dict(epochs=6, patience=2, lr='1e-5'), 2), (dict(epochs=2), 2)])
 def test_the_history_is_that_of_an_unbroken_training(data, tiny, tmp_path, monkeypatch, options, epochs):
     config = replace(tiny, **options)
@@ -88,9 +88,8 @@ def test_killed_in_a_shell(faces, tmp_path):
     assert read_json(tmp_path/'cut'/'config.json')['status'] == 'running' and 1 <= len(read_state(state)[1]['rows']) < 6
     r = subprocess.run([sys.executable, '-m', 'fastsmile', 'fit', '--resume', str(tmp_path/'cut'), '--json'], capture_output=True, text=True, env=env)
     assert r.returncode == 0 and 'epochs are done' in r.stderr and json.loads(r.stdout)['path'] == str(tmp_path/'cut')
-    whole = subprocess.run([*cmd, '--out', str(tmp_path/'whole')], capture_output=True, env=env)
-    assert whole.returncode == 0
-    same_history(load_run(tmp_path/'cut').history, load_run(tmp_path/'whole').history)
+    whole = fit(faces, replace(load_run(tmp_path/'cut').options, out=str(tmp_path/'whole')))
+    same_history(load_run(tmp_path/'cut').history, whole.history)
 
 
 @pytest.mark.parametrize('options', [dict(lr_sweep='1e-3,5e-3', lr='auto', epochs=1), dict(folds=2, epochs=1)])

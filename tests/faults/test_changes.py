@@ -173,7 +173,7 @@ def test_weights_that_explode_are_not_kept(data, tiny, tmp_path, monkeypatch, wh
 
 
 def test_the_best_of_a_diverged_training_is_a_start(data, faces, tiny, tmp_path, monkeypatch):
-    config = replace(tiny, epochs=3, out=str(tmp_path/'a'))
+    config = replace(tiny, epochs=3, tta='none', out=str(tmp_path/'a'))
     def explode(self):
         if self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.learn.loss * float('nan')
     with monkeypatch.context() as m:
@@ -182,7 +182,7 @@ def test_the_best_of_a_diverged_training_is_a_start(data, faces, tiny, tmp_path,
         m.setattr(Keep, 'after_loss', explode, raising=False)
         with pytest.raises(SmileError, match='the loss is not a number any more'): fit(faces, config)
     assert read_json(tmp_path/'a'/'config.json')['status'] == 'failed' and (tmp_path/'a'/'config.json').read_text().count('diverged')
-    again = fit(faces, replace(tiny, weights=str(tmp_path/'a'/'checkpoints'/'best.safetensors'), epochs=1, out=str(tmp_path/'b')))
+    again = fit(faces, replace(tiny, weights=str(tmp_path/'a'/'checkpoints'/'best.safetensors'), epochs=1, tta='none', out=str(tmp_path/'b')))
     assert again.config['status'] == 'finished'
 
 
