@@ -134,9 +134,10 @@ def must_go_on(s: Setting, folder: Path, config: FitConfig | ProbeConfig):
 
 def fit_entry(s: Setting, trainings: dict, runs: list):
     "Train a network with each seed; folders are added to `runs`"
+    first = next(iter(trainings.values()))  # they differ in the seed alone
+    spec = spec_of(first, s.data.classes)
+    if spec.prep not in s.kept: s.kept[spec.prep] = pictures_of(s.data, spec, first)
     for i, (folder, config) in enumerate(trainings.items()):
-        spec = spec_of(config, s.data.classes)
-        if spec.prep not in s.kept: s.kept[spec.prep] = pictures_of(s.data, spec, config)
         say(f'seed {i + 1} of {len(trainings)}')
         if status_of(folder) is None: new_run(folder, spec.arch)
         fit_once(s.source, s.data, spec, new_net(spec, config), config, folder, pick_device(config.device), s.kept[spec.prep])

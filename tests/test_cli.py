@@ -85,6 +85,9 @@ def test_sample_fit_predict_in_a_shell(tmp_path):
     assert abs(sum(float(v) for k, v in rows[0].items() if k.startswith('p_')) - 1) < 1e-6
     r = shell('predict', 'new', '--out', 'p.jsonl', '--json', cwd=tmp_path)
     assert json.loads(r.stdout)['rows'] == 3 and [json.loads(line)['path'] for line in (tmp_path/'p.jsonl').open()] == [row['path'] for row in rows]
+    again = (tmp_path/'predictions.csv').read_bytes()
+    shell('predict', 'new', '--tta', cwd=tmp_path)
+    assert (tmp_path/'predictions.csv').read_bytes() == again
 
 
 def test_names_that_attack_do_not_reach_the_terminal(tmp_path, run):

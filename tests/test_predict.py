@@ -522,7 +522,7 @@ predict_to_file(sys.argv[1], PredictConfig(model=sys.argv[2], out=sys.argv[1] + 
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 '''
     peaks = []
-    for n in (200, 2000):
+    for n in (500, 5000):
         (tmp_path/f'{n}.txt').write_text('one.png\n' * n)
         r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path/f'{n}.txt'), str(run.path)], capture_output=True, text=True, check=True)
         peaks.append(int(r.stdout.splitlines()[-1]) / 1024)
