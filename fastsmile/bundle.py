@@ -16,13 +16,13 @@ import timm
 from torch import nn
 
 from .balance import prior_shift
-from .core import OptionError, SmileError, atomic, plain, read_json, write_json
+from .core import OptionError, SmileError, plain, read_json, write_json
 from .facts import FORMAT, Facts, Model, parse_config, sha256
 from .heads import head_name, head_of
 from .members import Members, Voice
 from .models import ModelSpec, create
 from .shallow import shallow_head
-from .tensors import MISFIT, must_fit, read_tensors, tensor_shapes
+from .tensors import MISFIT, must_fit, read_tensors, tensor_shapes, write_tensors
 
 # %% ../nbs/14_bundle.ipynb #241f8e42
 _all_ = ['FORMAT', 'Facts', 'Model', 'sha256']  # what a model knows stands in a room without torch, and is found here too
@@ -33,21 +33,17 @@ def save_bundle(
     folder,       # made where it is missing
 ):
     "Write `model` as a bundle; the JSON comes last, so a bundle without it is no bundle"
-    from safetensors.torch import save_file
     folder, spec = Path(folder), model.spec
     for i, m in enumerate(model.members): save_bundle(m, folder/'members'/str(i))
     own = model.net if not model.members else model.net.head or nn.Identity()
-    state = {k: v.detach().cpu().contiguous() for k, v in own.state_dict().items()}
-    with atomic(folder/'model.safetensors') as tmp:
-        save_file(state, tmp, metadata=dict(format='pt'))
-        digest = sha256(tmp)
+    write_tensors(own.state_dict(), folder/'model.safetensors', dict(format='pt'))
     prep, s = spec.prep, spec.prep.size
     cfg = {k: v for k, v in model.net.pretrained_cfg.items() if k in ('first_conv', 'classifier', 'pool_size', 'fixed_input_size', 'license', 'tag')}
     cfg |= dict(input_size=[3, s, s], mean=list(prep.mean), std=list(prep.std), interpolation=prep.interpolation, crop_pct=prep.crop_pct,
                 crop_mode=prep.crop_mode, num_classes=len(spec.classes), custom_load=False, pool_size=None)
     write_json(folder/'config.json', dict(architecture=spec.arch.split('.')[0], num_classes=len(spec.classes), num_features=model.net.num_features,
         label_names=list(spec.classes), model_args=spec.model_args, pretrained_cfg=cfg,
-        fastsmile=dict(format=FORMAT, arch=spec.arch, sha256=digest, hidden=list(spec.hidden), dropout=spec.dropout, head=spec.head,
+        fastsmile=dict(format=FORMAT, arch=spec.arch, sha256=sha256(folder/'model.safetensors'), hidden=list(spec.hidden), dropout=spec.dropout, head=spec.head,
                        members=[sha256(folder/'members'/str(i)/'config.json') for i in range(len(model.members))], **asdict(model.facts))))
 
 # %% ../nbs/14_bundle.ipynb #d101ddb1

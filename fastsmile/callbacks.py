@@ -17,14 +17,15 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.torch_core import get_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from .balance import decide, probabilities
-from .core import SmileError, atomic, plain, say
+from .core import SmileError, plain, say
 from .evaluate import confusion, scores
 from .ranks import gathered, rank, world
 from .sheets import write_sheet
+from .tensors import write_tensors
 
 # %% ../nbs/13_callbacks.ipynb #ee3a98ca
 class FrozenNorm(Callback):
@@ -141,9 +142,9 @@ def save_weights(
     model: nn.Module,
     path: Path,        # .safetensors
 ):
-    "The model's parameters and statistics, atomically, in the default memory layout"
+    "The model's parameters and statistics, atomically"
     if rank(): return  # the first process writes
-    with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in get_model(model).state_dict().items()}, tmp)
+    write_tensors(get_model(model).state_dict(), path)
 
 def load_weights(model: nn.Module, path: Path):
     "The inverse of `save_weights`"

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -135,21 +136,24 @@ PART = '.fastsmile-'  # what the name of a temporary file begins with
 @contextmanager
 def atomic(
     path, # the file to be written; its folder is made
+    room: bool = False, # the temporary path has a folder of its own, for a writer that puts files of its own beside
 ):
     "A temporary path that becomes `path` when the block ends without an error; `NotWritten` where it cannot be written"
     path, end = Path(path), f'.{Path(path).name[:40]}.part'
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_parts(path.parent, end)
-        fd, tmp = _temporary(path.parent, end)
+        fd, part = _temporary(path.parent, end)
         try:
+            if room: _room(part).mkdir()
+            tmp = _room(part)/path.name if room else part
             yield tmp
             with open(tmp, 'r+b') as f: os.fsync(f.fileno())  # Windows takes none that is only read
             os.chmod(tmp, 0o666 & ~_umask())
             os.replace(tmp, path)
         finally:
             if os.name != 'nt': os.close(fd)
-            tmp.unlink(missing_ok=True)
+            _remove(part)
 
 def _temporary(folder: Path, end: str) -> tuple[int, Path]:
     "A new file, locked; on Windows closed, because there an open file cannot be renamed"
@@ -159,6 +163,15 @@ def _temporary(folder: Path, end: str) -> tuple[int, Path]:
         os.close(fd)  # somebody took it for a leftover before it was locked
     if os.name == 'nt': os.close(fd)
     return fd, Path(tmp)
+
+def _room(part: Path) -> Path:
+    "The folder that may belong to a temporary file"
+    return part.with_suffix('.room')
+
+def _remove(part: Path):
+    "A temporary file and what is in its room; the file goes last, and stays while anything else does"
+    shutil.rmtree(_room(part), ignore_errors=True)
+    if not _room(part).exists(): part.unlink(missing_ok=True)
 
 def clear_parts(
     folder,
@@ -170,7 +183,7 @@ def clear_parts(
         try:
             if os.name == 'nt' and time.time() - p.stat().st_mtime < 86400: continue  # not locked there
             with open(p, 'rb') as f:
-                if os.name == 'nt' or lock(f.fileno()): p.unlink()
+                if os.name == 'nt' or lock(f.fileno()): _remove(p)
         except OSError: continue  # gone, or somebody else's
 
 def _umask() -> int:

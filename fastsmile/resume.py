@@ -18,11 +18,11 @@ from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import get_model
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .callbacks import Average, Patience
-from .core import SmileError, atomic, plain, seed_everything, sub_seed
+from .core import SmileError, plain, seed_everything, sub_seed
 from .ranks import from_first, gathered, rank
+from .tensors import write_tensors
 
 # %% ../nbs/13_resume.ipynb #f702bb33
 def generators() -> tuple[dict, dict]: # tensors, the rest
@@ -85,8 +85,7 @@ def write_state(
 ):
     "Write a state, whole or not at all"
     if rank(): return  # the first process writes
-    with atomic(path) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp, metadata=dict(state=json.dumps(rest | dict(format=FORMAT))))
+    write_tensors(tensors, path, dict(state=json.dumps(rest | dict(format=FORMAT))))
 
 def read_state(
     path, # state.safetensors

@@ -86,8 +86,8 @@ READERS = {'.json': lambda p: json.loads(p.read_text(encoding='utf-8')), '.csv':
 
 
 def temporary(path: Path) -> bool:
-    "Files that may be left by a process that was killed"
-    return path.name == '.lock' or path.name.startswith('.fastsmile-') or path.name.endswith('.part')
+    "What may be left by a process that was killed"
+    return path.name == '.lock' or path.name.endswith('.part') or any(p.startswith('.fastsmile-') for p in path.parts)
 
 
 def broken(folder: Path) -> list[str]:
@@ -225,7 +225,7 @@ def kill(case: Case, out: Path, how: str, at: float) -> bool: # was it still the
 def attempt(case: Case, whole: Whole, out: Path, how: str, at: float) -> tuple[list[str], Counter]: # what is wrong; what was seen
     "Kill, look, go on, compare"
     seen = Counter(killed=int(kill(case, out, how, at)))
-    bad, left = broken(out), [p for p in out.rglob('*') if p.is_file() and temporary(p)]
+    bad, left = broken(out), [p for p in out.rglob('*') if temporary(p)]
     seen['left something temporary'] += any(p.name.startswith('.fastsmile-') for p in left)
     args, there = case.again(out), case.finished(out)
     seen['had finished'] += there
@@ -233,7 +233,7 @@ def attempt(case: Case, whole: Whole, out: Path, how: str, at: float) -> tuple[l
     code, said = shell(*args)
     if there and (code != 1 or 'is finished' not in said and 'already holds something' not in said): bad.append(f'finished, but: {said[-600:]}')
     if not there and code: return [*bad, f'exit code {code} when it went on: {said[-600:]}'], seen
-    bad += broken(out) + [f'{p.relative_to(out)} is left' for p in out.rglob('*') if p.is_file() and temporary(p)]
+    bad += broken(out) + [f'{p.relative_to(out)} is left' for p in out.rglob('*') if temporary(p)]
     made = case.made(out)
     return bad + [f'{k} differs' for k in whole.made.keys() | made.keys() if whole.made.get(k) != made.get(k)], seen
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,39 @@ def test_a_folder_whose_owner_was_killed_is_taken_again(tmp_path):
     with pytest.raises(SmileError, match='already holds something'): new_run(tmp_path/'run', 'x')
 
 
+NET = """
+import sys
+from pathlib import Path
+from fastsmile.bundle import save_bundle
+from fastsmile.callbacks import save_weights
+from fastsmile.facts import Facts, Model
+from fastsmile.models import build, make_spec
+from fastsmile.resume import write_state
+
+folder, spec = Path(sys.argv[1]), make_spec('resnet10t', ['a', 'b'], size=32)
+net = build(spec, weights='none')
+"""
+
+KILLED = """
+import resource, signal
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+"""
+
+
+@posix
+@pytest.mark.parametrize('write', ["save_bundle(Model(spec, Facts([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)",
+                                   "save_weights(net, folder/'best.safetensors')", "write_state(folder/'state.safetensors', net.state_dict(), {})"])
+def test_half_written_tensors_are_cleared_by_the_next_writer(write, tmp_path):
+    "A limit on the size of files kills in the middle of the write, after the library has made a temporary file of its own"
+    def run(code): return subprocess.run([sys.executable, '-c', code, tmp_path], env=environment(), timeout=LIMIT).returncode
+    assert run(NET + KILLED + write) == -signal.SIGXFSZ
+    left = list(tmp_path.rglob('*'))
+    assert left and all(p.name.startswith(PART) or p.parent.name.startswith(PART) for p in left)
+    assert run(NET + write) == 0 and {p.name for p in tmp_path.rglob('*')} <= {'config.json', 'model.safetensors', 'best.safetensors', 'state.safetensors'}
+
+
 def test_two_predictions_into_one_file(tmp_path):
     with Sheet(tmp_path/'p.csv', ['path', 'label', 'error'], [], {}) as first:
         with pytest.raises(SmileError, match='Another process is writing'): Sheet(tmp_path/'p.csv', ['path', 'label', 'error'], [], {})
@@ -205,10 +239,9 @@ def test_two_predictions_into_one_file(tmp_path):
 def test_writers_at_once_spoil_nothing(tmp_path):
     "Each clears what killed ones left, and none what another is writing"
     def work(i):
-        for _ in range(60): write_text(tmp_path/'a.txt', str(i) * 5000)
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+        for _ in range(60):
+            with atomic(tmp_path/'a.txt', room=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
+    with ThreadPoolExecutor(4) as pool: list(pool.map(work, range(4)))
     assert len(set((tmp_path/'a.txt').read_text())) == 1 and [p.name for p in tmp_path.iterdir()] == ['a.txt']
     with pytest.raises(Stopped), atomic(tmp_path/'b.txt'): raise Stopped('a', 'b')
     assert not (tmp_path/'b.txt').exists()
