@@ -1398,6 +1398,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastsmile.table._known': ('table.html#_known', 'fastsmile/table.py'),
                                  'fastsmile.table._labels_beside': ('table.html#_labels_beside', 'fastsmile/table.py'),
                                  'fastsmile.table._member': ('table.html#_member', 'fastsmile/table.py'),
+                                 'fastsmile.table._must_serve': ('table.html#_must_serve', 'fastsmile/table.py'),
                                  'fastsmile.table._named': ('table.html#_named', 'fastsmile/table.py'),
                                  'fastsmile.table._notes': ('table.html#_notes', 'fastsmile/table.py'),
                                  'fastsmile.table._npy_labels': ('table.html#_npy_labels', 'fastsmile/table.py'),

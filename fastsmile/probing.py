@@ -106,11 +106,12 @@ def probe_once(
     made: Candidate,  # the one that was chosen
     path: Path,       # an empty run folder
     seconds: float,   # that the features took
+    command: str,     # that asked for it
 ) -> Run:
     "The run folder of one probe"
     config, model = bench.config, model_of(bench, made)
     options = config.as_dict() | dict(arch=bench.spec.arch)
-    record = record_of('probe', command_line('probe', [source], config), source, options, bench.data, model.spec, model.net)
+    record = record_of('probe', command, source, options, bench.data, model.spec, model.net)
     with recorded(path, record):
         write_audit(bench.data, path)
         write_tried(path, tried, config.monitor)
@@ -159,6 +160,7 @@ def probe_data(
     spec: ModelSpec,  # from `spec_of_probe`, for the classes of `data`
     config: ProbeConfig,
     progress=None,
+    command: str | None = None, # that asked for it, where it is a part of something
 ) -> Run:
     "Fit probes on rows that are divided already, as `probe` does"
     start, device = time.perf_counter(), pick_device(config.device)
@@ -168,16 +170,18 @@ def probe_data(
     say(f"features of {len(data.rows)} pictures in {seconds:.1f} s: {bench.x['train'].shape[2]} each, from {spec.arch} at {spec.prep.size} px")
     tried = try_all(bench.known, (bench.x['valid'][0], bench.y('valid')), config, spec.classes)
     path, kinds = new_run(config.out, f'probe-{spec.arch}'), list(dict.fromkeys(c.probe for c in tried))
-    if len(kinds) == 1: return probe_once(source, bench, tried, best_of(tried, config.monitor), path, seconds)
-    return compare_probes(source, bench, tried, path, seconds)
+    command = command or command_line('probe', [source], config)
+    if len(kinds) == 1: return probe_once(source, bench, tried, best_of(tried, config.monitor), path, seconds, command)
+    return compare_probes(source, bench, tried, path, seconds, command)
 
-def compare_probes(source, bench: Bench, tried: list[Candidate], path: Path, seconds: float) -> Run:
+def compare_probes(source, bench: Bench, tried: list[Candidate], path: Path, seconds: float, command: str) -> Run:
     "A run folder for the best candidate of each kind, and the best of them as the run itself"
-    config, rows, command = bench.config, [], command_line('probe', [source], bench.config)
+    config, rows = bench.config, []
     with recorded(path, dict(status='running', kind='probe', started=now(), command=command, source=place_of(source), options=config.as_dict())):
         for kind in dict.fromkeys(c.probe for c in tried):
             v = Variant(kind, FitConfig(epochs=0, seed=config.seed))
-            probe_once(source, bench, tried, best_of([c for c in tried if c.probe == kind], config.monitor), new_run(path/'fits'/v.folder, kind), seconds)
+            probe_once(source, bench, tried, best_of([c for c in tried if c.probe == kind], config.monitor), new_run(path/'fits'/v.folder, kind), seconds,
+                       command)
             rows.append(result_row(v, *outcome(path/'fits'/v.folder)))
         best = write_comparison(path, rows, config.monitor)
         return conclude(path, adopt(path, best, command, config.as_dict()))

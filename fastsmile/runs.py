@@ -149,6 +149,7 @@ def fit_together(source, config: FitConfig) -> 'Run | None': # None in all but t
         def begin():
             at, options, into = to_resume(source, config) if config.resume else (source, config, None)
             check_shards(options)
+            if into is None: must_be_free(options.out)
             looked, spec, mine['net'] = opened(at, options, own_device(options.device))
             data = divide_rows(looked, options)
             mine['path'] = into or new_run(options.out, spec.arch)

@@ -85,6 +85,7 @@ class Setting:
     source: Path
     path: Path     # the study's folder
     kept: dict     # preprocessing -> decoded pictures
+    command: str   # that asked for it; `fit` alone would train on all rows
 
 @dataclass(frozen=True)
 class Trained:
@@ -140,7 +141,7 @@ def fit_entry(s: Setting, trainings: dict, runs: list):
     for i, (folder, config) in enumerate(trainings.items()):
         say(f'seed {i + 1} of {len(trainings)}')
         if status_of(folder) is None: new_run(folder, spec.arch)
-        fit_once(s.source, s.data, spec, new_net(spec, config), config, folder, pick_device(config.device), s.kept[spec.prep])
+        fit_once(s.source, s.data, spec, new_net(spec, config), config, folder, pick_device(config.device), s.kept[spec.prep], s.command)
         shutil.rmtree(folder/'checkpoints', ignore_errors=True)  # the model stays
         runs.append(folder)
 
@@ -149,7 +150,7 @@ def probe_entry(s: Setting, trainings: dict, runs: list):
     for folder, config in trainings.items():
         if status_of(folder) != 'finished':
             shutil.rmtree(folder, ignore_errors=True)  # of a study that was killed
-            probe_data(s.source, s.data, spec_of_probe(config, s.data.classes), replace(config, out=str(folder)))
+            probe_data(s.source, s.data, spec_of_probe(config, s.data.classes), replace(config, out=str(folder)), command=s.command)
         runs.append(folder)
 
 ENTRIES = dict(fit=fit_entry, probe=probe_entry)
@@ -276,7 +277,7 @@ def row_of(
     network = record.get('options', {}).get('arch') or getattr(made.config, 'arch', None)
     phases = record.get('training', {}).get('phases', [])  # that of the head is one of them
     return dict(name=entry.name, recipe=entry.recipe, note=made.note, theirs=dict(entry.theirs), network=network, size=record.get('model', {}).get('size'),
-                epochs=sum(p['epochs'] for p in phases) or None, runs=len(made.runs), command=record.get('command'), ours=figures(got) if got else None,
+                epochs=sum(p['epochs'] for p in phases) or None, runs=len(made.runs), ours=figures(got) if got else None,
                 collapsed=sum(got.collapsed) if got else None, seconds=float(np.mean(seconds)) if seconds else None)
 
 def beyond(s: Setting) -> dict | None: # the row, with what the others scored on valid; None where all fail
@@ -301,7 +302,7 @@ def setting_of(
     first, rows = entry_config(s, s.entries[0], config, base), config.rows or (s.quick_rows if config.quick else None)
     data = audit_source(read_source(source, first), first)
     path = Path(config.out or f'studies/{name}' + ('-quick' if config.quick else ''))
-    return Setting(s, config, base, fewer(data, rows, config.seed) if rows else data, source, path, {})
+    return Setting(s, config, base, fewer(data, rows, config.seed) if rows else data, source, path, {}, command_line('study', [name, source], config))
 
 def study(
     name: str,              # one of `STUDIES`
@@ -327,7 +328,7 @@ def study(
     out = dict(name=name, report=s.study.report, title=s.study.title, setup=s.study.setup, metric=s.study.metric, source=Path(source).name, quick=config.quick,
                seeds=config.seeds, rows=s.data.rows.split.value_counts().to_dict(), classes=list(s.data.classes),
                majority=float(s.data.rows[s.data.rows.split == 'test'].label.value_counts(normalize=True).max()), entries=rows,
-               claims=[judge(c, done) for c in s.study.claims], ours=None if config.only else beyond(s),
+               claims=[judge(c, done) for c in s.study.claims], ours=None if config.only else beyond(s), caveat=s.study.caveat,
                machine=machine_words(config.device),
                command=command_line('study', [name, Path(source).name], replace(config, out=None, weights=Path(config.weights).name)))
     write_study(out, s.path)

@@ -25,7 +25,7 @@ from fastsmile.plan import PLAN, read_plan
 from fastsmile.sample import sample
 from fastsmile.scan import Examiner, scan
 from fastsmile.splits import divide, give_way, split_rows
-from fastsmile.table import read_source
+from fastsmile.table import COLS, read_source
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 
@@ -153,11 +153,27 @@ def test_findings_say_what_a_plan_decided_otherwise(tmp_path):
     assert said[1]['unlabelled'] == said[0]['unlabelled']
 
 
-def test_columns_of_class_folders_and_a_folder_alone(tmp_path):
+def test_options_that_say_nothing_about_the_source(tmp_path):
     root = folder(tmp_path/'f', {f'{c}/{i}.png': picture(seed=i) for c in 'ab' for i in range(2)})
-    for col in ('image_col', 'label_col', 'split_col', 'group_col'):
-        with pytest.raises(OptionError, match='with class folders'): read_source(root, DataOptions(**{col: 'x'}))
-    with pytest.raises(SmileError, match='stand in only, and one folder tells nothing apart'): read_source(folder(tmp_path/'g', {'only/a.png': picture()}))
+    table = folder(tmp_path/'t', {f'{i}.png': picture(seed=i) for i in range(4)} | {'l.csv': 'id,label\n0,a\n1,b\n2,a\n3,b\n'})/'l.csv'
+    pixels, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array(['a', 'b', 'a', 'b'])
+    np.save(tmp_path/'x.npy', pixels)
+    np.save(tmp_path/'x_labels.npy', labels)
+    np.savez(tmp_path/'x.npz', images=pixels, labels=labels)
+    for source, options, said in [*((root, {col: 'x'}, 'with class folders') for col in COLS),
+                                  *((tmp_path/name, {col: 'x'}, 'with an array') for col in COLS for name in ('x.npy', 'x.npz')),
+                                  (tmp_path/'x.npz', dict(labels=str(table)), 'holds its labels'),
+                                  (tmp_path/'x.npz', dict(raw_shape='8,8,3'), 'holds its labels'),
+                                  (table, dict(labels=str(table)), 'with a table as the source'),
+                                  (root, dict(layout='folders', labels=str(table)), 'with --layout folders'),
+                                  (table, dict(layout='folders'), 'is read as a table'), (tmp_path/'x.npy', dict(layout='csv'), 'is read as an array')]:
+        with pytest.raises(OptionError, match=said): read_source(source, DataOptions(**options))
+    for source in (root, table, tmp_path/'x.npy', tmp_path/'x.npz'): assert len(read_source(source).kept) == 4
+
+
+def test_a_folder_alone(tmp_path):
+    with pytest.raises(SmileError, match='stand in only, one folder tells nothing apart, and no table stands beside it'):
+        read_source(folder(tmp_path/'g', {'only/a.png': picture()}))
 
 
 def test_the_page_names_the_command_that_reads_the_source_as_it_did(tmp_path):

@@ -1,4 +1,5 @@
 "A study trains its entries, goes on where it was stopped, and says what held from the figures alone"
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from fastsmile.core import OptionError, SmileError, read_json
 from fastsmile.data import audit_source
 from fastsmile.options import StudyConfig
 from fastsmile.studies import STUDIES
-from fastsmile.studying import fewer, source_options, start_of, study
+from fastsmile.studying import fewer, source_options, start_of, study, write_study
 from fastsmile.options import FitConfig
 from fastsmile.table import read_source
 
@@ -47,6 +48,7 @@ def test_every_entry_has_a_run_for_each_seed_and_a_row(done, small):
         each = [read_json(p/'metrics.json')['test']['balanced_accuracy']['value'] for p in sorted((small_path(small)/'runs').glob(f'{r["name"].lower()}-*'))]
         assert r['ours']['balanced_accuracy']['seeds'] == pytest.approx(each)
         assert r['ours']['balanced_accuracy']['value'] == pytest.approx(sum(each) / 2)
+    for p in (small_path(small)/'runs').iterdir(): assert re.match('fastsmile study face-property .*--rows 110', read_json(p/'config.json')['command'])
 
 
 def small_path(config):
@@ -65,6 +67,13 @@ def test_pages_hold_their_figures_and_ours(done, small):
         text = (small_path(small)/name).read_text()
         assert '0.823' in text and f"{done['entries'][0]['ours']['balanced_accuracy']['value']:.3f}" in text
     assert (small_path(small)/'study.svg').read_text().startswith('<svg')
+
+
+def test_pages_say_what_was_set_after_a_look_at_test(done, tmp_path):
+    ours = done['entries'][0] | dict(valid={'B1': 0.5})
+    for caveat, there in (('Set after a look.', True), ('', False)):
+        write_study(done | dict(ours=ours, caveat=caveat), tmp_path)
+        for name in ('study.md', 'study.html'): assert ('Set after a look.' in (tmp_path/name).read_text()) == there
 
 
 def test_what_is_finished_is_not_trained_again(done, faces, small):
@@ -148,6 +157,7 @@ def test_nearest_neighbours_are_an_entry_on_the_same_rows(faces, tmp_path, monke
     assert (row['network'], row['size'], row['epochs'], row['runs'], row['note']) == ('smilepixels', 16, None, 1, '')
     one, two = (pd.read_csv(tmp_path/'s'/'runs'/n/'predictions_test.csv') for n in ('one-convolution-1', 'nearest-neighbours-k-101'))
     assert one.path.tolist() == two.path.tolist()
+    assert read_json(tmp_path/'s'/'runs'/'nearest-neighbours-k-101'/'config.json')['command'].startswith('fastsmile study emotions')
     assert 'smilepixels, 16 px |' in (tmp_path/'s'/'study.md').read_text()
     before = (tmp_path/'s'/'runs'/'nearest-neighbours-k-101'/'config.json').stat().st_mtime_ns
     assert study('emotions', faces, config)['entries'] == made['entries']
