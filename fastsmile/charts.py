@@ -57,7 +57,7 @@ def curve_chart(history: pd.DataFrame, column: str, title: str, level: float | N
             ax.plot(history.epoch, history[f'{part}_{column}'], color=colour, label=part, marker='.' if len(history) < 3 else None)
         if best: ax.plot(best, history[f'valid_{column}'][best - 1], 'o', color=ORANGE)
         if level is not None: ax.axhline(level, color=INK, lw=0.8, ls=':', label='majority')
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.set_xlabel('epoch')
         ax.set_title(title, fontsize=9)
         ax.legend(frameon=False, fontsize=8)
@@ -135,7 +135,7 @@ def draw_search(
     ax.plot(good.trial, good[column], 'o', color=BLUE, ms=4, label='complete')
     if len(stopped): ax.plot(stopped.trial, stopped[column], 'x', color=ORANGE, ms=4, label='stopped')
     ax.step(good.trial, good[column].cummin() if column == 'valid_loss' else good[column].cummax(), where='post', color=INK, lw=0.8, label='best so far')
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.set(xlabel='trial', ylabel=column.replace('valid_', 'valid ').replace('_', ' '))
     ax.legend(frameon=False, fontsize=8)
 

@@ -25,5 +25,5 @@ def render(
     env.globals |= dict(script=lambda name: Markup(source(name)), digest=lambda name: 'sha256-' + b64encode(sha256(source(name).encode()).digest()).decode())
     def quoted(v): return Markup(str(escape(plain(v))).replace('&#39;', "'").replace('&#34;', '"'))  # Markdown reads no entities in code
     env.filters |= dict(plain=plain, quoted=quoted)
-    env.filters |= dict(f3=lambda v: '' if v is None or v != v else f'{v:.3f}', pct=lambda v: '' if v is None else f'{100 * v:.1f}%')
+    env.filters |= dict(f3=lambda v: '' if v is None or v != v else f'{v:z.3f}', pct=lambda v: '' if v is None else f'{100 * v:.1f}%')
     return env.get_template(template).render(context)

@@ -138,7 +138,7 @@ def training_words(options: dict, training: dict, model: dict) -> str:
     def words(p):
         early = '' if p.get('asked', p['epochs']) == p['epochs'] else f", of {p['asked']} that were asked for"
         what = 'the head alone' if p['name'] == 'head' else 'everything that is not frozen' if options['freeze'] != 'none' else 'the whole network'
-        return f"{p['epochs']} epochs{early} of {what} ({p['note'].rstrip('.')})"
+        return f"{p['epochs']} epoch{'s' * (p['epochs'] != 1)}{early} of {what} ({p['note'].rstrip('.')})"
     phases, usual = ', then '.join(map(words, training['phases'])), FitConfig().as_dict()
     changed = ' '.join(w.format(options[k]) for k, w in WORDS.items() if options.get(k, usual[k]) != usual[k])
     again = training.get('refit')
@@ -229,7 +229,8 @@ def write_plots(
     history = read_sheet(run/'history.csv', numbers=True)
     fig = Figure(figsize=(9, 3), layout='constrained')
     for ax, column in zip(fig.subplots(1, 3), ('loss', 'macro_f1', 'balanced_accuracy')):
-        for part in ('train', 'valid'): ax.plot(history.epoch, history[f'{part}_{column}'], label=part)
+        for part in ('train', 'valid'): ax.plot(history.epoch, history[f'{part}_{column}'], label=part, marker='.' if len(history) < 3 else None)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.set(title=column.replace('_', ' '), xlabel='epoch')
         ax.legend()
     save_figure(fig, run/'curves.png')
