@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from .bundle import Model
-from .core import PART, SmileError, atomic, say, write_json
+from .core import LOCK, PART, SmileError, atomic, say, write_json
 from .explain import (as_input, choose_rows, class_means, corner_share, corner_words, difference_picture, embed, evidence, feature_layer, nearest,
                                overlay)
 from .images import ImageError, Prep, prepare
@@ -109,18 +109,19 @@ def add_neighbours(
         row['nearest'] = [dict(path=good[j], label=label[good[j]], cosine=float(v), file=save_picture(seen[j], out/f'near-{n}-{k}.jpg'))
                           for k, (j, v) in enumerate(zip(i, like))]
 
-# %% ../nbs/17_album.ipynb #f3f7a51d
-OURS = re.compile(r'(mean|difference|near|grid|losses|mistakes|uncertain|asked)-\d+(-\w+)?\.jpg|explain\.(json|html)|' + re.escape(PART) + '.*')
+# %% ../nbs/17_album.ipynb #f15383c3
+OURS = re.compile(r'(mean|difference|near|grid|losses|mistakes|uncertain|asked)-\d+(-\w+)?\.jpg|explain\.(json|html)')
 
 def others_in(
     out: Path, # a folder, or nothing yet
 ) -> list[Path]:
     "What stands in a folder and is of no explanation"
-    return [p for p in out.iterdir() if not OURS.fullmatch(p.name)] if out.exists() else []
+    return [p for p in out.iterdir() if p.name != LOCK and not p.name.startswith(PART) and not OURS.fullmatch(p.name)] if out.exists() else []
 
 def clear_album(out: Path):
     "Delete what an earlier explanation wrote, and nothing else"
-    for p in set(out.iterdir() if out.exists() else ()) - set(others_in(out)): p.unlink()
+    for p in out.iterdir() if out.exists() else ():
+        if OURS.fullmatch(p.name): p.unlink()
 
 # %% ../nbs/17_album.ipynb #c4c7c839
 def fill_album(

@@ -53,7 +53,10 @@ def stored(
     if not path.exists():
         try: path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise SmileError(f'The cache folder {plain(path.parent)} cannot be made: {e.strerror}.', 'Name another with FASTSMILE_CACHE.') from None
+            why = f'The cache folder {plain(path.parent)} cannot be made: {e.strerror}.'
+            if os.environ.get('FASTSMILE_CACHE'): raise SmileError(why, 'Name another with FASTSMILE_CACHE.') from None
+            say(f'{why} {what} are made anew whenever they are needed.', style='yellow')
+            return None
         size, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
         if size > 0.9 * free:
             say(f'{what} take {size / 2**30:.1f} GiB and {plain(path.parent)} has {free / 2**30:.1f}: they are made anew whenever they are needed.',

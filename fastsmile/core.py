@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNSEEN', 'NOT_WRITTEN', 'PART', 'MAX_JSON', 'LOCK', 'SmileError', 'OptionError', 'choose', 'plain', 'plain_lines',
-           'say', 'cannot_write', 'NotWritten', 'writing', 'lock', 'is_at', 'atomic', 'clear_parts', 'write_text',
-           'write_json', 'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'new_run', 'must_be_free',
-           'is_url', 'place_of', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
+           'say', 'cannot_write', 'NotWritten', 'writing', 'atomic', 'clear_parts', 'write_text', 'write_json',
+           'json_text', 'jsonable', 'read_json', 'open_alone', 'claimed', 'new_run', 'must_be_free', 'is_url',
+           'place_of', 'must_exist', 'newest_run', 'now', 'sub_seed', 'seed_everything', 'several']
 
 # %% ../nbs/00_core.ipynb #c1c53514
 import errno
@@ -22,6 +22,8 @@ import time
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+
+from .locks import held, is_at, lock
 
 # %% ../nbs/00_core.ipynb #1f48b52f
 class SmileError(Exception):
@@ -104,32 +106,6 @@ def writing(
         if not (why := cannot_write(e)): raise
         raise NotWritten(f'{plain(path)} cannot be written: {why}.', hint) from None
 
-# %% ../nbs/00_core.ipynb #e2d6b898
-def lock(
-    fd: int, # an open file
-) -> bool:
-    "Lock a file for this process, until it is closed or the process ends, however it ends; False where another has it"
-    try: import fcntl
-    except ImportError: return _lock_windows(fd)
-    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e: return e.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # else this file system knows no locks
-    return True
-
-def is_at(fd: int, path) -> bool:
-    "Is an open file still the one of that name?"
-    try: return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError: return False
-
-def _lock_windows(fd: int) -> bool:
-    "A byte far behind the end: what is locked there cannot be read by others"
-    import msvcrt
-    at = os.lseek(fd, 0, os.SEEK_CUR)
-    os.lseek(fd, 1 << 40, os.SEEK_SET)
-    try: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError: return False
-    finally: os.lseek(fd, at, os.SEEK_SET)
-    return True
-
 # %% ../nbs/00_core.ipynb #3eb3852a
 PART = '.fastsmile-'  # what the name of a temporary file begins with
 
@@ -159,7 +135,7 @@ def _temporary(folder: Path, end: str) -> tuple[int, Path]:
     "A new file, locked; on Windows closed, because there an open file cannot be renamed"
     while True:
         fd, tmp = tempfile.mkstemp(dir=folder, prefix=PART, suffix=end)
-        if os.name == 'nt' or lock(fd) and is_at(fd, tmp): break
+        if os.name == 'nt' or lock(fd) is not False and is_at(fd, tmp): break
         os.close(fd)  # somebody took it for a leftover before it was locked
     if os.name == 'nt': os.close(fd)
     return fd, Path(tmp)
@@ -181,9 +157,11 @@ def clear_parts(
     "Delete temporary files of processes that were killed; those that somebody is writing stay"
     for p in Path(folder).glob(f'{"**/" if below else ""}{PART}*{glob.escape(end)}'):
         try:
-            if os.name == 'nt' and time.time() - p.stat().st_mtime < 86400: continue  # not locked there
-            with open(p, 'rb') as f:
-                if os.name == 'nt' or lock(f.fileno()): _remove(p)
+            old = time.time() - p.stat().st_mtime > 86400
+            if os.name == 'nt' and not old: continue  # not locked there
+            with open(p, 'r+b') as f:  # a network file system locks no file that is open for reading alone
+                got = os.name == 'nt' or lock(f.fileno())
+                if got or got is None and old: _remove(p)
         except OSError: continue  # gone, or somebody else's
 
 def _umask() -> int:
@@ -251,10 +229,11 @@ def open_alone(
         while True:
             try: file = open(path, 'a', **how)
             except FileNotFoundError as e: raise NotWritten(f'{plain(path)} cannot be written: {e.strerror}.', 'Name another place with --out.') from None
-            if not lock(file.fileno()):
+            if lock(file.fileno()) is False:
                 file.close()
                 raise SmileError(f'Another process is writing {plain(path)}.', 'Wait for it, or name another place with --out.')
-            if is_at(file.fileno(), path): return file
+            if is_at(file.fileno(), path):
+                return held(file)
             file.close()  # its owner renamed or deleted it between the two steps
 
 LOCK = '.lock'  # in a run folder while somebody writes there; and after somebody was killed

@@ -14,8 +14,11 @@ import numpy as np
 from torch import nn
 
 from .bundle import Facts, Model
+from .core import plain
 from .engine import Engine
 from .heads import set_head
+from .images import ImageError
+from .loaders import Unread
 from .looking import VIEWS, said_of, see
 from .memory import batch_size
 from .models import ModelSpec
@@ -37,11 +40,13 @@ def features_of(
     device: str | None = None,
     progress=None,     # called with the number of pictures; returns a function that is called with pictures done
 ) -> np.ndarray: # (K, N, F), float32: of each view
-    "Features of pictures in all views; raises `ImageError` for one that cannot be read"
+    "Features of pictures in all views; an `Unread` names one that cannot be read"
     engine, views, threads = Engine(model, 'fp32', device), VIEWS[tta], os.cpu_count() or 1
     bs = batch_size(model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1, engine.memory(), len(names))
     tick, out = progress(len(names)) if progress else lambda n: None, []
-    def pictures(n): return see(engine, lambda prep: reader.image(n, prep), views)
+    def pictures(n):
+        try: return see(engine, lambda prep: reader.image(n, prep), views)
+        except ImageError as e: raise Unread(f'{plain(n)}: {e}') from None
     def group(part): return np.stack(said_of(engine, np.stack([pictures(n) for n in part]), views)).astype(np.float32)
     with engine.one_core_each(engine.device == 'cpu' and threads > 1) as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
         for made in pool.map(group, [names[i:i + bs] for i in range(0, len(names), bs)]):

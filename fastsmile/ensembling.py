@@ -36,7 +36,7 @@ from .shallow import describe_head
 from .sheets import read_sheet, write_sheet
 from .splits import divide
 from .table import read_source
-from .taught import as_trained, read_taught, write_taught
+from .taught import as_trained, digests_of, read_taught, write_taught
 
 # %% ../nbs/19_ensembling.ipynb #f5a83c79
 PARTS = ('train', 'calib', 'valid', 'test')  # from the weakest to the strongest
@@ -109,8 +109,8 @@ def gather_runs(
     table = held_out([as_trained(read_sheet(p/'table.csv'), p) for p in paths], names)
     prints = [r.config['origin']['data'] for r in opened]
     mark = prints[0] if len(set(prints)) == 1 else blake2b(repr(sorted(prints)).encode(), digest_size=16).hexdigest()
-    plan = read_sheet(paths[0]/'plan.csv')
-    return Crew(opened, names, Data(read_source(first.config['source'], first.options), table, [], mark, plan, taught_by_all(paths, table)))
+    plan, taught = read_sheet(paths[0]/'plan.csv'), taught_by_all(paths, table)
+    return Crew(opened, names, Data(read_source(first.config['source'], first.options), table, [], mark, plan, taught, digests_of(taught)))
 
 def taught_by_all(paths: list[Path], table: pd.DataFrame) -> pd.DataFrame | None:
     "The fingerprints of all rows that taught a member, with their part in the ensemble; None where a member kept none"
@@ -158,7 +158,7 @@ def fit_forests(
     valid = crew.rows[crew.rows.split == 'valid']
     if valid.empty: raise SmileError('No row is a valid row of all runs: nothing chooses the forest.', 'Take --how mean.')
     bare = ensemble_of(crew, facts, dict(inputs=config.inputs))
-    x = features_of(bare, crew.data.source.reader, [*teach.path, *valid.path], device=device, progress=progress)[0]
+    x = features_of(bare, crew.data.reader, [*teach.path, *valid.path], device=device, progress=progress)[0]
     y = pd.concat([teach, valid]).label.map(crew.classes.index).to_numpy()
     n, lists = len(teach), ProbeConfig(probes='forest', trees=config.trees, leaf=config.leaf, monitor=config.monitor, decide=config.decide)
     known = Known(x[:n], y[:n], plan_balance(y[:n], len(crew.classes), 'none', config.seed), config.seed)
@@ -192,7 +192,8 @@ def ensemble(
         seal(model, crew.data, config, path)
         write_members(crew, config, path)
         record['training'] = dict(words=ensemble_words(crew, config, tried, n), tried=MEMBERS, seconds=time.perf_counter() - start, device=device)
-    return close(path, record)
+        run = close(path, record)
+    return run
 
 MEMBERS = 'The members and the ensemble, each with its own decision rule, on the test rows that all of them hold out.'
 

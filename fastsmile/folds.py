@@ -36,7 +36,7 @@ def folds_of(
     run: Path, # a run folder
 ) -> list[Path]:
     "The folders of a cross-validation; none where it is a single run"
-    return sorted(run.glob('fold_*'), key=lambda p: int(p.name[5:]))
+    return sorted((p for p in run.glob('fold_*') if p.name[5:].isdecimal()), key=lambda p: int(p.name[5:]))
 
 def read_folds(
     run: Path, # a finished cross-validation

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'ENOUGH', 'QUARTERS', 'Saved', 'as_saved', 'read_saved', 'mix_of', 'has_part', 'read_table', 'write_saved',
            'model_facts', 'measure', 'honest', 'gain_of', 'measure_calibration', 'abstention', 'set_coverage',
-           'wish_of', 'calibrate_on', 'relabel', 'measure_run', 'settle', 'slice_names', 'slices']
+           'wish_of', 'calibrate_on', 'relabel', 'measure_run', 'fit_on_calib', 'settle', 'slice_names', 'slices']
 
 # %% ../nbs/17_measure.ipynb #49ac0dd2
 from dataclasses import dataclass
@@ -213,22 +213,28 @@ def measure_run(
     on = 'test' if 'test' in saved else 'valid'
     return out | dict(calibration=dict(on=on, **measure_calibration(saved[on], calibration, draws)))
 
-def settle(
+def fit_on_calib(
     run,         # a run folder with its predictions
     prior,       # (C,) that they speak for
     wish: Wish,
     seed: int = 0,
+) -> Calibration:
+    "Fit on the saved predictions on calib; nothing is written"
+    made = calibrate_on(read_saved(run, 'calib') if has_part(run, 'calib') else None, prior, wish, seed)
+    for note in made.notes: say(note)
+    return made
+
+def settle(
+    run,         # a run folder with its predictions
+    calibration: Calibration,
     views: str = 'flip', # of the test-time augmentation in predictions_test_tta.csv
-) -> tuple[Calibration, dict]: # what was fitted on calib; metrics
-    "Fit on the saved predictions on calib, label all saved rows accordingly, measure them; writes the tables and metrics.json"
-    saved = read_saved(run, 'calib') if has_part(run, 'calib') else None
-    calibration = calibrate_on(saved, prior, wish, seed)
-    for note in calibration.notes: say(note)
+) -> dict: # metrics
+    "Label all saved rows as the calibration says, and measure them; writes the tables and metrics.json"
     for part in PARTS:
         if has_part(run, part): write_saved(relabel(read_table(run, part), calibration), Path(run)/f'predictions_{part}.csv')
     metrics = measure_run(run, calibration, views)
     write_json(Path(run)/'metrics.json', metrics)
-    return calibration, metrics
+    return metrics
 
 # %% ../nbs/17_measure.ipynb #5ddc6f61
 ENOUGH = 20    # groups in a slice, for a bootstrap

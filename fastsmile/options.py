@@ -224,7 +224,9 @@ class ProbeConfig(SplitOptions, DecideOptions):
         if self.features == 'pixels' and given:
             raise OptionError(f'{", ".join(given)} with --features pixels.', 'Pixels need no network: --size says how many.')
         parse_sum('--balance', self.balance, PROBED)
-        self.tried()
+        asked = self.tried()
+        for probe, names in dict(knn=('k', 'distance'), forest=('trees', 'leaf'), logistic=('c',)).items():
+            if probe not in asked: self.no_use_of(names, f'where {probe} is not among --probes', f'Add {probe}, or leave the option out.')
 
     def tried(self) -> dict: # probe -> its settings
         "Every candidate; an `OptionError` where a list cannot be read"
@@ -252,7 +254,7 @@ class EnsembleConfig(DecideOptions):
     def __post_init__(self):
         super().__post_init__()
         numbers('--leaf', self.leaf)
-        if self.how == 'mean' and self.inputs != 'features': raise OptionError('--inputs without --how forest.', 'A mean is one of probabilities.')
+        if self.how == 'mean': self.no_use_of(['inputs', 'trees', 'leaf'], 'with --how mean', 'Ask for --how forest, or leave it out.')
 
 # %% ../nbs/01_options.ipynb #54254d8e
 SPACE = ('lr', 'balance', 'loss', 'size', 'dropout', 'bs', 'freeze')

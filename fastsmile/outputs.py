@@ -112,6 +112,7 @@ def only_ours(
 ):
     "An `OptionError` where a file stands there that is not of the kind that would replace it"
     path, (what, ours) = Path(path), OWN[kind]
+    if path.is_dir(): raise OptionError(f'{flag} {plain(path)} is a folder.', 'Name a file.')
     if path.is_file() and path.stat().st_size and not ours(path):
         raise OptionError(f'{flag} {plain(path)} exists and is not {what}: it is not replaced.', 'Name another file, or move that one away.')
 
@@ -230,7 +231,8 @@ class Sheet:
         os.fsync(self.file.fileno())
         if os.name == 'nt': self.file.close()  # an open file cannot be renamed there; elsewhere the lock lasts until the name is given
         if self.path.suffix.lower() == '.parquet':
-            to_parquet(self.part, self.path, self.columns)
+            try: to_parquet(self.part, self.path, self.columns)
+            except NotWritten as e: raise NotWritten(e.message, self.kept_words) from None
             self.part.unlink()
         else: os.replace(self.part, self.path)
         self.about.unlink(missing_ok=True)
@@ -238,13 +240,15 @@ class Sheet:
         return Summary(self.rows, {c: self.labels[c] for c in self.classes} | {k: n for k, n in self.labels.items() if k not in self.classes},
                        self.errors, str(self.path), self.failed, seconds, self.kept, self.known[True], self.known[False], how or {}, self.inputs)
 
+    @property
+    def kept_words(self) -> str: return f'What is written is kept in {plain(self.part)}; the same command with --resume goes on.'
+
     def __enter__(self): return self
     def __exit__(self, kind, e, _):
         try: self.file.close()
         except OSError as late: e = e or late  # closing tries a write again that failed
-        kept = f'What is written is kept in {plain(self.part)}; the same command with --resume goes on.'
-        if isinstance(e, KeyboardInterrupt): raise Stopped(kept, '') from None
-        if why := cannot_write(e): raise NotWritten(f'{plain(self.part)} cannot be written: {why}.', kept) from None
+        if isinstance(e, KeyboardInterrupt): raise Stopped(self.kept_words, '') from None
+        if why := cannot_write(e): raise NotWritten(f'{plain(self.part)} cannot be written: {why}.', self.kept_words) from None
 
 def begun(
     path, # where the rows go

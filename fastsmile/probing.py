@@ -81,7 +81,7 @@ def set_up(
     for part in ('train', 'calib', 'valid', 'test', 'test_tta'):
         names, tta = bench.rows(part.partition('_')[0]).path.tolist(), config.tta if part.endswith('_tta') else 'none'
         if not names or part.endswith('_tta') and tta == 'none': continue
-        bench.x[part] = features_of(bench.model, data.source.reader, names, tta, device, progress)
+        bench.x[part] = features_of(bench.model, data.reader, names, tta, device, progress)
     return bench
 
 def model_of(bench: Bench, made: Candidate) -> Model:
@@ -122,7 +122,8 @@ def probe_once(
         seal(model, bench.data, config, path)
         spent = seconds + sum(c.seconds for c in tried if c.probe == made.probe)
         record['training'] = dict(words=probe_words(bench, made, tried), tried=TRIED, seconds=spent, device=bench.device)
-    return close(path, record)
+        run = close(path, record)
+    return run
 
 TRIED = ('Every probe and setting that was tried, on valid under the plain decision rule. Of each kind the best was calibrated and measured on test; '
          'the best of these on valid is the model.')

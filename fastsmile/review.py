@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['finished', 'calibration_for', 'evaluate', 'not_a_run', 'saved_parts', 'reading_for', 'predict_source', 'copies_in',
-           'given', 'pd_frame', 'complete', 'calibrate', 'note_calibration', 'again', 'report', 'redraw', 'explain',
-           'gather']
+           'given', 'pd_frame', 'complete', 'calibrate', 'marked', 'again', 'report', 'redraw', 'explain', 'gather']
 
-# %% ../nbs/19_review.ipynb #2c7a6976
+# %% ../nbs/19_review.ipynb #c4c92a52
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .calibrate import Calibration, calibration_of, fit_abstain, stored
-from .core import OptionError, SmileError, place_of, plain, read_json, say, write_json, write_text
+from .core import OptionError, SmileError, claimed, place_of, plain, read_json, say, write_json, write_text
 from .folds import folds_of, put_together, read_folds, write_folds
-from .measure import (PARTS, Saved, as_saved, gain_of, has_part, measure, measure_calibration, measure_run, model_facts, read_saved, relabel,
-                               settle, slices, wish_of, write_saved)
+from .measure import (PARTS, Saved, as_saved, fit_on_calib, gain_of, has_part, measure, measure_calibration, measure_run, model_facts,
+                               read_saved, relabel, settle, slices, wish_of, write_saved)
 from .options import CalibrateConfig, EvaluateConfig, ExplainConfig, ReportConfig, command_line
 from .outputs import only_ours
 from .sheets import read_sheet
@@ -26,11 +26,16 @@ from .sheets import read_sheet
 def finished(
     run,                 # a run folder
     folds: bool = False, # may it be a cross-validation?
+    again: bool = False, # may it be one whose calibration was stopped?
 ) -> Path:
     "The folder of a finished run; a `SmileError` where it is none"
     run = Path(run)
     if not (run/'config.json').exists(): raise SmileError(f'{plain(run)} is not a run folder.', 'Name a folder that `fastsmile fit` has finished.')
-    status = read_json(run/'config.json').get('status')
+    record = read_json(run/'config.json')
+    status = record.get('status')
+    if status == 'calibrating':
+        if again: return run
+        raise SmileError(f'{plain(run)} is being calibrated, or was when the process ended.', f'Wait, or do it again: {plain(record.get("calibrated", ""))}')
     if status == 'finished' or folds and status == 'cross-validated': return run
     if status == 'cross-validated':
         raise SmileError(f'{plain(run)} is a cross-validation, which has no model of its own.', f'Name one of its runs, e.g. {plain(run/"fold_0")}.')
@@ -189,28 +194,38 @@ def calibrate(
     config: CalibrateConfig = CalibrateConfig(),
 ) -> dict: # metrics, as in metrics.json
     "Fit temperature, rule, abstention and sets on calib again; the model file, the labels, the metrics and the report follow"
+    run = finished(run, folds=True, again=True)
+    with claimed(run):
+        if not (folds := folds_of(run)): return _calibrate(run, config)
+        calibrate(folds[0], config)  # what cannot be done is said here, before the others
+        with marked(run, config):
+            for f in folds[1:]: calibrate(f, config)
+            return again(run)
+
+def _calibrate(run: Path, config: CalibrateConfig) -> dict:
+    "What `calibrate` does in the folder of one run"
     from fastsmile.card import write_card
     from fastsmile.report import write_report
-    run = finished(run, folds=True)
-    if folds := folds_of(run):
-        for f in folds: calibrate(f, config)
-        note_calibration(run, config)
-        return again(run)
     if not all(has_part(run, p) for p in PARTS): complete(run, config)
     facts, options = model_facts(run), read_json(run/'config.json')['options']
     classes = read_saved(run, next(p for p in PARTS if has_part(run, p))).classes
-    calibration, metrics = settle(run, facts['prior'], wish_of(config, options['monitor'], classes), options['seed'], options['tta'])
-    kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
-    note_calibration(run, config)
-    bundle = read_json(run/'model'/'config.json')
-    write_json(run/'model'/'config.json', bundle | dict(fastsmile=bundle['fastsmile'] | stored(calibration) | dict(metrics=kept)))
-    write_card(run)
-    write_report(run)
+    calibration = fit_on_calib(run, facts['prior'], wish_of(config, options['monitor'], classes), options['seed'])
+    with marked(run, config):
+        metrics = settle(run, calibration, options['tta'])
+        kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
+        bundle = read_json(run/'model'/'config.json')
+        write_json(run/'model'/'config.json', bundle | dict(fastsmile=bundle['fastsmile'] | stored(calibration) | dict(metrics=kept)))
+        write_card(run)
+        write_report(run)
     return metrics
 
-def note_calibration(run: Path, config: CalibrateConfig):
-    "Keep the command in config.json: it belongs to how the run can be made again"
-    write_json(run/'config.json', read_json(run/'config.json') | dict(calibrated=command_line('calibrate', [run], config)))
+@contextmanager
+def marked(run: Path, config: CalibrateConfig):
+    "A run says that it is being calibrated, so that one whose process was killed is not read; afterwards the command belongs to how it was made"
+    record = read_json(run/'config.json') | dict(calibrated=command_line('calibrate', [run], config))
+    write_json(run/'config.json', record | dict(status='calibrating'))
+    yield
+    write_json(run/'config.json', record | dict(status='cross-validated' if folds_of(run) else 'finished'))
 
 def again(
     run: Path, # a cross-validation
@@ -228,14 +243,15 @@ def report(
     from fastsmile.card import write_card
     from fastsmile.report import write_report
     run = finished(run, folds=True)
-    if folds := folds_of(run):
-        for f in folds: report(f, config)
-        again(run)
-        return run/'report.html'
-    write_json(run/'metrics.json', measure_run(run, calibration_of(model_facts(run)), read_json(run/'config.json')['options']['tta']))
-    if not config.keep_pictures: redraw(run)
-    write_card(run)
-    return write_report(run)
+    with claimed(run):
+        if folds := folds_of(run):
+            for f in folds: report(f, config)
+            again(run)
+            return run/'report.html'
+        write_json(run/'metrics.json', measure_run(run, calibration_of(model_facts(run)), read_json(run/'config.json')['options']['tta']))
+        if not config.keep_pictures: redraw(run)
+        write_card(run)
+        return write_report(run)
 
 def redraw(run: Path):
     "Make the pictures of the report's explanations again; where the source is gone, those that stand there stay"
@@ -268,9 +284,10 @@ def explain(
     if others_in(out) and not (out/'explain.json').exists():
         raise SmileError(f'{plain(out)} already holds something else.', 'Name an empty or new folder with --out.')
     asked = gather(images, config, opened.model.facts.origin) if images else ()
-    explain_run(opened.model, opened.data, run, config, out, asked)
-    album = album_of(out)
-    write_text(out/'explain.html', render('explain.html.j2', dict(run=run.name, album=album)))
+    with claimed(out if config.out else run):
+        explain_run(opened.model, opened.data, run, config, out, asked)
+        album = album_of(out)
+        write_text(out/'explain.html', render('explain.html.j2', dict(run=run.name, album=album)))
     shown = {g: [{k: r[k] for k in ('path', 'label', 'target', 'confidence')} for r in rows] for g, rows in album['groups'].items()}
     return dict(page=str(out/'explain.html'), corners=album['corners'], notes=album['notes'], pictures=shown)
 

@@ -36,6 +36,7 @@ from .sheets import read_sheet
 from .stages import freeze_before
 from .sweep import adopt, outcome, result_row, variants, write_comparison
 from .table import read_source
+from .taught import digests_of, read_taught
 from .track import tracked
 
 # %% ../nbs/18_runs.ipynb #d06c4b7b
@@ -226,7 +227,7 @@ def to_resume(
     status = status_of(path)
     if status is None:
         raise SmileError(f'{plain(path)} is not a run folder.', 'Name the folder of a run that was stopped; where it is empty, give its command again.')
-    if status in ('finished', 'cross-validated'):
+    if status in ('finished', 'cross-validated', 'calibrating'):
         tidy(path)
         raise SmileError(f'{plain(path)} is finished.', 'There is nothing to go on with.')
     if replace(config, resume=None) != FitConfig():
@@ -279,7 +280,7 @@ class Run:
     def data(self) -> Data:
         "The run's rows, as they were divided; its source must still be there"
         table = read_sheet(self.path/'table.csv')
-        return Data(read_source(self.config['source'], self.options), table, [], self.config['origin']['data'])
+        return Data(read_source(self.config['source'], self.options), table, [], self.config['origin']['data'], digests=digests_of(read_taught(self.path)))
 
     def learner(self):
         "A fastai `Learner` over the run's rows with its best weights; its source must still be there. A `SmileError` where no network was trained"

@@ -19,7 +19,7 @@ from .album import at_hand, fill_album
 from .bundle import Model, save_bundle
 from .core import SmileError, claimed, now, place_of, plain, read_json, say, write_json
 from .data import Data
-from .measure import has_part, read_saved, settle, wish_of, write_saved
+from .measure import fit_on_calib, has_part, read_saved, settle, wish_of, write_saved
 from .models import ModelSpec, needs_fastsmile
 from .options import ExplainConfig, FitConfig
 from .predict import columns, predict_rows
@@ -55,7 +55,7 @@ def record_of(
                 model=dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec), stages=stage_table(net),
                            **count_parameters(net)), origin=origin_of(data, options))
 
-GO_ON = dict(fit='fastsmile fit --resume {} goes on.', tune='The same command goes on.')
+GO_ON = dict(fit='fastsmile fit --resume {} goes on.', tune='The same command goes on.', study='The same command goes on.')
 
 @contextmanager
 def recorded(path: Path, record: dict):
@@ -68,7 +68,8 @@ def recorded(path: Path, record: dict):
             ended = dict(status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}')
             with suppress(SmileError): write_json(path/'config.json', record | ended)
             if not stopped: raise
-            how = GO_ON.get(record.get('kind', 'fit'), 'Give its command again, with another --out.')
+            kind = 'study' if record.get('command', '').startswith('fastsmile study') else record.get('kind', 'fit')  # its rows are not those of `fit`
+            how = GO_ON.get(kind, 'Give its command again, with another --out.')
             raise Stopped(f'What is finished is kept in {plain(path)}.', how.format(plain(path))) from None
 
 # %% ../nbs/17_seal.ipynb #00b4ce74
@@ -110,7 +111,8 @@ def seal(
     path: Path,   # the run folder, with its predictions
 ):
     "Fit on calib, measure, write the model file, and draw what the report shows of it"
-    calibration, metrics = settle(path, model.facts.prior, wish_of(config, config.monitor, model.spec.classes), config.seed, config.tta)
+    calibration = fit_on_calib(path, model.facts.prior, wish_of(config, config.monitor, model.spec.classes), config.seed)
+    metrics = settle(path, calibration, config.tta)
     model = replace(model, facts=model.facts.calibrated(calibration))
     kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
     save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=origin_of(data, config.as_dict()))), path/'model')

@@ -22,7 +22,7 @@ def searching(learn) -> bool:
 
 class Figures(Callback):
     "Hand on the numbers of the history after each epoch"
-    order = 65  # after History and Average
+    order = 62.5  # after History and Average, before Patience, which may end the phase
     def __init__(self, send): self.send = send  # called with a dict of numbers and the epoch
 
     def after_epoch(self):

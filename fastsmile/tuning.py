@@ -20,9 +20,10 @@ import pandas as pd
 from fastai.callback.core import Callback
 
 from .charts import draw_importance, draw_search
-from .core import OptionError, SmileError, jsonable, new_run, now, place_of, plain, say, sub_seed, write_json
+from .core import NotWritten, OptionError, SmileError, jsonable, new_run, now, place_of, plain, say, sub_seed, write_json
 from .data import Data, audit_source
 from .engine import pick_device
+from .loaders import Unread
 from .measure import wish_of
 from .options import FitConfig, TuneConfig, command_line
 from .report import save_figure
@@ -94,9 +95,13 @@ class Tell(Callback):
 
     def after_epoch(self):
         if hasattr(self.learn, 'lr_finder') or not self.learn.history.trained: return
+        self.report()
+        if self.trial.should_prune(): raise Lagging('it lags behind the others')
+
+    def report(self):
+        "What has not been told yet"
         for row in self.learn.history.rows[self.told:]: self.trial.report(row[f'valid_{self.monitor}'], row['epoch'])
         self.told = len(self.learn.history.rows)
-        if self.trial.should_prune(): raise Lagging('it lags behind the others')
 
 @dataclass
 class Search:
@@ -125,8 +130,10 @@ def run_trial(
     config, folder = config_of(search.config, trial.params), search.folder(trial.number)
     spec = spec_of(config, search.data.classes)
     learn, _ = build_learner(search.data, spec, new_net(spec, config), config, folder, search.device, search.pictures(spec, config))
-    learn.add_cb(Tell(trial, config.monitor, told))
+    tell = Tell(trial, config.monitor, told)
+    learn.add_cb(tell)
     with tracked(learn, config, folder): train(learn, config, folder, (folder/'checkpoints'/STATE).exists())
+    tell.report()  # an epoch that --patience ended with
     return learn.keep.best * (-1 if config.monitor == 'loss' else 1)
 
 # %% ../nbs/19_tuning.ipynb #3a0560d3
@@ -188,6 +195,7 @@ def one_more(search: Search):
     start, value, state, error = time.perf_counter(), None, TrialState.COMPLETE, ''
     try: value = run_trial(search, trial, told)
     except Lagging: state = TrialState.PRUNED
+    except (NotWritten, Unread): raise  # no fault of the trial, which goes on when the search is asked for again
     except SmileError as e: state, error = TrialState.FAIL, e.message
     spent = trial.user_attrs.get('seconds', 0.) + time.perf_counter() - start
     for k, v in dict(seconds=spent, error=error).items(): trial.set_user_attr(k, v)

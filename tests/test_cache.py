@@ -84,6 +84,9 @@ def test_no_room_and_no_permission(monkeypatch, tmp_path):
     (tmp_path/'file').write_text('')
     monkeypatch.setenv('FASTSMILE_CACHE', str(tmp_path/'file'))
     with pytest.raises(SmileError, match='cannot be made'): mapped_pixels(['a'], Prep(size=16), make)
+    monkeypatch.delenv('FASTSMILE_CACHE')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'file'))  # the usual place, which nobody named
+    assert mapped_pixels(['a'], Prep(size=16), make) is None
     with pytest.raises(OptionError, match='--cache'): FitConfig(cache='cloud')
 
 

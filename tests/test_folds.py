@@ -102,6 +102,7 @@ def test_a_cross_validation_is_compared_with_another_and_calibrated_again(folds,
     import shutil
     run = folds[0]
     copy = shutil.copytree(run.path, tmp_path/'again')
+    (copy/'fold_0 (copy)').mkdir()
     m = calibrate(copy, CalibrateConfig(decide='balanced'))
     assert {read_json(copy/f'fold_{k}'/'metrics.json')['calibration']['rule'] for k in range(3)} == {'balanced'} == {m['calibration']['rule']}
     made = pd.read_csv(copy/'predictions_oof.csv')

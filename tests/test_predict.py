@@ -549,6 +549,8 @@ def test_a_file_that_somebody_else_wrote_is_not_replaced(run, tmp_path):
     theirs = {'labels.csv': 'path,label,confidence\na.png,smile,sure\n', 'l.jsonl': '{"path": "a.png", "label": "smile"}\n', 'm.jsonl': '["path"\n',
               'n.html': '<title>My labels</title>', 'o.parquet': 'PAR1'}
     folder(tmp_path, theirs)
+    (tmp_path/'folder.csv').mkdir()
+    with pytest.raises(OptionError, match=r'--out .*folder\.csv is a folder'): predict_to_file(tmp_path/'one', replace(ask, out=str(tmp_path/'folder.csv')))
     for name in theirs:
         given = replace(ask, html=str(tmp_path/name)) if name.endswith('html') else replace(ask, out=str(tmp_path/name))
         if name.endswith('parquet'): pytest.importorskip('pyarrow')

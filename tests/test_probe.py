@@ -25,7 +25,8 @@ from fastsmile.runs import Run, fit, load_run, resume
 from fastsmile.shallow import Neighbours, describe_head, forest_of
 from fastsmile.taught import read_taught
 
-CONFIG = ProbeConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, trees=20, leaf='1,5', k='5,15', c='0.01,1', seed=1)
+BARE = ProbeConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, seed=1)
+CONFIG = replace(BARE, trees=20, leaf='1,5', k='5,15', c='0.01,1')
 
 
 @pytest.fixture(scope='module')
@@ -137,8 +138,9 @@ def test_pixels(faces, tmp_path):
 
 
 def test_balance_changes_what_is_fitted_and_is_taken_back(faces, tmp_path):
+    one_each = dict(knn=dict(k='5', distance='cosine'), logistic=dict(c='0.01'))
     def head(balance, kind, **kw):
-        r = probe(faces, replace(CONFIG, probes=kind, k='5', distance='cosine', leaf='5', c='0.01', balance=balance, out=str(tmp_path/f'{kind}-{balance}')))
+        r = probe(faces, replace(BARE, probes=kind, **one_each[kind], balance=balance, out=str(tmp_path/f'{kind}-{balance}')))
         return r, load_bundle(r.path)
     none, weighted = (head(b, 'logistic')[1] for b in ('none', 'class-weight'))
     assert not head_of(none.net).weight.equal(head_of(weighted.net).weight)
@@ -171,15 +173,17 @@ def test_nor_what_is_trained_from_it(run, faces, tiny, tmp_path):
 
 @pytest.mark.parametrize('change,words', [(dict(k='0'), 'list of numbers'), (dict(probes='svm'), 'Accepted: knn'),
                                           (dict(balance='logit-adjust'), 'Accepted: none'), (dict(features='pixels', weights='none'), 'need no network'),
-                                          (dict(distance='cosine,cosine'), 'twice'), (dict(c='x'), 'list of numbers'), (dict(valid=.6, test=.6), 'too little')])
+                                          (dict(distance='cosine,cosine'), 'twice'), (dict(c='x'), 'list of numbers'),
+                                          (dict(probes='knn', trees=5), 'where forest is not'),
+                                          (dict(probes='forest', k='7'), 'where knn is not'), (dict(valid=.6, test=.6), 'too little')])
 def test_wrong_options_are_refused(change, words):
     with pytest.raises(OptionError, match=words): ProbeConfig(**change)
 
 
 def test_too_many_neighbours_are_left_out_or_refused(faces, tmp_path):
-    made = probe(faces, replace(CONFIG, probes='knn', k='3,5000', distance='cosine', tta='none', out=str(tmp_path/'a')))
+    made = probe(faces, replace(BARE, probes='knn', k='3,5000', distance='cosine', tta='none', out=str(tmp_path/'a')))
     assert pd.read_csv(made.path/'tried.csv').probe.tolist() == ['knn, k 3, cosine']
-    with pytest.raises(SmileError, match='more than the'): probe(faces, replace(CONFIG, probes='knn', k='5000', out=str(tmp_path/'b')))
+    with pytest.raises(SmileError, match='more than the'): probe(faces, replace(BARE, probes='knn', k='5000', out=str(tmp_path/'b')))
 
 
 def test_fit_does_not_go_on_with_a_probe(tmp_path):

@@ -2,12 +2,14 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from fastsmile.core import OptionError, SmileError, read_json
+from fastsmile.core import OptionError, SmileError, claimed, read_json
 from fastsmile.data import audit_source
+from fastsmile.judging import figures, gap, outcome_of
 from fastsmile.options import StudyConfig
 from fastsmile.studies import STUDIES
 from fastsmile.studying import fewer, source_options, start_of, study, write_study
@@ -52,7 +54,6 @@ def test_every_entry_has_a_run_for_each_seed_and_a_row(done, small):
 
 
 def small_path(config):
-    from pathlib import Path
     return Path(config.out)
 
 
@@ -67,6 +68,25 @@ def test_pages_hold_their_figures_and_ours(done, small):
         text = (small_path(small)/name).read_text()
         assert '0.823' in text and f"{done['entries'][0]['ours']['balanced_accuracy']['value']:.3f}" in text
     assert (small_path(small)/'study.svg').read_text().startswith('<svg')
+
+
+def test_seeds_and_entries_are_compared_on_the_rows_that_all_could_read(done, small, tmp_path):
+    runs = [Path(shutil.copytree(small_path(small)/'runs'/name, tmp_path/name)) for name in ('b1-1', 'b1-2', 'b2-1')]
+    for i, r in enumerate(runs):
+        t = pd.read_csv(r/'predictions_test.csv', dtype=str, keep_default_na=False)
+        t.loc[i, [c for c in t if c.startswith('p_')] + ['label', 'confidence']] = ''
+        t.loc[i, 'error'] = 'no such file'
+        t.loc[t.index != i, 'label'] = t.target  # all that could be read is right
+        for c in t.filter(like='p_'): t.loc[t.index != i, c] = (t.target == c[2:]).astype(float).astype(str)
+        t.to_csv(r/'predictions_test.csv', index=False)
+    whole = pd.read_csv(small_path(small)/'runs'/'b1-1'/'predictions_test.csv')
+    both, alone = outcome_of(runs[:2]), outcome_of(runs[2:])
+    assert both.paths == tuple(whole.path[2:]) and alone.paths == (*whole.path[:2], *whole.path[3:])
+    assert figures(both)['accuracy'] == dict(value=1, low=1, high=1, seeds=[1, 1]) and gap(both, alone)['accuracy']['value'] == 0
+
+
+def test_a_study_s_folder_is_one_s_alone(faces, small):
+    with claimed(small.out), pytest.raises(SmileError, match='Another process is writing'): study('face-property', faces, small)
 
 
 def test_pages_say_what_was_set_after_a_look_at_test(done, tmp_path):

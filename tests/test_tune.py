@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastsmile.core import OptionError, SmileError
+from fastsmile import tuning
+from fastsmile.core import NotWritten, OptionError, SmileError
+from fastsmile.loaders import Unread
 from fastsmile.options import SPACE, FitConfig, TuneConfig, command_line
 from fastsmile.runs import load_run, resume
 from fastsmile.tuning import config_of, folder_for, one_more, space_of, tune
@@ -111,6 +113,20 @@ def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, t
     monkeypatch.setattr(module, 'run_trial', lambda *a: (_ for _ in ()).throw(SmileError('no')))
     with pytest.raises(SmileError, match='No trial ended well'): tune(faces, replace(config, trials=9, minutes=0., out=str(tmp_path/'all')))
     assert len(pd.read_csv(tmp_path/'all'/'tried.csv')) == 1  # no second one began
+
+
+@pytest.mark.parametrize('error', [NotWritten('The disk is full.'), Unread('a.jpg: no such file')])
+def test_what_is_no_fault_of_a_trial_ends_the_search_which_goes_on(config, faces, tmp_path, monkeypatch, error):
+    once = replace(config, trials=1, out=str(tmp_path/'search'))
+    with monkeypatch.context() as m, pytest.raises(type(error), match=error.message):
+        m.setattr(tuning, 'run_trial', lambda *_: (_ for _ in ()).throw(error))
+        tune(faces, once)
+    assert table(tune(faces, once)).state.tolist() == ['complete']
+
+
+def test_the_epoch_that_ends_a_trial_early_is_told(config, faces, tmp_path):
+    run = tune(faces, replace(config, epochs=5, patience=1, lr='1e-9', space='bs', trials=1, out=str(tmp_path/'search')))
+    assert 1 < len(run.history) < 5 and table(run).epochs.tolist() == [len(run.history)]
 
 
 @pytest.mark.parametrize('name', SPACE)

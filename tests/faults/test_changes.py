@@ -14,9 +14,10 @@ import torch
 from fastsmile.audit_page import audit
 from fastsmile.callbacks import Keep, StopAtNaN
 from fastsmile.core import SmileError, read_json
+from fastsmile.ensembling import ensemble
 from fastsmile.images import ImageError
 from fastsmile.loaders import Unread
-from fastsmile.options import AuditConfig, FitConfig, PredictConfig
+from fastsmile.options import AuditConfig, EnsembleConfig, FitConfig, PredictConfig, ProbeConfig
 from fastsmile.predict import predict_to_file
 from fastsmile.resume import Snapshot
 from fastsmile.runs import fit
@@ -43,6 +44,28 @@ def of_split(run_or_table, source, split):
     "A file of a split"
     table = pd.read_csv(run_or_table, dtype=str, keep_default_na=False)
     return source/table.path[(table.split == split) & (table.reason == '')].iloc[0]
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_picture_of_a_probe_changes_after_the_audit(copy, tmp_path, monkeypatch, change):
+    import fastsmile.probing as probing
+    set_up = probing.set_up
+    def then(data, *a):
+        change(copy/data.rows.path[data.rows.split == 'test'].iloc[0])
+        return set_up(data, *a)
+    monkeypatch.setattr(probing, 'set_up', then)
+    config = ProbeConfig(features='pixels', size=16, probes='knn', k='5', out=str(tmp_path/'run'), tta='none')
+    with pytest.raises(Unread, match=r'\.jpg: (no such file|truncated|changed since)'): probing.probe(copy, config)
+
+
+def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, tiny, tmp_path):
+    run = fit(copy, replace(tiny, epochs=1, out=str(tmp_path/'run')))
+    path = of_split(run.path/'table.csv', copy, 'valid')
+    replaced(path)
+    with pytest.raises(ImageError, match='changed since'): run.data.reader.image(str(path.relative_to(copy)))
+    both = ensemble([run.path, shutil.copytree(run.path, tmp_path/'again')], EnsembleConfig(tta='none', out=str(tmp_path/'both')))
+    table = pd.read_csv(both.path/'predictions_valid.csv', dtype=str, keep_default_na=False)
+    assert table.error[table.path == str(path.relative_to(copy))].tolist() == ['changed since it was audited']
 
 
 @pytest.mark.parametrize('change', CHANGES)

@@ -67,6 +67,18 @@ def test_predict_keeps_its_rows(faces, run, tmp_path):
         assert done.resumed >= 16 and (disk/'p.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes() and [p.name for p in disk.iterdir()] == ['p.csv']
 
 
+def test_a_table_of_parquet_without_room_goes_on(faces, run, tmp_path, monkeypatch):
+    "Its rows are there, and a plain repeat would throw them away"
+    pytest.importorskip('pyarrow')
+    ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.parquet'))
+    def full(*_): raise NotWritten('p.parquet cannot be written: No space left on device.', 'Make room.')
+    with monkeypatch.context() as m, pytest.raises(NotWritten, match='No space left') as e:
+        m.setattr('fastsmile.outputs.to_parquet', full)
+        predict_to_file(faces/'happy_images', ask)
+    assert 'kept in' in e.value.hint and '--resume' in e.value.hint
+    assert predict_to_file(faces/'happy_images', replace(ask, resume=True)).resumed > 50
+
+
 def audited(faces, run, disk):
     from fastsmile.audit_page import audit
     audit(faces, AuditConfig(out=str(disk/'a')))

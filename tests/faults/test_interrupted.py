@@ -14,15 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from fastsmile.core import LOCK, PART, SmileError, atomic, claimed, new_run, read_json, write_text
+from fastsmile.compare import compare
+from fastsmile.core import LOCK, PART, SmileError, atomic, claimed, clear_parts, new_run, open_alone, read_json, write_text
 from fastsmile.stopping import Stopped, gently
 from fastsmile.images import Folder
 from fastsmile import predict
-from fastsmile.options import FitConfig, PredictConfig
+from fastsmile.options import CalibrateConfig, FitConfig, PredictConfig
 from fastsmile.outputs import Sheet
 from fastsmile.predict import predict_to_file
+from fastsmile.review import calibrate, evaluate, explain, report
 from fastsmile.runs import fit
 from fastsmile.scan import scan
+from fastsmile.seal import recorded
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kills import LIMIT, TINY, broken, environment, start  # noqa: E402
@@ -162,6 +165,70 @@ def children(pid: int) -> list[int]:
     return [int(c) for t in Path(f'/proc/{pid}/task').glob('*/children') for c in t.read_text().split()]
 
 
+def test_a_calibration_that_was_stopped_is_done_again(run, tmp_path, monkeypatch):
+    "Nobody reads figures of one rule beside a model of another"
+    copy = Path(shutil.copytree(run.path, tmp_path/'run'))
+    def stopped(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr('fastsmile.review.settle', stopped)
+        calibrate(copy, CalibrateConfig(decide='balanced'))
+    for use in (evaluate, report, lambda r: compare([r, run.path])):
+        with pytest.raises(SmileError, match='is being calibrated, or was') as e: use(copy)
+        assert f'fastsmile calibrate {copy} --decide balanced' in e.value.hint
+    with pytest.raises(SmileError, match='is finished'): fit('.', FitConfig(resume=str(copy)))
+    calibrate(copy, CalibrateConfig(decide='balanced'))
+    assert read_json(copy/'config.json')['status'] == 'finished' and evaluate(copy)
+    assert read_json(copy/'metrics.json')['calibration']['rule'] == read_json(copy/'model'/'config.json')['fastsmile']['decide'] == 'balanced'
+
+
+def test_one_process_rewrites_a_run(run, tmp_path):
+    copy = Path(shutil.copytree(run.path, tmp_path/'run'))
+    for use in (calibrate, report, explain):
+        with claimed(copy), pytest.raises(SmileError, match='Another process is writing'): use(copy)
+
+
+def test_what_a_study_that_was_stopped_says(tmp_path):
+    for command, how in (('fastsmile study emotions faces', 'The same command goes on.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
+        with pytest.raises(Stopped) as e, recorded(tmp_path/command[10:15], dict(kind='fit', command=command)): raise KeyboardInterrupt
+        assert e.value.hint.startswith(how)
+
+
+# locks
+
+@posix
+def test_a_forked_process_keeps_no_lock(tmp_path):
+    "Of a process that was killed, whose children are still there"
+    with open_alone(tmp_path/'a') as file:
+        file.write('once\n')  # in the buffer, which a child must not write
+        child = os.fork()
+        if not child:
+            time.sleep(20)
+            os._exit(0)
+    time.sleep(0.2)
+    try:
+        with open_alone(tmp_path/'a'): assert (tmp_path/'a').read_text() == 'once\n'
+    finally: os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
+
+
+@posix
+def test_without_locks_only_what_is_old_was_left(tmp_path, monkeypatch):
+    monkeypatch.setattr('fastsmile.core.lock', lambda fd: None)
+    old, young = tmp_path/f'{PART}old.a.part', tmp_path/f'{PART}young.a.part'
+    for p in (old, young): p.touch()
+    os.utime(old, (0, 0))
+    write_text(tmp_path/'a', 'whole')
+    assert sorted(p.name for p in tmp_path.iterdir()) == [young.name, 'a']
+
+
+@posix
+def test_a_long_write_is_nobody_s_leftover(tmp_path):
+    with atomic(tmp_path/'a') as mine:
+        mine.write_text('whole')
+        os.utime(mine, (0, 0))
+        clear_parts(tmp_path)
+    assert (tmp_path/'a').read_text() == 'whole'
+
+
 # two at once
 
 @posix
@@ -179,7 +246,6 @@ def test_a_run_that_is_being_written_is_not_gone_on_with(faces, tiny, tmp_path):
                                                              options=replace(tiny, out=str(tmp_path/'run')).as_dict())))
     with claimed(tmp_path/'run'):
         with pytest.raises(SmileError): fit('.', FitConfig(resume=str(tmp_path/'run')))
-        from fastsmile.seal import recorded
         with pytest.raises(SmileError, match='Another process is writing'), recorded(tmp_path/'run', {}): pass
     assert not (tmp_path/'run'/LOCK).exists()
 
