@@ -138,7 +138,7 @@ def target_prior(
     if not Path(asked).is_file():
         raise OptionError(f'--prior {plain(asked)!r} is neither a word nor a file.', 'Accepted: data, uniform, or a JSON file {class: share}.')
     try: shares = {str(k): float(v) for k, v in json.loads(Path(asked).read_text(encoding='utf-8')).items()}
-    except (ValueError, AttributeError, TypeError) as e:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as e:
         raise SmileError(f'--prior {plain(asked)} cannot be read: {plain(e)}', 'It needs a JSON object with a share for each class.') from None
     p = np.array([shares.get(str(c), -1.) for c in classes])
     if set(shares) != set(map(str, classes)) or not (p > 0).all() or not np.isfinite(p).all():

@@ -132,9 +132,10 @@ def read_costs(
     form = f'Accepted: a CSV with the header true,{",".join(classes)} and a row for each true class.'
     try:
         with open(path, newline='', encoding='utf-8-sig') as f: rows = [r for r in csv.reader(f) if any(r)]
-        head, body = [c.strip() for c in rows[0][1:]], {r[0].strip(): dict(zip((c.strip() for c in rows[0][1:]), map(float, r[1:]))) for r in rows[1:]}
-    except (OSError, IndexError, ValueError, UnicodeDecodeError) as e: raise OptionError(f'--cost {path} cannot be read: {e}.', form) from None
-    if sorted(head) != sorted(classes) or sorted(body) != sorted(classes) or any(len(r) != len(classes) for r in body.values()):
+        head, names = [c.strip() for c in rows[0][1:]], [r[0].strip() for r in rows[1:]]
+        body = {n: dict(zip(head, map(float, r[1:]), strict=True)) for n, r in zip(names, rows[1:])}
+    except (OSError, IndexError, ValueError, csv.Error) as e: raise OptionError(f'--cost {path} cannot be read: {e}.', form) from None
+    if sorted(head) != sorted(classes) or sorted(names) != sorted(classes):
         raise OptionError(f'--cost {path} does not name each class once on both sides.', form)
     costs = [[body[t][c] for c in classes] for t in classes]
     if not np.isfinite(costs).all() or not np.ptp(costs): raise OptionError(f'--cost {path}: costs must be numbers, and not all the same.', form)

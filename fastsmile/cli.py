@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .console import app, command, grid, must_be_said_once, progress_bar, quick_imports, translate
-from .core import OptionError, must_exist, plain, say, several
+from .core import OptionError, must_exist, plain, quoted, say, several
 from .options import (FACES, TTA, ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig,
                                EvaluateConfig, ExplainConfig, ExportConfig, FitConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
                                StudyConfig, TuneConfig)
@@ -30,7 +30,7 @@ def _sample(where, config):
     root = sample(where, config)
     n = len(list((root/'happy_images').iterdir()))
     return [f'{n} faces in {plain(root)}; what is wrong with them stands in flaws.json.',
-            f'Next: fastsmile fit {plain(root)}'], dict(path=str(root), images=n)
+            f'Next: fastsmile fit {quoted(root)}'], dict(path=str(root), images=n)
 
 # %% ../nbs/20_cli.ipynb #0f12e94d
 @command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces; '
@@ -44,7 +44,7 @@ def _audit(source, config):
     shown = [grid(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
                   [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
     shown += [f'page: {plain(done.path/"audit.html")}',
-              f'the plan, to be edited and obeyed: {plain(fit_command(source, config))} --plan {plain(done.path/"plan.csv")}']
+              f'the plan, to be edited and obeyed: {plain(fit_command(source, config))} --plan {quoted(done.path/"plan.csv")}']
     return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
 
 # %% ../nbs/20_cli.ipynb #df46b04b

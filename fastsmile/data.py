@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .checks import Finding, about, audit_record, class_findings, file_findings, suspect_finding, table_findings, worst_first
-from .core import SmileError, plain, say, sub_seed, write_json, write_text
+from .core import SmileError, plain, quoted, say, sub_seed, write_json, write_text
 from .crops import cut_faces, face_findings
 from .hashes import HASHES
 from .images import Array
@@ -147,7 +147,7 @@ def write_audit(
     names, root = sorted(set(made.table.path[made.table.reason == 'unlabelled'])), made.source.reader.root
     if not names or isinstance(made.source.reader, Array): return
     write_text(path/'unlabelled.txt', ''.join(f'{n}\n' for n in names))
-    say(f'{len(names)} pictures without a label can be predicted: fastsmile predict {plain(path/"unlabelled.txt")} --root {plain(root)}')
+    say(f'{len(names)} pictures without a label can be predicted: fastsmile predict {quoted(path/"unlabelled.txt")} --root {quoted(root)}')
 
 def tell(
     found: list[Finding],

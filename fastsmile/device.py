@@ -28,7 +28,7 @@ def pick_device(
     "The device to compute on: what was asked for, or the best there is; an `OptionError` where it is not there"
     best = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     if device is None: return best
-    try: torch.zeros(1, device=device)
+    try: torch.zeros(1, device=device).item()  # meta holds no numbers
     except (RuntimeError, AssertionError) as e:
         raise OptionError(f'--device {device!r} cannot be used: {plain(str(e).splitlines()[0])}', f'The best there is here: {best}.') from None
     return device

@@ -22,7 +22,7 @@ import torch
 
 from .backend import pixels_to_input
 from .bundle import Model, load_bundle
-from .core import OptionError, SmileError, atomic, plain, read_json, say
+from .core import OptionError, SmileError, atomic, must_be_here, plain, read_json, say
 from .fold import fold_norms
 from .images import ImageError, prepare
 from .inputs import open_inputs
@@ -140,7 +140,7 @@ def export(
     if model.members:
         raise SmileError(f'{plain(run)} is an ensemble of {len(model.members)} models, and export writes single networks.',
                          'Export the runs it was made of, one by one; predict --model reads the ensemble as it is.')
-    out = Path(config.out) if config.out else exported(model.where)
+    out = must_be_here(config.out) if config.out else exported(model.where)
     if out.suffix.lower() != '.onnx': raise OptionError(f'--out {plain(out)} has an extension that is not known.', 'Accepted: .onnx.')
     only_ours(out, 'onnx')
     pictures, on = pictures_for(model, run, config.check)

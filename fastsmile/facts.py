@@ -88,9 +88,13 @@ def _parsed(cfg: dict) -> tuple[ModelSpec, Facts]:
                      float(own.get('dropout', 0)), dict(own.get('head', {})), len(own.get('members', ())))
     facts = Facts(*(own[k] for k in ('prior', 'shift', 'offset', 'decide', 'metrics', 'origin')), link=own.get('link', 'softmax'),
                   calibration=calibration_of(own))
-    if facts.link.partition(':')[0] not in LINKS: raise ValueError(f'its link {facts.link!r} is not known')
+    if facts.link.partition(':')[0] not in LINKS or not np.isfinite(float(facts.link.partition(':')[2] or 0)):
+        raise ValueError(f'its link {facts.link!r} is not known')
+    if not isinstance(facts.decide, str) or not all(isinstance(v, dict) for v in (facts.origin, facts.metrics, *facts.metrics.values())):
+        raise ValueError('its origin, its metrics or its rule is none')
     if not len(spec.classes) == len(facts.prior) == len(facts.shift) == len(facts.offset): raise ValueError('its lists of classes differ in length')
     c = facts.calibration
+    for n in c.rows: int(n)
     numbers = [float(x) for v in (*c.offsets.values(), c.least, *(c.cost or []), [c.confidence, c.temperature]) for x in v]
     if not np.isfinite(numbers).all() or c.rule not in c.rules: raise ValueError('its calibration is none')
     if not c.temperature > 0 or {len(spec.classes)} != {len(v) for v in (*c.offsets.values(), c.least, *(c.cost or []))}:

@@ -44,6 +44,7 @@ class Options:
     def __post_init__(self):
         for f in fields(self):
             v, m = getattr(self, f.name), f.metadata
+            if v == '' != f.default: raise OptionError(f'{flag(f.name)} is empty.', 'Give it a value, or leave it out.')
             if m.get('accepts'): choose(flag(f.name), v, m['accepts'])
             if v is None or isinstance(v, str | bool | tuple): continue
             low, high = m.get('least'), m.get('most')

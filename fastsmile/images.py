@@ -157,7 +157,7 @@ def whole_and_box(
     name: str,
 ) -> tuple[str, tuple | None]: # the photograph; left, top, width, height, or None
     "What a name says: a picture, or a part of one"
-    m = re.fullmatch(r'(.+)#xywh=(\d+),(\d+),(\d+),(\d+)', name, re.DOTALL)
+    m = re.fullmatch(r'(.+)#xywh=([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})', name, re.DOTALL)
     return (m[1], tuple(map(int, m.groups()[1:]))) if m else (name, None)
 
 def take(

@@ -11,11 +11,12 @@ import csv
 import glob
 import heapq
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from .core import OptionError, SmileError, is_url, plain
@@ -135,8 +136,11 @@ def _of_list(path: Path, column: str | None, root: str | None) -> Inputs:
     return Inputs(_below(root, path.parent), each(), sum(1 for _ in each()), f'the list {plain(path)}')
 
 def _of_stdin(_, column: str | None, root: str | None) -> Inputs:
+    if sys.stdin is None: raise SmileError('Standard input is closed.', f'Name {ACCEPTED}.')
     text = open(sys.stdin.fileno(), closefd=False, **TEXT) if hasattr(sys.stdin, 'buffer') else sys.stdin
-    return Inputs(_below(root, '.'), lines_of(text), None, 'the paths on standard input')
+    names = lines_of(text)
+    if (first := next(names, None)) is None: raise SmileError('Standard input holds no paths.', 'What was to write them may have failed; nothing was changed.')
+    return Inputs(_below(root, '.'), chain([first], names), None, 'the paths on standard input')
 
 def _of_csv(path: Path, column: str | None, root: str | None) -> Inputs:
     with open(path, **TEXT) as f: first = next(bounded(f), '')
@@ -170,7 +174,7 @@ def column_at(
         found = [low.index(n) for n in NAMES if n in low]
         if found: return found[0], 1
     elif column.strip().lower() in low: return low.index(column.strip().lower()), 1
-    elif column.isdigit() and 1 <= int(column) <= len(header): return int(column) - 1, 0
+    elif re.fullmatch('[0-9]{1,9}', column) and 1 <= int(column) <= len(header): return int(column) - 1, 0
     wrong = '--image-col is needed' if column is None else f'--image-col {column!r} is no column'
     raise OptionError(f'{wrong}: {plain(path)} begins with {", ".join(map(plain, header))}.',
                       'Name the column of the file names; of a CSV without a header, its number, e.g. --image-col 1.')

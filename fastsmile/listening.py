@@ -75,8 +75,8 @@ def bound(
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except OSError as e:
-        raise SmileError(f'{plain(host)}:{port} cannot be listened on: {e.strerror or plain(e)}.',
+    except (OSError, UnicodeError) as e:
+        raise SmileError(f'{plain(host)}:{port} cannot be listened on: {getattr(e, "strerror", None) or plain(e)}.',
                          'Name another with --port; --port 0 takes a free one.') from None
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .backend import Backend, pixels_to_input
-from .core import OptionError, SmileError, plain, read_json
+from .core import OptionError, SmileError, plain, quoted, read_json
 from .facts import Model, parse_config
 
 # %% ../nbs/15_onnx.ipynb #bc1d8058
@@ -86,14 +86,14 @@ def load_onnx(
     need_extra('--engine onnx', 'onnxruntime')
     given, path = Path(path), exported(path)
     if not path.is_file():
-        raise SmileError(f'{plain(given)} holds no exported model ({plain(path)}).', f'Write it with `fastsmile export {plain(given)} --format onnx`.')
+        raise SmileError(f'{plain(given)} holds no exported model ({plain(path)}).', f'Write it with `fastsmile export {quoted(given)} --format onnx`.')
     net = OnnxNet(path)
     cfg = net.config
     if cfg is None: raise SmileError(f'{plain(path)} was not exported by fastsmile: its classes are not known.', 'Write it with `fastsmile export`.')
     if not net.fits(): raise SmileError(f'{plain(path)} has other inputs or outputs than a classifier of pictures.', 'Write it with `fastsmile export`.')
     if given.is_dir() and read_json(path.parent/'config.json') != cfg:
         raise SmileError(f'{plain(path)} is of another state of this model, which was trained or calibrated again since.',
-                         f'Write it again: fastsmile export {plain(given)} --format onnx.')
+                         f'Write it again: fastsmile export {quoted(given)} --format onnx.')
     try: spec, facts = parse_config(cfg)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise SmileError(f'{plain(path)} is not a model of fastsmile: {plain(e)}', 'Write it with `fastsmile export`.') from None

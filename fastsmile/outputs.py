@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from .core import NotWritten, OptionError, SmileError, atomic, cannot_write, open_alone, plain, read_json, say, write_json
+from .core import NotWritten, OptionError, SmileError, atomic, cannot_write, must_be_here, open_alone, plain, read_json, say, write_json
 from .faces import FACE
 from .known import taken
 from .sheets import TEXT, Lines, inert, literal
@@ -43,7 +43,7 @@ def read_rows(
     kind: str,          # csv or jsonl
     columns: list[str],
 ) -> Iterator[tuple[dict, int]]: # a row, and how many bytes of the file end with it
-    "The complete rows of a file; one that was cut off is none"
+    "The complete rows of a file; one that was cut off is none, and ends them"
     at = 0
     def lines(f):
         nonlocal at
@@ -58,7 +58,9 @@ def read_rows(
                 if len(row) == len(columns): yield dict(zip(columns, row)), at
         else:
             for line in lines(f):
-                row = json.loads(line)
+                try: row = json.loads(line)
+                except (ValueError, RecursionError): return
+                if not isinstance(row, dict): return
                 yield {k: '' if v is None else v for k, v in row.items()}, at
 
 def to_parquet(
@@ -91,7 +93,7 @@ def _first_row(path: Path) -> list[str]:
 
 def _first_object(path: Path) -> list[str]:
     try: return list(json.loads(_head(path).partition('\n')[0]))
-    except (ValueError, TypeError): return []
+    except (ValueError, TypeError, RecursionError): return []
 
 def _schema(path: Path) -> list[str]:
     from pyarrow import ArrowInvalid
@@ -111,7 +113,7 @@ def only_ours(
     flag: str = '--out', # that named it
 ):
     "An `OptionError` where a file stands there that is not of the kind that would replace it"
-    path, (what, ours) = Path(path), OWN[kind]
+    path, (what, ours) = must_be_here(path), OWN[kind]
     if path.is_dir(): raise OptionError(f'{flag} {plain(path)} is a folder.', 'Name a file.')
     if path.is_file() and path.stat().st_size and not ours(path):
         raise OptionError(f'{flag} {plain(path)} exists and is not {what}: it is not replaced.', 'Name another file, or move that one away.')

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .calibrate import Calibration, calibration_of, fit_abstain, stored
-from .core import OptionError, SmileError, claimed, place_of, plain, read_json, say, write_json, write_text
+from .core import OptionError, SmileError, claimed, must_be_here, must_exist, place_of, plain, read_json, read_record, say, write_json, write_text
 from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, fit_on_calib, gain_of, has_part, measure, measure_calibration, measure_run, model_facts,
                                read_saved, relabel, settle, slices, wish_of, write_saved)
@@ -31,12 +31,12 @@ def finished(
     "The folder of a finished run; a `SmileError` where it is none"
     run = Path(run)
     if not (run/'config.json').exists(): raise SmileError(f'{plain(run)} is not a run folder.', 'Name a folder that `fastsmile fit` has finished.')
-    record = read_json(run/'config.json')
+    record = read_record(run)
     status = record.get('status')
     if status == 'calibrating':
         if again: return run
         raise SmileError(f'{plain(run)} is being calibrated, or was when the process ended.', f'Wait, or do it again: {plain(record.get("calibrated", ""))}')
-    if status == 'finished' or folds and status == 'cross-validated': return run
+    if (status == 'finished' and 'model' in record or folds and status == 'cross-validated') and 'options' in record: return run
     if status == 'cross-validated':
         raise SmileError(f'{plain(run)} is a cross-validation, which has no model of its own.', f'Name one of its runs, e.g. {plain(run/"fold_0")}.')
     raise SmileError(f'{plain(run)} is not a finished run' + (f' (its status is {status}).' if status else '.'),
@@ -65,7 +65,7 @@ def evaluate(
     "Measure a run: on its saved predictions, or on a source that it predicts first"
     config.must_serve(source is not None)
     run, copies = finished(run, folds=source is None), []
-    where = Path(config.out) if config.out else run/'evaluations'/(Path(source).stem or 'source') if source is not None else None
+    where = must_be_here(config.out) if config.out else run/'evaluations'/(Path(source).stem or 'source') if source is not None else None
     if where: not_a_run(where)
     if source is not None: (plain_, views, copies), of = predict_source(run, source, config), str(source)
     else: plain_, views, of = saved_parts(run, config.part)
@@ -105,6 +105,7 @@ def predict_source(run: Path, source, config: EvaluateConfig) -> tuple[Saved, Sa
     from fastsmile.faces import tell_faces
     from fastsmile.predict import columns, load_model, predict_rows
     from fastsmile.table import read_source
+    must_exist(source)
     if read_json(run/'config.json').get('source') == place_of(source) and not config.anyway:
         raise SmileError(f'{plain(source)} is what this run was trained on.', 'Without a SOURCE, evaluate measures the rows of it that chose nothing; '
                          'with --anyway all of them.')
@@ -123,8 +124,10 @@ def predict_source(run: Path, source, config: EvaluateConfig) -> tuple[Saved, Sa
     rows, copies = copies_in(run, read.reader, rows, config.anyway)
     def made(tta):
         frame = pd_frame(predict_rows(model, read.reader, rows.path, tta, config.bs, config.device), columns(classes))
-        more = rows.drop(columns=[c for c in rows if c in frame])
-        return as_saved(frame.assign(target=rows.label).join(more), classes)
+        frame = frame.assign(target=rows.label)
+        more = rows.drop(columns=[c for c in rows if c in frame and c != 'target'])
+        more = more.rename(columns=lambda c: f'given_{c}' if c == 'target' or c.startswith('p_') else c)  # these say what the model says
+        return as_saved(frame.join(more), classes)
     return made('none'), made(config.tta) if config.tta != 'none' else None, copies
 
 def copies_in(
@@ -280,7 +283,7 @@ def explain(
     from fastsmile.seal import explain_run
     run = finished(run)
     opened = load_run(run)
-    out = Path(config.out) if config.out else run/('explain-asked' if images else 'explain')
+    out = must_be_here(config.out) if config.out else run/('explain-asked' if images else 'explain')
     if others_in(out) and not (out/'explain.json').exists():
         raise SmileError(f'{plain(out)} already holds something else.', 'Name an empty or new folder with --out.')
     asked = gather(images, config, opened.model.facts.origin) if images else ()

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from .balance import target_prior
 from .bundle import Model, load_bundle
 from .card import write_card
-from .core import (NotWritten, OptionError, SmileError, claimed, must_be_free, must_exist, new_run, newest_run, now, place_of, plain, read_json, say,
-                            seed_everything, several, write_json)
+from .core import (NotWritten, OptionError, SmileError, claimed, must_be_free, must_be_here, must_exist, new_run, newest_run, now, place_of,
+                            plain, quoted, read_json, read_record, say, seed_everything, several, write_json)
 from .data import Data, Review, classes_left, divide_rows, fold_rows, look, write_audit
 from .device import pick_device
 from .folds import write_folds
@@ -72,6 +73,7 @@ def opened(source, config: FitConfig, device: str) -> tuple: # review, spec, net
         wish_of(config, config.monitor, left)
         spec = spec_of(config, left)
         net = new_net(spec, config)
+    target_prior(config.prior, [0] * len(spec.classes), spec.classes)  # a wrong one leaves no run folder
     return looked, spec, net
 
 def new_net(spec: ModelSpec, config: FitConfig):
@@ -232,11 +234,11 @@ def to_resume(
         raise SmileError(f'{plain(path)} is finished.', 'There is nothing to go on with.')
     if replace(config, resume=None) != FitConfig():
         raise OptionError('--resume goes with no other option.', 'A run goes on with the options that it was begun with.')
-    record = read_json(path/'config.json')
+    record = read_record(path)
     if (kind := record.get('kind', 'fit')) != 'fit':
         raise SmileError(f'{plain(path)} was made by `fastsmile {kind}`, which --resume does not go on with.', 'Give its command again.')
     if str(source) != '.' and place_of(source) != record['source']:
-        raise SmileError(f'{plain(path)} was trained on {plain(record["source"])}, not on {plain(source)}.', f'fastsmile fit --resume {plain(path)}')
+        raise SmileError(f'{plain(path)} was trained on {plain(record["source"])}, not on {plain(source)}.', f'fastsmile fit --resume {quoted(path)}')
     return record['source'], Run(path).options, path
 
 def resume(source, config: FitConfig) -> 'Run':
@@ -250,7 +252,7 @@ class Run:
     path: Path
 
     @cached_property
-    def config(self) -> dict: return read_json(self.path/'config.json')
+    def config(self) -> dict: return read_record(self.path)
     @cached_property
     def metrics(self) -> dict: return read_json(self.path/'metrics.json')
     @property
@@ -308,4 +310,4 @@ def demo_config(
 ) -> FitConfig:
     "What the demo trains: about 1.2 million parameters, from scratch, in about a minute and a half on two cores"
     return FitConfig(arch='resnet10t', weights='none', model_args='{"channels": [32, 64, 128, 256]}', size=48, epochs=25, bs=16, augment='light',
-                     out=str(Path(config.out)/'run'), seed=config.seed)
+                     out=str(must_be_here(config.out)/'run'), seed=config.seed)

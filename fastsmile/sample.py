@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .core import SmileError, atomic, plain, sub_seed, write_json, write_text
+from .core import SmileError, atomic, must_be_here, plain, sub_seed, write_json, write_text
 from .options import SampleConfig
 
 # %% ../nbs/04_sample.ipynb #c6f987a8
@@ -174,7 +174,7 @@ def sample(
     config: SampleConfig = SampleConfig(),
 ) -> Path: # the folder, a source for `fit`
     "Draw the sample data set into `where`; raises `SmileError` where something stands there already"
-    root = Path(where)
+    root = must_be_here(where)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise SmileError(f'{plain(root)} already holds something.', 'Name a new or empty folder; nothing was changed.')
     try: (root/'happy_images').mkdir(parents=True)

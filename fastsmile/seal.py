@@ -17,7 +17,7 @@ import pandas as pd
 
 from .album import at_hand, fill_album
 from .bundle import Model, save_bundle
-from .core import SmileError, claimed, now, place_of, plain, read_json, say, write_json
+from .core import SmileError, claimed, now, place_of, plain, quoted, read_record, say, write_json
 from .data import Data
 from .measure import fit_on_calib, has_part, read_saved, settle, wish_of, write_saved
 from .models import ModelSpec, needs_fastsmile
@@ -29,7 +29,7 @@ from .stopping import Stopped
 # %% ../nbs/17_seal.ipynb #93d10eb4
 def status_of(path: Path) -> str | None:
     "The status of a run folder: running, stopped, failed, finished, cross-validated; None where it is none"
-    return read_json(path/'config.json').get('status') if (path/'config.json').exists() else None
+    return read_record(path).get('status') if (path/'config.json').exists() else None
 
 def must_be_of(
     path: Path,  # a run folder
@@ -37,7 +37,7 @@ def must_be_of(
     source,      # where `data` comes from
 ):
     "A `SmileError` where a run that is gone on with was made of other rows"
-    if (old := read_json(path/'config.json')['origin']['data']) == data.fingerprint: return
+    if (old := read_record(path).get('origin', {}).get('data')) == data.fingerprint: return
     raise SmileError(f'The rows of {plain(source)} are not those that {plain(path)} was made of (fingerprint {data.fingerprint}, then {old}).',
                      'Give the source as it was, or begin anew in another folder.')
 
@@ -70,7 +70,7 @@ def recorded(path: Path, record: dict):
             if not stopped: raise
             kind = 'study' if record.get('command', '').startswith('fastsmile study') else record.get('kind', 'fit')  # its rows are not those of `fit`
             how = GO_ON.get(kind, 'Give its command again, with another --out.')
-            raise Stopped(f'What is finished is kept in {plain(path)}.', how.format(plain(path))) from None
+            raise Stopped(f'What is finished is kept in {plain(path)}.', how.format(quoted(path))) from None
 
 # %% ../nbs/17_seal.ipynb #00b4ce74
 def predict_split(

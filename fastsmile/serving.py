@@ -103,13 +103,14 @@ def only(request, *names: str):
 def reply(text: str, status: int = 200, headers=None):
     "JSON that is text already"
     from starlette.responses import Response
-    return Response(text, status, headers, 'application/json')
+    return Response(text.encode('utf-8', 'backslashreplace'), status, headers, 'application/json')  # what UTF-8 cannot hold, as JSON writes it
 
 def html(request, about: About, made=(), status: int = 200, headers=None):
     "Answers as a page, or alone where the page's script asks"
     from fasthtml.common import to_xml
     from starlette.responses import HTMLResponse
-    return HTMLResponse(to_xml(tuple(made) if 'hx-request' in request.headers else whole_page(about, *made)), status, headers)
+    text = to_xml(tuple(made) if 'hx-request' in request.headers else whole_page(about, *made))
+    return HTMLResponse(text.encode('utf-8', 'backslashreplace'), status, headers)
 
 def refusal(e: Refused):
     return reply(as_json(dict(error=e.message, hint=e.hint)), e.status, e.headers)

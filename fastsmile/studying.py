@@ -18,7 +18,7 @@ import pandas as pd
 
 from .card import escape_md
 from .charts import interval_chart
-from .core import NotWritten, OptionError, SmileError, choose, claimed, jsonable, new_run, plain, read_json, say, write_json, write_text
+from .core import NotWritten, OptionError, SmileError, choose, claimed, jsonable, must_be_here, new_run, plain, read_json, say, write_json, write_text
 from .data import Data, audit_source
 from .device import machine_words, pick_device
 from .judging import Outcome, figures, judge, outcome_of
@@ -214,7 +214,7 @@ def setting_of(
     base = source_options(s, source, config)
     first, rows = entry_config(s, s.entries[0], config, base), config.rows or (s.quick_rows if config.quick else None)
     data = audit_source(read_source(source, first), first)
-    path = Path(config.out or f'studies/{name}' + ('-quick' if config.quick else ''))
+    path = must_be_here(config.out or f'studies/{name}' + ('-quick' if config.quick else ''))
     return Setting(s, config, base, fewer(data, rows, config.seed) if rows else data, source, path, {}, command_line('study', [name, source], config))
 
 def study(

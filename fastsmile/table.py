@@ -79,9 +79,10 @@ def from_folders(
     skip = 0
     while paths and all(len(p) > skip + 2 for p in paths) and len({p[skip] for p in paths}) == 1 and paths[0][skip].lower() not in SPLITS: skip += 1
     _same_level([p[skip:] for p in paths if len(p) > skip + 2])
-    rows = []
+    rows, divided = [], any(len(p) > skip + 2 and p[skip].lower() in SPLITS for p in paths)
     for p in paths:
         own = p[skip:]
+        if divided and len(own) == 2 and own[0].lower() in SPLITS: continue  # beside the class folders, not in one
         split = SPLITS.get(own[0].lower(), '') if len(own) > 2 else ''
         if split: own = own[1:]
         if len(own) > 1: rows.append(('/'.join(p), own[0], split, '', ''))
@@ -176,8 +177,8 @@ def read_source(
     opts: SourceOptions = SourceOptions(),
 ) -> Source:
     "Read a labelled source of any layout; raises `SmileError` where it cannot, or where two readings fit"
-    where = str(where) if is_url(where) else Path(where)
     must_exist(where)
+    where = str(where) if is_url(where) else Path(where)
     kind, reader, frame, *said = _read(where, opts)
     _must_serve(where, kind, opts)
     if frame.empty:
@@ -186,7 +187,7 @@ def read_source(
                  if len(folders) == 1 and folders != {'.'} else '')
         raise SmileError(f'{plain(where)} has no labelled pictures{alone}.',
                          'Accepted: class folders, a CSV beside the pictures (--labels FILE), or an array with labels.')
-    orphans = sorted(set(reader.names()) - set(frame.path)) if kind == 'csv' else []
+    orphans = sorted(set(reader.names()) - set(frame.path)) if kind != 'array' else []
     frame, variants = _shared(frame, opts)
     return Source(str(where), kind, reader, frame, orphans, variants, _notes(kind, frame, opts) + sum(said, []))
 
@@ -250,7 +251,7 @@ def _read_below(where, reader, opts: SourceOptions):
 def _shape(text: str | None) -> tuple | None:
     "The shape H,W,C from its text"
     if text is None: return None
-    if not re.fullmatch(r'\d+,\d+(,\d+)?', text.replace(' ', '')):
+    if not re.fullmatch(r'[0-9]{1,9}(, *[0-9]{1,9}){1,2}', text):
         raise OptionError(f'--raw-shape {text!r} is no shape.', 'Accepted: height,width,channels, e.g. 56,56,3.')
     return tuple(int(v) for v in text.split(','))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import SmileError, plain, read_json, say
+from .core import SmileError, plain, read_record, say
 from .duplicates import near_pairs
 from .hashes import HASHES
 from .scan import Scan, fingerprint
@@ -36,7 +36,7 @@ def write_taught(rows: pd.DataFrame, run: Path):
 
 def options_of(run: Path) -> dict:
     "The options of a run; none where the folder is no run's"
-    return read_json(run/'config.json').get('options', {}) if (run/'config.json').exists() else {}
+    return read_record(run).get('options', {}) if (run/'config.json').exists() else {}
 
 def as_trained(
     rows: pd.DataFrame, # with `split`, of a run

@@ -20,7 +20,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 
 from .charts import draw_importance, draw_search
-from .core import NotWritten, OptionError, SmileError, jsonable, new_run, now, place_of, plain, say, sub_seed, write_json
+from .core import NotWritten, OptionError, SmileError, jsonable, must_be_here, new_run, now, place_of, plain, say, sub_seed, write_json
 from .data import Data, audit_source
 from .engine import pick_device
 from .loaders import Unread
@@ -156,7 +156,7 @@ def asked_of(source, config: TuneConfig) -> dict:
 
 def folder_for(source, config: TuneConfig) -> Path:
     "The folder that was asked for, or one that the same command finds again"
-    if config.out: return Path(config.out)
+    if config.out: return must_be_here(config.out)
     return Path('runs')/f"tune-{config.arch}-{blake2b(repr(sorted(asked_of(source, config).items())).encode(), digest_size=4).hexdigest()}"
 
 def open_study(source, config: TuneConfig, path: Path, fingerprint: str):
