@@ -1152,6 +1152,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastsmile.resume.write_state': ('resume.html#write_state', 'fastsmile/resume.py')},
             'fastsmile.review': { 'fastsmile.review._calibrate': ('review.html#_calibrate', 'fastsmile/review.py'),
                                   'fastsmile.review.again': ('review.html#again', 'fastsmile/review.py'),
+                                  'fastsmile.review.alone_in': ('review.html#alone_in', 'fastsmile/review.py'),
                                   'fastsmile.review.calibrate': ('review.html#calibrate', 'fastsmile/review.py'),
                                   'fastsmile.review.calibration_for': ('review.html#calibration_for', 'fastsmile/review.py'),
                                   'fastsmile.review.complete': ('review.html#complete', 'fastsmile/review.py'),

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['finished', 'calibration_for', 'evaluate', 'not_a_run', 'saved_parts', 'reading_for', 'predict_source', 'copies_in',
-           'given', 'pd_frame', 'complete', 'calibrate', 'marked', 'again', 'report', 'redraw', 'explain', 'gather']
+           'given', 'pd_frame', 'complete', 'calibrate', 'marked', 'again', 'report', 'redraw', 'explain', 'alone_in',
+           'gather']
 
-# %% ../nbs/19_review.ipynb #c4c92a52
-from contextlib import contextmanager
+# %% ../nbs/19_review.ipynb #093f8b29
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .calibrate import Calibration, calibration_of, fit_abstain, stored
-from .core import OptionError, SmileError, claimed, must_be_here, must_exist, place_of, plain, read_json, read_record, say, write_json, write_text
+from .core import LOCK, OptionError, SmileError, claimed, must_be_here, must_exist, place_of, plain, read_json, read_record, say, write_json, write_text
 from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, fit_on_calib, gain_of, has_part, measure, measure_calibration, measure_run, model_facts,
                                read_saved, relabel, settle, slices, wish_of, write_saved)
@@ -287,12 +288,21 @@ def explain(
     if others_in(out) and not (out/'explain.json').exists():
         raise SmileError(f'{plain(out)} already holds something else.', 'Name an empty or new folder with --out.')
     asked = gather(images, config, opened.model.facts.origin) if images else ()
-    with claimed(out if config.out else run):
+    with alone_in(out) if config.out else claimed(run):
         explain_run(opened.model, opened.data, run, config, out, asked)
         album = album_of(out)
         write_text(out/'explain.html', render('explain.html.j2', dict(run=run.name, album=album)))
     shown = {g: [{k: r[k] for k in ('path', 'label', 'target', 'confidence')} for r in rows] for g, rows in album['groups'].items()}
     return dict(page=str(out/'explain.html'), corners=album['corners'], notes=album['notes'], pictures=shown)
+
+@contextmanager
+def alone_in(out: Path):
+    "`claimed`, of a folder that is no run's: after an error nothing stays there"
+    with claimed(out):
+        try: yield
+        except BaseException:
+            with suppress(OSError): (out/LOCK).unlink()
+            raise
 
 def gather(
     images,                # files, or folders and zips
