@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from .calibrate import Calibration, calibration_of, fit_abstain, stored
-from .core import LOCK, OptionError, SmileError, claimed, must_be_here, must_exist, place_of, plain, read_json, read_record, say, write_json, write_text
+from .core import (LOCK, OptionError, SmileError, claimed, must_be_here, must_exist, place_of, plain, read_json, read_record, say, write_json,
+                            write_text)
 from .folds import folds_of, put_together, read_folds, write_folds
 from .measure import (PARTS, Saved, as_saved, fit_on_calib, gain_of, has_part, measure, measure_calibration, measure_run, model_facts,
                                read_saved, relabel, settle, slices, wish_of, write_saved)
