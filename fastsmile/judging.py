@@ -48,7 +48,8 @@ def outcome_of(
     saved = [read_saved(r, part) for r in runs]
     each = [Outcome(tuple(s.frame.path), s.y, s.groups, ((s.frame.label.map(s.classes.index).to_numpy(int), s.probs),), s.classes,
                     (read_json(r/'metrics.json')[part]['collapsed'],)) for r, s in zip(runs, saved)]
-    each = [o.on(in_all(each)) for o in each]
+    both = in_all(each)
+    each = [o.on(both) for o in each]
     return replace(each[0], made=sum((o.made for o in each), ()), collapsed=sum((o.collapsed for o in each), ()))
 
 def in_all(outcomes: list) -> tuple: # paths
@@ -76,7 +77,8 @@ def figures(o: Outcome, draws: int = 1000) -> dict: # metric -> value, low, high
 
 def gap(one: Outcome, two: Outcome, draws: int = 1000) -> dict: # metric -> value, low, high
     "How much higher each mean is in `one` than in `two`, row by row"
-    one, two = (o.on(in_all([one, two])) for o in (one, two))
+    both = in_all([one, two])
+    one, two = one.on(both), two.on(both)
     def less(w):
         a, b = one.means(w), two.means(w)
         return {k: a[k] - b[k] for k in METRICS}

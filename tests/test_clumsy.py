@@ -43,7 +43,7 @@ def test_a_record_without_a_training_is_no_finished_run(tmp_path):
         with pytest.raises(SmileError, match='is not a finished run'): use(tmp_path)
 
 
-@pytest.mark.parametrize('column', ['target', 'p_id', 'p_age'])
+@pytest.mark.parametrize('column', ['target', 'p_age', pytest.param('p_id', marks=pytest.mark.slow)])
 def test_a_source_with_columns_that_predictions_have(column, run, faces, tmp_path):
     table = pd.read_csv(run.path/'table.csv', dtype=str, keep_default_na=False).query("split == 'test' and reason == ''")
     said = table[['path', 'label']].assign(**{column: range(len(table))})
@@ -54,7 +54,7 @@ def test_a_source_with_columns_that_predictions_have(column, run, faces, tmp_pat
     assert plain['metrics']['accuracy'] == more['metrics']['accuracy'] and plain['metrics']['rows'] == len(table)
 
 
-@pytest.mark.parametrize('where', ['s3://bucket/x', 'memory://x'])
+@pytest.mark.parametrize('where', ['s3://bucket/x', pytest.param('memory://x', marks=pytest.mark.slow)])
 def test_nothing_is_written_to_a_url(where, faces, run, tmp_path, monkeypatch):
     other = shutil.copytree(run.path, tmp_path/'other')
     (tmp_path/'here').mkdir()

@@ -161,10 +161,14 @@ def test_what_the_first_finds_wrong_is_said_once(tmp_path):
     code, out, err = said(torchrun('-m', 'fastsmile', 'fit', tmp_path/'source', *TINY, '--out', tmp_path/'run'))
     assert code and not out and err.count('can be used: unreadable') == 1 and 'Another process' not in err and 'rank1' not in err, err[-3000:]
     assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.slow
+def test_an_occupied_folder_is_said_before_the_audit(tmp_path):
     (tmp_path/'run').mkdir()
     (tmp_path/'run'/'letter.txt').touch()
-    code, out, err = said(torchrun('-m', 'fastsmile', 'fit', tmp_path/'source', *TINY, '--out', tmp_path/'run'))
-    assert code and err.count('already holds something') == 1 and 'can be used' not in err, err[-3000:]  # before it looks at the pictures
+    code, out, err = said(torchrun('-m', 'fastsmile', 'fit', tmp_path/'run', *TINY, '--out', tmp_path/'run'))
+    assert code and err.count('already holds something') == 1 and 'no labelled pictures' not in err, err[-3000:]
 
 
 @pytest.mark.parametrize('options,word', [(dict(folds=3), '--folds'), (dict(balance='all'), '--balance all'), (dict(lr_sweep='1e-3,1e-2'), '--lr-sweep'),

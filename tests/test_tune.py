@@ -115,7 +115,7 @@ def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, t
     assert len(pd.read_csv(tmp_path/'all'/'tried.csv')) == 1  # no second one began
 
 
-@pytest.mark.parametrize('error', [NotWritten('The disk is full.'), Unread('a.jpg: no such file')])
+@pytest.mark.parametrize('error', [NotWritten('The disk is full.'), pytest.param(Unread('a.jpg: no such file'), marks=pytest.mark.slow)])
 def test_what_is_no_fault_of_a_trial_ends_the_search_which_goes_on(config, faces, tmp_path, monkeypatch, error):
     once = replace(config, trials=1, out=str(tmp_path/'search'))
     with monkeypatch.context() as m, pytest.raises(type(error), match=error.message):
