@@ -14,14 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from fastsmile.bundle import save_bundle
+from fastsmile.callbacks import save_weights
 from fastsmile.compare import compare
 from fastsmile.core import LOCK, PART, SmileError, atomic, claimed, clear_parts, new_run, open_alone, read_json, write_text
 from fastsmile.stopping import Stopped, gently
+from fastsmile.facts import Facts, Model
 from fastsmile.images import Folder
 from fastsmile import predict
+from fastsmile.models import build, make_spec
 from fastsmile.options import CalibrateConfig, FitConfig, PredictConfig
 from fastsmile.outputs import Sheet
 from fastsmile.predict import predict_to_file
+from fastsmile.resume import write_state
 from fastsmile.review import calibrate, evaluate, explain, report
 from fastsmile.runs import fit
 from fastsmile.scan import scan
@@ -260,38 +265,37 @@ def test_a_folder_whose_owner_was_killed_is_taken_again(tmp_path):
     with pytest.raises(SmileError, match='already holds something'): new_run(tmp_path/'run', 'x')
 
 
-NET = """
-import sys
-from pathlib import Path
-from fastsmile.bundle import save_bundle
-from fastsmile.callbacks import save_weights
-from fastsmile.facts import Facts, Model
-from fastsmile.models import build, make_spec
-from fastsmile.resume import write_state
+def as_bundle(net, spec, folder): save_bundle(Model(spec, Facts([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)
+def as_weights(net, spec, folder): save_weights(net, folder/'best.safetensors')
+def as_state(net, spec, folder): write_state(folder/'state.safetensors', net.state_dict(), {})
 
-folder, spec = Path(sys.argv[1]), make_spec('resnet10t', ['a', 'b'], size=32)
-net = build(spec, weights='none')
-"""
 
-KILLED = """
-import resource, signal
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-"""
+def killed_by_size(work, limit=2**20) -> bool:
+    "Whether a forked process is killed because it writes a larger file"
+    import resource
+    child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            work()
+        finally: os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXFSZ
 
 
 @posix
-@pytest.mark.parametrize('write', ["write_state(folder/'state.safetensors', net.state_dict(), {})",
-                                   pytest.param("save_bundle(Model(spec, Facts([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)", marks=pytest.mark.slow),
-                                   pytest.param("save_weights(net, folder/'best.safetensors')", marks=pytest.mark.slow)])
+@pytest.mark.parametrize('write', [as_bundle, as_weights, as_state])
 def test_half_written_tensors_are_cleared_by_the_next_writer(write, tmp_path):
-    "A limit on the size of files kills in the middle of the write, after the library has made a temporary file of its own"
-    def run(code): return subprocess.run([sys.executable, '-c', code, tmp_path], env=environment(), timeout=LIMIT).returncode
-    assert run(NET + KILLED + write) == -signal.SIGXFSZ
+    "Killed in the middle of the write, after the library has made a temporary file of its own"
+    spec = make_spec('resnet10t', ['a', 'b'], size=32)
+    net = build(spec, weights='none')
+    assert killed_by_size(lambda: write(net, spec, tmp_path))
     left = list(tmp_path.rglob('*'))
     assert left and all(p.name.startswith(PART) or p.parent.name.startswith(PART) for p in left)
-    assert run(NET + write) == 0 and {p.name for p in tmp_path.rglob('*')} <= {'config.json', 'model.safetensors', 'best.safetensors', 'state.safetensors'}
+    write(net, spec, tmp_path)
+    assert {p.name for p in tmp_path.rglob('*')} <= {'config.json', 'model.safetensors', 'best.safetensors', 'state.safetensors'}
 
 
 def test_two_predictions_into_one_file(tmp_path):
