@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'EvaluateConfig', 'CalibrateConfig', 'ExplainConfig', 'Rep
 from dataclasses import dataclass
 
 from .core import OptionError, choose
-from .fields import TTA, DecideOptions, Options, SourceOptions, face_margin_opt, face_score_opt, faces_opt, opt
+from .fields import TTA, DecideOptions, Options, SourceOptions, face_margin_opt, face_score_opt, faces_opt, opt, seed_opt
 
 # %% ../nbs/01_asking.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ExplainConfig(Options):
     n: int = opt(10, 'pictures in each grid', least=1, most=100, short='-n')
     neighbours: int = opt(5, 'nearest training pictures of each explained picture', least=0, most=20)
     out: str | None = opt(None, 'folder for the page and the pictures (default: RUN/explain, or RUN/explain-asked with IMAGES)', metavar='DIR')
-    seed: int = opt(42, 'seed of the ten pictures that are drawn and of the noise of smoothgrad', least=0, most=2**63 - 1)
+    seed: int = seed_opt('seed of the ten pictures that are drawn and of the noise of smoothgrad')
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     faces: str = faces_opt('largest')
     face_margin: float | None = face_margin_opt()

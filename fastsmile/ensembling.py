@@ -192,8 +192,7 @@ def ensemble(
         seal(model, crew.data, config, path)
         write_members(crew, config, path)
         record['training'] = dict(words=ensemble_words(crew, config, tried, n), tried=MEMBERS, seconds=time.perf_counter() - start, device=device)
-        run = close(path, record)
-    return run
+        return close(path, record)
 
 MEMBERS = 'The members and the ensemble, each with its own decision rule, on the test rows that all of them hold out.'
 

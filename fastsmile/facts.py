@@ -94,8 +94,7 @@ def _parsed(cfg: dict) -> tuple[ModelSpec, Facts]:
         raise ValueError('its origin, its metrics or its rule is none')
     if not len(spec.classes) == len(facts.prior) == len(facts.shift) == len(facts.offset): raise ValueError('its lists of classes differ in length')
     c = facts.calibration
-    for n in c.rows: int(n)
-    numbers = [float(x) for v in (*c.offsets.values(), c.least, *(c.cost or []), [c.confidence, c.temperature]) for x in v]
+    numbers = [float(x) for v in (*c.offsets.values(), c.least, c.rows, *(c.cost or []), [c.confidence, c.temperature]) for x in v]
     if not np.isfinite(numbers).all() or c.rule not in c.rules: raise ValueError('its calibration is none')
     if not c.temperature > 0 or {len(spec.classes)} != {len(v) for v in (*c.offsets.values(), c.least, *(c.cost or []))}:
         raise ValueError('its calibration does not fit its classes')

@@ -24,7 +24,7 @@ from fastsmile.choices import (
     spelled,
 )
 from .core import OptionError, choose
-from .fields import PRECISION, TTA, DecideOptions, SplitOptions, opt
+from .fields import PRECISION, TTA, DecideOptions, SplitOptions, opt, seed_opt
 from .recipes import RECIPES, follows, usual
 
 # %% ../nbs/01_fitting.ipynb #db534493
@@ -76,8 +76,8 @@ class FitConfig(SplitOptions, DecideOptions):
     folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ are the runs', least=2, most=50)
     out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
     resume: str | None = opt(None, 'go on with a run that was stopped, from its last finished epoch and with its own options', metavar='RUN')
-    seed: int = opt(42, 'seed of the split, the draws and the weights', least=0, most=2**63 - 1)
-    train_seed: int | None = opt(None, 'another seed for the draws and the weights, on the same split', least=0, most=2**63 - 1)
+    seed: int = seed_opt('seed of the split, the draws and the weights')
+    train_seed: int | None = seed_opt('another seed for the draws and the weights, on the same split', None)
     seeds: int = opt(1, 'train so many times, with seeds that follow each other, on the same split; the table shows the spread', least=1, most=100)
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     workers: int | None = opt(None, 'processes that decode pictures (default: by the number of cores)', least=0, most=64)

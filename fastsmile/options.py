@@ -17,7 +17,7 @@ from .asking import METHODS, CalibrateConfig, CompareConfig, EvaluateConfig, Exp
 from .choices import BALANCE, POOL, parse_sum, spelled
 from .core import OptionError, choose
 from .fields import (DECIDE, FACES, HASH, PRECISION, TTA, DataOptions, DecideOptions, Options, SourceOptions, SplitOptions, actors_opt,
-                              command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, opt, ray_opt)
+                              command_line, face_margin_opt, face_score_opt, faces_opt, far, flag, opt, ray_opt, seed_opt)
 from .fitting import CACHE, MONITOR, RESIZE, FitConfig
 from .recipes import follows
 
@@ -121,7 +121,7 @@ class StudyConfig(SourceOptions):
                        metavar='hub|none|DIR')
     rows: int | None = opt(None, 'learn from about so many rows; all test rows stay', least=100)
     only: tuple[str, ...] = opt((), 'only this entry; may be given again', metavar='ENTRY')
-    seed: int = opt(42, 'seed of the split; the first of the seeds', least=0, most=2**63 - 1)
+    seed: int = seed_opt('seed of the split; the first of the seeds')
     out: str | None = opt(None, 'folder of the study, gone on with where it was stopped (default: studies/NAME)', metavar='DIR')
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     workers: int | None = opt(None, 'processes that decode pictures (default: by the number of cores)', least=0, most=64)
@@ -213,7 +213,7 @@ class ProbeConfig(SplitOptions, DecideOptions):
     balance: str = opt('none', f'against imbalance: {spelled(PROBED)}; knn has no loss and takes no weights', metavar='WORD[:N]')
     monitor: str = opt('macro_f1', 'what the best probe is best in, on valid', accepts=MONITOR)
     out: str | None = opt(None, 'run folder (default: runs/probe-ARCH-TIME)', metavar='DIR')
-    seed: int = opt(42, 'seed of the split, the draws and the forests', least=0, most=2**63 - 1)
+    seed: int = seed_opt('seed of the split, the draws and the forests')
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     tta: str = opt('flip', 'test-time augmentation reported beside the plain figures on test', accepts=TTA)
 
@@ -247,7 +247,7 @@ class EnsembleConfig(DecideOptions):
     leaf: str = opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
     monitor: str = opt('macro_f1', 'what --decide auto serves, and what the best leaf is best in, on valid', accepts=MONITOR)
     out: str | None = opt(None, 'run folder (default: runs/ensemble-TIME)', metavar='DIR')
-    seed: int = opt(42, 'seed of the forest', least=0, most=2**63 - 1)
+    seed: int = seed_opt('seed of the forest')
     device: str | None = same('device', ProbeConfig)
     tta: str = same('tta', ProbeConfig)
 
@@ -296,11 +296,11 @@ class TuneConfig(FitConfig):
 class SampleConfig(Options):
     "Everything `sample` can be told"
     n: int = opt(1200, 'faces to draw, train and test together, before flaws are planted', least=60, most=100000, short='-n')
-    seed: int = opt(42, 'the same seed draws the same faces', least=0, most=2**63 - 1)
+    seed: int = seed_opt('the same seed draws the same faces')
 
 # %% ../nbs/01_options.ipynb #9340513f
 @dataclass(frozen=True)
 class DemoConfig(Options):
     "Everything `demo` can be told"
     out: str = opt('fastsmile-demo', 'folder for the sample, the run and the predictions', metavar='DIR')
-    seed: int = opt(42, 'seed of the faces and of the training', least=0, most=2**63 - 1)
+    seed: int = seed_opt('seed of the faces and of the training')

@@ -122,8 +122,7 @@ def probe_once(
         seal(model, bench.data, config, path)
         spent = seconds + sum(c.seconds for c in tried if c.probe == made.probe)
         record['training'] = dict(words=probe_words(bench, made, tried), tried=TRIED, seconds=spent, device=bench.device)
-        run = close(path, record)
-    return run
+        return close(path, record)
 
 TRIED = ('Every probe and setting that was tried, on valid under the plain decision rule. Of each kind the best was calibrated and measured on test; '
          'the best of these on valid is the model.')

@@ -38,7 +38,9 @@ def finished(
     if status == 'calibrating':
         if again: return run
         raise SmileError(f'{plain(run)} is being calibrated, or was when the process ended.', f'Wait, or do it again: {plain(record.get("calibrated", ""))}')
-    if (status == 'finished' and 'model' in record or folds and status == 'cross-validated') and 'options' in record: return run
+    if (status == 'finished' and 'model' in record or folds and status == 'cross-validated') and 'options' in record:
+        for f in folds_of(run): finished(f, again=again)  # one may have been stopped in the middle of its calibration
+        return run
     if status == 'cross-validated':
         raise SmileError(f'{plain(run)} is a cross-validation, which has no model of its own.', f'Name one of its runs, e.g. {plain(run/"fold_0")}.')
     raise SmileError(f'{plain(run)} is not a finished run' + (f' (its status is {status}).' if status else '.'),

@@ -103,7 +103,10 @@ def test_a_cross_validation_is_compared_with_another_and_calibrated_again(folds,
     run = folds[0]
     copy = shutil.copytree(run.path, tmp_path/'again')
     (copy/'fold_0 (copy)').mkdir()
+    write_json(copy/'fold_1'/'config.json', read_json(copy/'fold_1'/'config.json') | dict(status='calibrating'))  # as a killed one leaves it
+    with pytest.raises(SmileError, match='fold_1 is being calibrated, or was'): evaluate(copy)
     m = calibrate(copy, CalibrateConfig(decide='balanced'))
+    assert evaluate(copy)
     assert {read_json(copy/f'fold_{k}'/'metrics.json')['calibration']['rule'] for k in range(3)} == {'balanced'} == {m['calibration']['rule']}
     made = pd.read_csv(copy/'predictions_oof.csv')
     assert m['test']['accuracy']['value'] == (made.label == made.target).mean() == read_json(copy/'metrics.json')['test']['accuracy']['value']
