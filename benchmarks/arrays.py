@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastsmile.sample import draw_face, draw_params
+from fastsmile.data.sample import draw_face, random_face_params
 
 ROWS, TWICE, BOTH, SIDE = 116_157, 254, 9, 56
 KINDS = ('negative smile', 'positive smile')
@@ -29,7 +29,7 @@ def drawn(part: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]: # (n, 56
     start, end, seed = part
     rng = np.random.default_rng((seed, start))
     labels = rng.integers(0, 2, end - start)
-    return np.stack([np.asarray(draw_face(draw_params(rng, KINDS[y]), SIDE, rng)) for y in labels]), labels
+    return np.stack([np.asarray(draw_face(random_face_params(rng, KINDS[y]), SIDE, rng)) for y in labels]), labels
 
 
 def draw(out: Path, rows: int, seed: int):

@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 
 from fastsmile import FitConfig, Run, fit, load_run, read_source
-from fastsmile.calibrate import temper
-from fastsmile.core import write_text
-from fastsmile.evaluate import estimates, intervals
-from fastsmile.options import SourceOptions
-from fastsmile.splits import divide
-from fastsmile.sweep import COMPARED
+from fastsmile.metrics.calibration import apply_temperature
+from fastsmile.core.files import write_text
+from fastsmile.metrics.scores import bootstrap_intervals, estimate_scores
+from fastsmile.config.fields import SourceOptions
+from fastsmile.data.splits import stratified_group_split
+from fastsmile.metrics.comparison import COMPARED_SCORES
 
 SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
 SMALL = dict(arch='resnet10t', model_args='{"channels": [32, 64, 128, 256]}', weights='none', size=64, augment='light')
@@ -54,7 +54,7 @@ def smiles(data: Path, column: str) -> pd.DataFrame:
 def fold_parts(kind: str, base: dict, data: Path, work: Path) -> list[Part]:
     "A part for each fold: its people are test rows, the others are divided by `fit`"
     rows = smiles(data, 'label')
-    fold = divide(rows.label, rows.group, {k: 1 / FOLDS for k in range(FOLDS)}, seed=0)
+    fold = stratified_group_split(rows.label, rows.group, {k: 1 / FOLDS for k in range(FOLDS)}, seed=0)
     parts = []
     for k in range(FOLDS):
         table = rows.assign(split=['test' if f == k else '' for f in fold])
@@ -89,7 +89,7 @@ def row_of(name: str, run: Run, seconds: float) -> dict:
     row, m = dict(part=name, epochs=run.options.epochs, seconds=round(seconds, 1)), run.metrics
     for s in ('valid', 'test'):
         row |= {f'{s}_rows': m[s]['rows'], f'{s}_collapsed': m[s]['collapsed']} | {f'{s}_{k}': m[s][k]['value'] for k in ('log_loss', 'auc')}
-        row |= {f'{s}_{k}{e}': m[s][k][v] for k in COMPARED for e, v in ENDS}
+        row |= {f'{s}_{k}{e}': m[s][k][v] for k in COMPARED_SCORES for e, v in ENDS}
     row |= {f'ece_{when}': m['calibration'][when]['ece']['value'] for when in ('before', 'after')} | dict(temperature=m['calibration']['temperature'])
     return row | dict(torch=version('torch'), fastai=version('fastai'), machine=platform.machine(), date=time.strftime('%Y-%m-%d'))
 
@@ -117,11 +117,11 @@ def fold_line(kind: str, rows: pd.DataFrame, kept: Path) -> str:
     columns = [c for c in made if c.startswith('p_')]
     y, pred = (made[c].map([c[2:] for c in columns].index).to_numpy() for c in ('target', 'label'))
     raw = made[columns].to_numpy(float)
-    calibrated = np.concatenate([temper(raw[made.temperature == t], t) for t in made.temperature.unique()])
+    calibrated = np.concatenate([apply_temperature(raw[made.temperature == t], t) for t in made.temperature.unique()])
     cells, ones = [], np.ones((1, len(y)))
     for k, p in (('balanced_accuracy', raw), ('auc', raw), ('ece', raw), ('ece', calibrated)):
-        low, high = intervals(y, pred, p, made.group)[0][k]
-        cells.append(f'{estimates(y, pred, p, ones)[0][k][0]:.4f} ({low:.4f} to {high:.4f})')
+        low, high = bootstrap_intervals(y, pred, p, made.group)[0][k]
+        cells.append(f'{estimate_scores(y, pred, p, ones)[0][k][0]:.4f} ({low:.4f} to {high:.4f})')
     return f'| {kind} | {len(rows)} | {b.mean():.4f} | {b.min():.4f} to {b.max():.4f} | {" | ".join(cells)} | {rows.ece_after.max():.4f} |'
 
 

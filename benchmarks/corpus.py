@@ -15,13 +15,13 @@ import sys
 import time
 from pathlib import Path
 
-from fastsmile.images import ImageError, decode
+from fastsmile.data.images import ImageError, decode_image
 
 
 def outcome(path: Path) -> tuple[str, float, float]:
     "What becomes of a file, its seconds, and by how many MiB it raised the peak of this process"
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try: what = 'a picture' if decode(path.read_bytes()).mode == 'RGB' else 'NOT RGB'
+    try: what = 'a picture' if decode_image(path.read_bytes()).mode == 'RGB' else 'NOT RGB'
     except ImageError as e: what = str(e).partition(':')[0]
     except Exception as e: what = f'ESCAPED {type(e).__name__}'
     return what, time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -44,31 +44,34 @@ def pictures(source, where: Path, shape: tuple[int, int], n: int) -> list[str]:
 def bundle(arch: str, size: int, where: Path, model_args=None) -> Path:
     "A model of three classes with random weights"
     import torch
-    from fastsmile.bundle import Facts, Model, save_bundle
-    from fastsmile.models import build, make_spec
+    from fastsmile.models.bundle import save_bundle
+    from fastsmile.models.spec import Model, ModelMetadata
+    from fastsmile.models.factory import build_network, make_spec
     torch.manual_seed(0)
     spec = make_spec(arch, ['NOT smile', 'negative smile', 'positive smile'], size=size, model_args=model_args)
-    save_bundle(Model(spec, Facts([.7, .1, .2], [.7, -1.2, -.5], [0.] * 3, 'argmax'), build(spec).eval()), where)
+    save_bundle(Model(spec, ModelMetadata([.7, .1, .2], [.7, -1.2, -.5], [0.] * 3, 'argmax'), build_network(spec).eval()), where)
     return where
 
 
 # The contenders: each takes the bundle and its size and returns a function from a list of files to the number of answers
 
 def fastsmile(model: Path, size: int, precision: str = 'auto'):
-    from fastsmile.engine import Engine
-    from fastsmile.images import Folder
-    from fastsmile.predict import load_model, predict_rows
-    engine = Engine(load_model(model), precision)
-    return lambda files: sum(not r['error'] for r in predict_rows(engine, Folder('.'), files, total=len(files)))
+    from fastsmile.inference.torch_backend import TorchBackend
+    from fastsmile.data.readers import FolderReader
+    from fastsmile.inference.load import load_model
+    from fastsmile.inference.predict import predict_rows
+    engine = TorchBackend(load_model(model), precision)
+    return lambda files: sum(not r['error'] for r in predict_rows(engine, FolderReader('.'), files, total=len(files)))
 
 
 def onnx(model: Path, size: int):
-    from fastsmile.exporting import export
-    from fastsmile.images import Folder
-    from fastsmile.options import ExportConfig
-    from fastsmile.predict import load_model, predict_rows
+    from fastsmile.inference.export import export
+    from fastsmile.data.readers import FolderReader
+    from fastsmile.config.commands import ExportConfig
+    from fastsmile.inference.load import load_model
+    from fastsmile.inference.predict import predict_rows
     made = load_model(export(model, ExportConfig(out=str(model.parent/f'{model.name}.onnx')))['out'])
-    return lambda files: sum(not r['error'] for r in predict_rows(made, Folder('.'), files, total=len(files)))
+    return lambda files: sum(not r['error'] for r in predict_rows(made, FolderReader('.'), files, total=len(files)))
 
 
 def fastai(model: Path, size: int):
@@ -119,10 +122,10 @@ def ultralytics(model: Path, size: int):
 def model_alone(model: Path, size: int):
     "The bound's first part: the folded network in fp32 on all cores, the better of one group on all cores and a group on each"
     import torch
-    from fastsmile.device import batch_size
-    from fastsmile.engine import Engine
-    from fastsmile.predict import load_model
-    net, bs = Engine(load_model(model)).net, batch_size(size, 'cpu', CORES)
+    from fastsmile.core.system import default_batch_size
+    from fastsmile.inference.torch_backend import TorchBackend
+    from fastsmile.inference.load import load_model
+    net, bs = TorchBackend(load_model(model)).net, default_batch_size(size, 'cpu', CORES)
     x = torch.randn(bs, 3, size, size).to(memory_format=torch.channels_last)
     def once(_):
         with torch.inference_mode(): return len(net(x))
@@ -142,11 +145,12 @@ def model_alone(model: Path, size: int):
 
 def decode_alone(model: Path, size: int):
     "The bound's second part: decoding and resizing on all cores"
-    from fastsmile.images import Folder, prepare
-    from fastsmile.predict import load_model
-    prep, reader = load_model(model).spec.prep, Folder('.')
+    from fastsmile.data.images import resize_and_crop
+    from fastsmile.data.readers import FolderReader
+    from fastsmile.inference.load import load_model
+    prep, reader = load_model(model).spec.prep, FolderReader('.')
     def run(files):
-        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: prepare(reader.image(f, prep), prep).shape, files))
+        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: resize_and_crop(reader.image(f, prep), prep).shape, files))
     return run
 
 
@@ -234,8 +238,8 @@ def cold(args):
 
 GROW = '''
 import resource, sys, time
-from fastsmile.options import PredictConfig
-from fastsmile.predict import predict_to_file
+from fastsmile.config.commands import PredictConfig
+from fastsmile.runs.predict import predict as predict_to_file
 start = time.perf_counter()
 done = predict_to_file(sys.argv[1], PredictConfig(model=sys.argv[2], out=sys.argv[3], device='cpu'))
 print(done.rows, done.failed, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -48,18 +48,18 @@ def names_of(n: int) -> list[str]: return [name_of(i) for i in range(n)]
 def made_source(n: int):
     "A labelled source of made rows"
     import pandas as pd
-    from fastsmile.images import Folder
-    from fastsmile.table import Source
+    from fastsmile.data.readers import FolderReader
+    from fastsmile.data.source import Source
     rng = np.random.default_rng(0)
     people = [f'p{v}' for v in rng.integers(0, max(1, n // 10), n)]
     frame = pd.DataFrame(dict(path=names_of(n), label=np.array(CLASSES)[rng.choice(3, n, p=SHARES)], split='', group=people, reason=''), dtype=str)
-    return Source('faces', 'csv', Folder('faces'), frame)
+    return Source('faces', 'csv', FolderReader('faces'), frame)
 
 
 def made_scan(n: int):
     "What a pass over as many pictures would have left"
     import pandas as pd
-    from fastsmile.scan import FACTS, Scan
+    from fastsmile.data.scan import SCAN_COLUMNS, ScanResult
     rng = np.random.default_rng(1)
     copy = np.arange(n)
     twice = rng.choice(n, n // 100, replace=False)
@@ -71,17 +71,17 @@ def made_scan(n: int):
     error = np.where(rng.random(n) < 0.005, 'truncated', '')
     facts = pd.DataFrame(dict(error=error, digest=[f'{v:032x}' for v in own], bytes=20_000, width=64, height=64, mode='RGB', format='JPEG',
                               mean=rng.normal(120, 20, n), spread=rng.normal(50, 8, n).clip(10), low=20., high=220., sharpness=rng.normal(.5, .1, n).clip(.2),
-                              blue=128., red=130.), index=pd.Index(names_of(n), dtype=object))[FACTS]
-    return Scan(facts, hashes, thumbs)
+                              blue=128., red=130.), index=pd.Index(names_of(n), dtype=object))[SCAN_COLUMNS]
+    return ScanResult(facts, hashes, thumbs)
 
 
 def looked_at(n: int):
     "A made source after the audit"
-    import fastsmile.data
-    from fastsmile.options import FitConfig
+    import fastsmile.data.audit
+    from fastsmile.config.fit import FitConfig
     source, seen = made_source(n), made_scan(n)
-    fastsmile.data.scan = lambda *a, **k: seen  # everything but the decoding is real
-    return lambda: fastsmile.data.review(source, FitConfig())
+    fastsmile.data.audit.scan_images = lambda *a, **k: seen  # everything but the decoding is real
+    return lambda: fastsmile.data.audit.run_audit(source, FitConfig())
 
 
 def made_rows(n: int):
@@ -94,29 +94,29 @@ def made_rows(n: int):
 
 def made_saved(n: int):
     "Predictions whose classes are known"
-    from fastsmile.measure import as_saved
+    from fastsmile.metrics.predictions import predictions_from_table
     rng, frame = np.random.default_rng(3), made_source(n).frame
     true = frame.label.map(CLASSES.index).to_numpy()
     p = rng.dirichlet((2, 1, 1), n)
     p[np.arange(n), true] += 1
     p /= p.sum(1, keepdims=True)
     cells = {f'p_{c}': p[:, i] for i, c in enumerate(CLASSES)}
-    return as_saved(frame.assign(target=frame.label, label=np.array(CLASSES)[p.argmax(1)], confidence=p.max(1), error='', **cells), CLASSES)
+    return predictions_from_table(frame.assign(target=frame.label, label=np.array(CLASSES)[p.argmax(1)], confidence=p.max(1), error='', **cells), CLASSES)
 
 
 # the steps: each makes its rows, and returns what is measured
 
 def listing(n: int):
     "the names of a folder, sorted on disk"
-    from fastsmile.inputs import in_order
-    return lambda: sum(1 for _ in in_order(map(name_of, range(n - 1, -1, -1)))[1])
+    from fastsmile.inference.inputs import external_sort
+    return lambda: sum(1 for _ in external_sort(map(name_of, range(n - 1, -1, -1)))[1])
 
 
 def duplicates(n: int):
     "groups of copies, by bytes and by look"
-    from fastsmile.duplicates import copies
+    from fastsmile.data.duplicates import find_copies
     seen = made_scan(n)
-    return lambda: len(np.unique(copies(seen, 16)[1]))
+    return lambda: len(np.unique(find_copies(seen, 16)[1]))
 
 
 def audit(n: int):
@@ -127,17 +127,17 @@ def audit(n: int):
 
 def audit_files(n: int):
     "audit.json, plan.csv and table.csv"
-    from fastsmile.data import write_audit
+    from fastsmile.data.audit import write_audit
     looked = looked_at(n)()
     return lambda: write_audit(looked, Path('audit'))
 
 
 def split(n: int):
     "train, calib, valid and test, stratified, people on one side"
-    from fastsmile.data import divide_rows
-    from fastsmile.options import FitConfig
+    from fastsmile.data.audit import split_audited
+    from fastsmile.config.fit import FitConfig
     looked = looked_at(n)()
-    return lambda: divide_rows(looked, FitConfig()).rows.split.value_counts().to_dict()
+    return lambda: split_audited(looked, FitConfig()).rows.split.value_counts().to_dict()
 
 
 def sheet(n: int):
@@ -152,9 +152,9 @@ def resumed(n: int):
 
 
 def written(n: int, stop: int | None = None) -> int:
-    from fastsmile.outputs import Sheet
+    from fastsmile.inference.outputs import PredictionFile
     columns = ['path', 'label', 'confidence', *(f'p_{c}' for c in CLASSES), 'error']
-    with Sheet('predictions.csv', columns, CLASSES, dict(made=n), 64, resume=True) as out:
+    with PredictionFile('predictions.csv', columns, CLASSES, dict(made=n), 64, resume=True) as out:
         left = out.left(map(name_of, range(n)))
         for name, row in zip(left, islice(made_rows(n), out.kept, stop)): out.add(row | dict(path=name))
         return out.rows if stop else out.finish().rows
@@ -162,16 +162,16 @@ def written(n: int, stop: int | None = None) -> int:
 
 def gallery(n: int):
     "which thumbnails the page shows"
-    from fastsmile.gallery import pick_rows
-    return lambda: sum(map(len, pick_rows(made_rows(n), CLASSES, 600).values()))
+    from fastsmile.reports.html import pick_gallery_rows
+    return lambda: sum(map(len, pick_gallery_rows(made_rows(n), CLASSES, 600).values()))
 
 
 def metrics(n: int):
     "all metrics with 1,000 draws of the bootstrap by person"
-    from fastsmile.calibrate import plain_calibration
-    from fastsmile.measure import measure
+    from fastsmile.metrics.calibration import unfitted_calibration
+    from fastsmile.metrics.predictions import measure_predictions
     saved = made_saved(n)
-    return lambda: measure(saved, plain_calibration(SHARES, 'argmax'))['macro_f1']
+    return lambda: measure_predictions(saved, unfitted_calibration(SHARES, 'argmax'))['macro_f1']
 
 
 STEPS = dict(listing=listing, duplicates=duplicates, audit=audit, audit_files=audit_files, split=split, sheet=sheet, resumed=resumed, gallery=gallery,
@@ -205,8 +205,8 @@ def table(sizes: list[int], steps: list[str]):
 
 def decode(model: str, sizes: list[int]):
     "Predictions of a folder of links, of a zip, and on a local Ray"
-    from fastsmile.options import SampleConfig
-    from fastsmile.sample import sample
+    from fastsmile.config.commands import SampleConfig
+    from fastsmile.data.sample import sample
     with tempfile.TemporaryDirectory() as tmp:
         faces = sorted(p for p in (sample(Path(tmp)/'faces', SampleConfig(n=1000))/'happy_images').iterdir())
         print('| pictures | from | seconds | pictures a second | peak memory |\n|---|---|---|---|---|')
@@ -223,10 +223,10 @@ def decode(model: str, sizes: list[int]):
 def one(what: str, *args):
     "In the process that is measured"
     if what == 'predict':
-        from fastsmile.options import PredictConfig
-        from fastsmile.predict import predict_to_file
+        from fastsmile.config.commands import PredictConfig
+        from fastsmile.runs.predict import predict
         where, model, kw = args
-        m = measured(lambda: predict_to_file(where, PredictConfig(model=model, out='p.csv', device='cpu', precision='fp32', bs=64, **json.loads(kw))).seconds)
+        m = measured(lambda: predict(where, PredictConfig(model=model, out='p.csv', device='cpu', precision='fp32', bs=64, **json.loads(kw))).seconds)
     else: m = measured(STEPS[what](int(args[0])))
     print(json.dumps(m, default=str))
 

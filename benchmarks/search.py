@@ -12,16 +12,16 @@ import time
 
 import numpy as np
 
-from fastsmile.duplicates import near_groups
-from fastsmile.hashes import pack
+from fastsmile.data.duplicates import near_groups
+from fastsmile.data.scan import pack_bits
 
 
 def real_bits(source: str) -> np.ndarray:
     "(N, 256) bits of the hashes of a source's pictures"
-    from fastsmile.images import Zip
-    from fastsmile.scan import scan
-    reader = Zip(source)
-    seen = scan(reader, reader.names())
+    from fastsmile.data.readers import ZipReader
+    from fastsmile.data.scan import scan_images
+    reader = ZipReader(source)
+    seen = scan_images(reader, reader.names())
     return np.unpackbits(seen.hashes[seen.good, 0].view(np.uint8), axis=1).astype(bool)
 
 
@@ -32,12 +32,12 @@ def make(n: int, source: str | None, rng) -> np.ndarray:
         m = min(100_000, n - i)
         if base is None: bits = rng.random((m, 256)) < 0.5
         else: bits = base[rng.integers(0, len(base), m)] ^ (rng.random((m, 256), dtype=np.float32) < rng.uniform(30/256, 90/256, (m, 1)))
-        out.append(pack(bits))
+        out.append(pack_bits(bits))
     out = np.concatenate(out)
     k = n // 100
     flips = np.zeros((k, 256), bool)
     for row in flips: row[rng.choice(256, rng.integers(0, 17), replace=False)] = True
-    out[-k:] = out[:k] ^ pack(flips)
+    out[-k:] = out[:k] ^ pack_bits(flips)
     out[n // 2:n // 2 + min(5000, n // 20)] = out[n // 2]
     return out
 

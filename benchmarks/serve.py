@@ -37,11 +37,11 @@ CLIENTS = (1, 8, 64)
 
 def pictures(n: int, shape: tuple[int, int]) -> list[bytes]:
     "n drawn faces as JPEGs of one shape"
-    from fastsmile.sample import draw_face, draw_params
+    from fastsmile.data.sample import draw_face, random_face_params
     rng, out = np.random.default_rng(0), []
     for i in range(n):
         buf = io.BytesIO()
-        face = draw_face(draw_params(rng, ('NOT smile', 'positive smile', 'negative smile')[i % 3]), 192, rng)
+        face = draw_face(random_face_params(rng, ('NOT smile', 'positive smile', 'negative smile')[i % 3]), 192, rng)
         face.resize(shape, Image.Resampling.BICUBIC).save(buf, 'JPEG', quality=90)
         out.append(buf.getvalue())
     return out
@@ -92,11 +92,11 @@ def load(server: Server, some: list[bytes], clients: int, seconds: float) -> tup
 
 def network_alone(model: Path, some: list[bytes], batch: int, seconds: float) -> float: # pictures a second
     "The engine of the server, on decoded pictures"
-    from fastsmile.images import decode, prepare
-    from fastsmile.predict import engine_for, load_model
-    engine = engine_for(load_model(model), 'auto')
+    from fastsmile.data.images import decode_image, resize_and_crop
+    from fastsmile.inference.load import load_model, make_backend
+    engine = make_backend(load_model(model), 'auto')
     prep = engine.model.spec.prep
-    x = np.stack([prepare(decode(some[i % len(some)], prep=prep), prep) for i in range(batch)])
+    x = np.stack([resize_and_crop(decode_image(some[i % len(some)], prep=prep), prep) for i in range(batch)])
     engine.logits(x)
     n, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -107,9 +107,9 @@ def network_alone(model: Path, some: list[bytes], batch: int, seconds: float) ->
 
 def decoding_alone(some: list[bytes], size: int, seconds: float) -> float: # pictures a second
     "Decoding and resizing on all cores"
-    from fastsmile.images import Prep, decode, prepare
-    prep = Prep(size=size)
-    def one(data): return prepare(decode(data, prep=prep), prep)
+    from fastsmile.data.images import Preprocessing, decode_image, resize_and_crop
+    prep = Preprocessing(size=size)
+    def one(data): return resize_and_crop(decode_image(data, prep=prep), prep)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         n, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds: n += len(list(pool.map(one, some)))
@@ -117,10 +117,10 @@ def decoding_alone(some: list[bytes], size: int, seconds: float) -> float: # pic
 
 
 def speed(args):
-    from fastsmile.memory import batch_size
+    from fastsmile.core.system import default_batch_size
     shape = tuple(map(int, args.shape.split('x')))
     with tempfile.TemporaryDirectory() as tmp:
-        model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(64, shape), batch_size(args.size, 'cpu')
+        model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(64, shape), default_batch_size(args.size, 'cpu')
         alone = {c: network_alone(model, some, min(c, most), args.seconds / 2) for c in args.clients or CLIENTS}
         decoded = decoding_alone(some, args.size, args.seconds / 4)
         print('| architecture | pictures | clients | p50 ms | p95 ms | p99 ms | answers a second | network alone | of it | decoding alone | bound | of bound |')

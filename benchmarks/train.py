@@ -52,12 +52,12 @@ CASES = dict(scratch=Case('resnet10t', 64, 8, 128, 3e-3), finetune=Case('mobilen
 
 def prepare(data: Path, rows: int | None, folder: Path):
     "The pictures as files, and rows.csv with path, label, person and split"
-    from fastsmile.options import SourceOptions
-    from fastsmile.splits import divide
-    from fastsmile.table import read_source
+    from fastsmile.config.fields import SourceOptions
+    from fastsmile.data.splits import stratified_group_split
+    from fastsmile.data.source import read_source
     table = read_source(data/'smiles.zip', SourceOptions(label_col='label', group_col='person')).kept[['path', 'label', 'group']].drop_duplicates('path')
     if rows: table = table.sample(rows, random_state=0)
-    table['split'] = divide(table.label, table.group, dict(train=0.65, valid=0.15, test=0.2), seed=0)
+    table['split'] = stratified_group_split(table.label, table.group, dict(train=0.65, valid=0.15, test=0.2), seed=0)
     with zipfile.ZipFile(data/'smiles.zip') as z: z.extractall(folder, members=table.path)
     table.to_csv(folder/'rows.csv', index=False)
 
@@ -125,7 +125,8 @@ def fastai_by_hand(case: Case) -> dict:
 
 def fastsmile(case: Case) -> dict:
     os.environ['FASTSMILE_QUIET'] = '1'
-    from fastsmile import FitConfig, fit, runs
+    from fastsmile import FitConfig, fit
+    from fastsmile.runs import fit as runs
     spent = {}
     def clocked(name, call):
         def timed(*args, **kwargs):
@@ -133,7 +134,7 @@ def fastsmile(case: Case) -> dict:
             try: return call(*args, **kwargs)
             finally: spent[name] = time.perf_counter() - start
         return timed
-    for name in ('build_learner', 'train'): setattr(runs, name, clocked(name, getattr(runs, name)))  # pictures are decoded in the first
+    for name in ('build_learner', 'train_learner'): setattr(runs, name, clocked(name, getattr(runs, name)))  # pictures are decoded in the first
     with tempfile.TemporaryDirectory() as tmp:
         os.environ['FASTSMILE_CACHE'] = f'{tmp}/cache'  # nothing is there already
         config = FitConfig(arch=case.arch, size=case.size, epochs=case.epochs, bs=case.bs, lr=str(case.lr), weights=case.weights or 'none',
@@ -142,8 +143,8 @@ def fastsmile(case: Case) -> dict:
                            balance='weighted' if case.weighted else 'none', out=f'{tmp}/run')
         run = fit(case.folder, replace(config, **json.loads(case.options or '{}')))
         h, told = run.history, run.config['training']
-        first = spent['build_learner'] + spent['train'] - h.seconds.sum()
-        return dict(seconds=spent['build_learner'] + spent['train'], curve=list(zip((first + h.seconds.cumsum()).tolist(), h.valid_macro_f1)),
+        first = spent['build_learner'] + spent['train_learner'] - h.seconds.sum()
+        return dict(seconds=spent['build_learner'] + spent['train_learner'], curve=list(zip((first + h.seconds.cumsum()).tolist(), h.valid_macro_f1)),
                     test=run.metrics['test']['macro_f1']['value'], train=int(h.filter(like='drawn_').iloc[0].sum()), precision=told['precision']['note'],
                     features=told['features'])
 

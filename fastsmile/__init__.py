@@ -5,25 +5,46 @@
     run = fit('faces', FitConfig(arch='densenet161', epochs=5))
     run.predict('new faces', tta=True)
 
-Names are loaded when they are asked for, so that `fastsmile --help` waits neither for torch nor for pandas.
+Names are loaded when they are first used, so that `fastsmile --help` imports neither torch nor pandas.
 """
 from importlib import import_module
 
-_HOMES = dict(SmileError='core', OptionError='core', SourceOptions='options', AuditConfig='options', FitConfig='options', PredictConfig='options',
-              SampleConfig='options', DemoConfig='options', EvaluateConfig='options', CalibrateConfig='options', ExplainConfig='options',
-              ReportConfig='options', ProbeConfig='options', EnsembleConfig='options', CompareConfig='options', ExportConfig='options',
-              ServeConfig='options', StudyConfig='options', TuneConfig='options', read_source='table', audit='audit_page', fit='runs',
-              probe='probing', ensemble='ensembling', tune='tuning', export='exporting', serve='serving', study='studying',
-              load_run='runs', load_model='predict', Run='runs')
-__all__ = [*_HOMES, '__version__']
+_ROOMS = {
+    'core.errors': ['SmileError', 'OptionError'],
+    'config.fields': ['SourceOptions'],
+    'config.fit': ['FitConfig'],
+    'config.commands': ['AuditConfig', 'CalibrateConfig', 'CompareConfig', 'DemoConfig', 'EnsembleConfig', 'EvaluateConfig', 'ExplainConfig',
+                        'ExportConfig', 'PredictConfig', 'ProbeConfig', 'ReportConfig', 'SampleConfig', 'ServeConfig', 'StudyConfig', 'TuneConfig'],
+    'data.source': ['read_source'],
+    'data.sample': ['sample'],
+    'models.factory': ['list_archs'],
+    'inference.predict': ['load_model'],
+    'inference.export': ['export'],
+    'reports.audit': ['audit'],
+    'serving.app': ['serve'],
+    'runs.folder': ['Run', 'load_run'],
+    'runs.fit': ['fit'],
+    'runs.predict': ['predict'],
+    'runs.evaluate': ['evaluate'],
+    'runs.calibrate': ['calibrate'],
+    'runs.report': ['report'],
+    'runs.explain': ['explain'],
+    'runs.compare': ['compare'],
+    'runs.probe': ['probe'],
+    'runs.tune': ['tune'],
+    'runs.ensemble': ['ensemble'],
+    'studies.run': ['study'],
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = [*_ROOM_OF, '__version__']
 
 
-def __getattr__(name):
+def __getattr__(name: str):
     if name == '__version__':
         from importlib.metadata import version
         return version('fastsmile')
-    if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(f'fastsmile.{_HOMES[name]}'), name)
+    if name not in _ROOM_OF: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'fastsmile.{_ROOM_OF[name]}'), name)
 
 
 def __dir__(): return __all__

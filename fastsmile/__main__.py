@@ -1,3 +1,3 @@
-from fastsmile.cli import main
+from fastsmile.cli.commands import main
 
 if __name__ == '__main__': main()

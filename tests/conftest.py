@@ -34,40 +34,41 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory):
     "A small sample data set"
-    from fastsmile.options import SampleConfig
-    from fastsmile.sample import sample
+    from fastsmile.config.commands import SampleConfig
+    from fastsmile.data.sample import sample
     return sample(tmp_path_factory.mktemp('sample')/'faces', SampleConfig(n=120))
 
 
 @pytest.fixture(scope='session')
 def tiny():
     "Options of a run that takes seconds"
-    from fastsmile.options import FitConfig
+    from fastsmile.config.fit import FitConfig
     return FitConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, epochs=2, bs=16, lr='0.005', seed=1)
 
 
 @pytest.fixture(scope='session')
 def data(faces, tiny):
     "The sample, audited and divided"
-    from fastsmile.data import audit_source
-    from fastsmile.table import read_source
-    return audit_source(read_source(faces, tiny), tiny)
+    from fastsmile.data.audit import audit_and_split
+    from fastsmile.data.source import read_source
+    return audit_and_split(read_source(faces, tiny), tiny)
 
 
 def learner(data, config, path):
     "A Learner on the CPU that has not trained yet"
-    from fastsmile.runs import build_learner, new_net
-    from fastsmile.session import spec_of
-    spec = spec_of(config, data.classes)
-    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
+    from fastsmile.runs.fit import new_network
+    from fastsmile.training.learner import build_learner
+    from fastsmile.training.learner import spec_from_config
+    spec = spec_from_config(config, data.classes)
+    return build_learner(data, spec, new_network(spec, config), config, path, 'cpu')[0]
 
 
 def trained(data, config, path, resume=False):
     "A training alone: its history without times, what it tells, its Learner"
     import pandas as pd
-    from fastsmile.session import train
+    from fastsmile.training.learner import train_learner
     learn = learner(data, config, path)
-    told, _ = train(learn, config, path, resume)
+    told, _ = train_learner(learn, config, path, resume)
     return pd.DataFrame(learn.history.rows).drop(columns=TIMES), told, learn
 
 
@@ -75,7 +76,7 @@ def trained(data, config, path, resume=False):
 def run(faces, tiny, tmp_path_factory):
     "A finished run on the sample"
     from dataclasses import replace
-    from fastsmile.runs import fit
+    from fastsmile.runs.fit import fit
     return fit(faces, replace(tiny, out=str(tmp_path_factory.mktemp('runs')/'tiny')))
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import TINY, picture
 
-from fastsmile.core import json_text, plain, plain_lines, read_json, write_json, write_text
-from fastsmile.options import CompareConfig, ExplainConfig, PredictConfig
-from fastsmile.pages import render
-from fastsmile.sheets import TEXT, read_sheet
+from fastsmile.core.errors import printable, printable_lines
+from fastsmile.core.files import json_text, read_json, write_json, write_text
+from fastsmile.config.commands import CompareConfig, ExplainConfig, PredictConfig
+from fastsmile.reports.html import render_template
+from fastsmile.core.files import CSV_OPEN_ARGS, read_safe_csv
 
 LABELS = ('<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "' onmouseover='alert(3)", '](javascript:alert(4)) {{7*7}} `|')
 NAMES = ['<script>alert(5)<', '"><svg onload=alert(6)>', '{{7*7}}{% raw %}', '](javascript:alert(7))', '<!--', ']]>', '</style><script>', 'a\u202egnp', '=cmd',
@@ -80,22 +81,22 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope='module')
 def made(hostile, tiny, tmp_path_factory):
     "A run on them"
-    from fastsmile.runs import fit
+    from fastsmile.runs.fit import fit
     return fit(hostile/'labels.csv', replace(tiny, epochs=1, out=str(tmp_path_factory.mktemp('runs')/LABELS[1].replace('/', '-')), near=0, size=32))
 
 
 def test_the_pages_of_a_run_hold_them_as_text(hostile, made, tmp_path):
-    from fastsmile.audit_page import audit
-    from fastsmile.compare import compare
-    from fastsmile.options import AuditConfig
-    from fastsmile.predict import predict_to_file
-    from fastsmile.review import explain
+    from fastsmile.reports.audit import audit
+    from fastsmile.runs.compare import compare
+    from fastsmile.config.commands import AuditConfig
+    from fastsmile.runs.predict import predict
+    from fastsmile.runs.explain import explain
     page = harmless(made.report, *LABELS[:2])
     assert '49' not in re.findall(r'\{\{.{0,20}', page.text)
     audit(hostile/'labels.csv', AuditConfig(out=str(tmp_path/'audit')))
     page = harmless(tmp_path/'audit'/'audit.html', *LABELS[:2], NAMES[0])
     assert any('alert(5)' in code for _, code in page.scripts[:1])  # the plan, as JSON that is not run
-    predict_to_file(hostile/'pics', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html')))
+    predict(hostile/'pics', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html')))
     harmless(tmp_path/'g.html', NAMES[0], '{{7*7}}{% raw %}')
     explain(made.path, (str(hostile/'pics'),), ExplainConfig(methods=('saliency',), out=str(tmp_path/'e')))
     harmless(tmp_path/'e'/'explain.html', NAMES[0])
@@ -121,22 +122,22 @@ def test_a_command_cannot_leave_its_block(tmp_path, made):
     shutil.copytree(made.path, run)
     config = read_json(run/'config.json')
     write_json(run/'config.json', config | dict(command="fastsmile fit 'a\n```\n<script>alert(1)</script>\n```` \x1b[31m'"))
-    from fastsmile.card import write_card
+    from fastsmile.reports.card import write_card
     text = write_card(run).read_text()
     fence = re.search(r'^(`{3,})sh$', text.split('Where it comes from')[1], re.M)[1]
     assert len(fence) == 5 and '\x1b' not in text and '<script' not in re.sub(rf'^{fence}sh$.*?^{fence}$', '', text, flags=re.S | re.M)
-    from fastsmile.report import write_report
+    from fastsmile.reports.run import write_report
     harmless(write_report(run))
 
 
 def test_the_pages_of_the_server_hold_them_as_text(made):
     pytest.importorskip('fasthtml', reason='the extra serve is not installed')
     from fasthtml.common import to_xml
-    from fastsmile.page import About, answers_of, problem, whole_page
+    from fastsmile.serving.page import PageInfo, error_article, full_page, result_articles
     row = dict(path=NAMES[0], label=LABELS[1], confidence=.5, error='', set='|'.join(LABELS), **{f'p_{c}': .25 for c in LABELS})
     bad = dict(row, label='', error=LABELS[0])
-    about = About(LABELS[0], LABELS, LABELS[1], ('gradcam',), True, 3, 100)
-    text = to_xml(whole_page(about, *answers_of([[row], [bad]]), problem(LABELS[0], LABELS[2])))
+    about = PageInfo(LABELS[0], LABELS, LABELS[1], ('gradcam',), True, 3, 100)
+    text = to_xml(full_page(about, *result_articles([[row], [bad]]), error_article(LABELS[0], LABELS[2])))
     page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', ''))
     assert [b for b in page.bad if b[0] != 'link'] == [] and all(w in page.text for w in LABELS[:2]) and [c for _, c in page.scripts] == ['']
 
@@ -145,20 +146,20 @@ def test_a_study_and_the_folds_hold_them_as_text(tmp_path):
     note, value = LABELS[1], dict(value=.5, low=.4, high=.6)
     entry = dict(name=LABELS[0], network=note, size=32, epochs=1, collapsed=0, seconds=1., note=note, theirs={}, ours=dict(accuracy=value),
                  recipe='')
-    from fastsmile.card import escape_md
+    from fastsmile.reports.html import escape_markdown
     seen = dict(report=1, title='t', setup='s', command=f'fastsmile study `{LABELS[0]}', source=LABELS[3], rows={}, classes=LABELS, seeds=1, quick=False,
-                machine='m', majority=.5, names=dict(accuracy='accuracy'), shown=[entry], entries=[], ours=None, metric='accuracy', chart='', md=escape_md,
+                machine='m', majority=.5, names=dict(accuracy='accuracy'), shown=[entry], entries=[], ours=None, metric='accuracy', chart='', md=escape_markdown,
                 claims=[dict(says=LABELS[0], verdict='v', figure='f')])
-    write_text(tmp_path/'s.html', render('study.html.j2', seen))
+    write_text(tmp_path/'s.html', render_template('study.html.j2', seen))
     harmless(tmp_path/'s.html', *LABELS[:2])
-    text = render('study.md.j2', seen)
+    text = render_template('study.md.j2', seen)
     assert '<script' not in text and not re.search(r'(?<!\\)\]\(javascript', text) and len(re.findall(r'(?<!\\)`', text.split('\n')[4])) == 2
 
 
 def test_text_that_turns_or_commands_is_shown():
     raw = 'a\x1b[31m\x07\r\n\x9b31m\u202e\u2066\u200f\ud800-\udcff\x7fé😀'
-    shown = plain(raw)
-    assert shown == r'a\x1b[31m\x07\x0d\x0a\x9b31m\u202e\u2066\u200f\ud800-\xff\x7f' + 'é😀' and plain_lines('a\n\x1bb') == 'a\n\\x1bb'
+    shown = printable(raw)
+    assert shown == r'a\x1b[31m\x07\x0d\x0a\x9b31m\u202e\u2066\u200f\ud800-\xff\x7f' + 'é😀' and printable_lines('a\n\x1bb') == 'a\n\\x1bb'
     text = json_text(dict(a=raw))
     assert json.loads(text) == dict(a=raw) and not re.search('[\x00-\x1f\x7f-\x9f\u202e\ud800-\udfff]', text) and 'é😀' in text
 
@@ -178,10 +179,11 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 def test_a_plan_made_in_the_page_names_the_same_files(tmp_path):
     "Names that are no UTF-8, begin with a sign or hold quotes: what is chosen in the page and downloaded is obeyed, and no cell is a formula"
     sync_api = pytest.importorskip('playwright.sync_api')
-    from fastsmile.audit_page import audit
-    from fastsmile.data import review
-    from fastsmile.options import AuditConfig, DataOptions
-    from fastsmile.table import read_source
+    from fastsmile.reports.audit import audit
+    from fastsmile.data.audit import run_audit
+    from fastsmile.config.commands import AuditConfig
+    from fastsmile.config.fields import DataOptions
+    from fastsmile.data.source import read_source
     root, label = tmp_path/'s', ('=a<b>', "it's")
     names = ['=1"<b>\'.png', os.fsdecode(b'\xff\xe9.png'), "'=x.png", 'Zo\xeb \U0001f600.png']
     for i in range(16):
@@ -206,8 +208,8 @@ def test_a_plan_made_in_the_page_names_the_same_files(tmp_path):
         got.value.save_as(tmp_path/'plan.csv')
         browser.close()
     assert not said
-    with open(tmp_path/'plan.csv', **TEXT) as f: assert not [c for r in csv.reader(f) for c in r if c[:1] in ('=', '+', '-', '@')]
-    kept = review(read_source(root), DataOptions(plan=str(tmp_path/'plan.csv'), near=0)).table
+    with open(tmp_path/'plan.csv', **CSV_OPEN_ARGS) as f: assert not [c for r in csv.reader(f) for c in r if c[:1] in ('=', '+', '-', '@')]
+    kept = run_audit(read_source(root), DataOptions(plan=str(tmp_path/'plan.csv'), near=0)).table
     kept = kept[kept.reason == '']
     assert mine <= set(kept.path) and set(kept.label[kept.path.isin(mine)]) == {label[1]} and len(kept) == 12
 
@@ -219,7 +221,7 @@ STRANGE = ['\x1b]0;owned\x07', '\x1b[31m\x1b[2J', 'new\nline', 'carriage\rreturn
 COMMANDS = """
 import socket
 import sys
-from fastsmile.cli import app
+from fastsmile.cli.from_config import app
 def connect(self, *to): print('CONNECTS', to)
 socket.socket.connect = socket.socket.connect_ex = connect
 for line in open(sys.argv[1]).read().split('\\0'):
@@ -276,11 +278,11 @@ def test_no_name_reaches_the_terminal_as_a_command(tmp_path):
     assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]', clean), re.findall('.{30}[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066].{30}', clean)
     assert '\x1b[31m' not in text and '\x1b[2J' not in text and r'\x1b' in text
     assert 'CONNECTS' not in text and before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob('*') if p.is_file()}
-    audit, table = read_sheet(tmp_path/'audit'/'table.csv'), read_sheet(tmp_path/'run2'/'table.csv')
+    audit, table = read_safe_csv(tmp_path/'audit'/'table.csv'), read_safe_csv(tmp_path/'run2'/'table.csv')
     want = {str(p.relative_to(root)) for p in root.rglob('*.png')}
-    assert set(audit.path) == set(table.path) == set(read_sheet(tmp_path/'p.csv').path) == want
+    assert set(audit.path) == set(table.path) == set(read_safe_csv(tmp_path/'p.csv').path) == want
     assert set(table.label) == set(labels)
     harmless(tmp_path/'audit'/'audit.html')
     harmless(tmp_path/'run'/'report.html')
     harmless(tmp_path/'g.html')
-    with open(tmp_path/'p.csv', **TEXT) as f: assert sum(1 for _ in csv.reader(f)) == 41
+    with open(tmp_path/'p.csv', **CSV_OPEN_ARGS) as f: assert sum(1 for _ in csv.reader(f)) == 41

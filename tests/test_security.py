@@ -21,14 +21,20 @@ def test_each_promise_names_tests_that_are_there():
 
 
 def limits() -> dict:
-    from fastsmile import archives, cells, core, images, inputs, serving, tensors
+    from fastsmile.data import archives
+    from fastsmile.data import tables as cells
+    from fastsmile.core import files as core
+    from fastsmile.data import images
+    from fastsmile.inference import inputs
+    from fastsmile.serving import app as serving
+    from fastsmile.models import weights as tensors
     mib = 2**20
-    return {f'{images.MAX_PIXELS:,} pixels': 'a picture', f'{images.MAX_BYTES // mib} MiB, stored': 'a member',
-            f'{archives.MAX_RATIO} times its packed size': 'a member', f'from {archives.BOMB // mib} MiB on': 'a member',
-            f'{archives.MAX_MEMBERS:,} members': 'a zip',
-            f'from {archives.ALL_BOMB // 2**30} GiB on': 'a zip',
-            f'{cells.MAX_TABLE // mib} MiB, {cells.MAX_COLUMNS:,} columns; {cells.MAX_CELLS:,} cells': 'a table', f'{inputs.LONGEST:,} characters': 'a line',
-            f'{core.MAX_JSON // mib} MiB': 'a JSON', f'{tensors.MAX_HEADER // mib} MiB': 'the header', f'a head of {serving.HEAD // 1024} KiB': 'a request'}
+    return {f'{images.MAX_IMAGE_PIXELS:,} pixels': 'a picture', f'{images.MAX_IMAGE_BYTES // mib} MiB, stored': 'a member',
+            f'{archives.MAX_UNPACK_RATIO} times its packed size': 'a member', f'from {archives.MIN_BOMB_MEMBER_BYTES // mib} MiB on': 'a member',
+            f'{archives.MAX_ZIP_MEMBERS:,} members': 'a zip',
+            f'from {archives.MIN_BOMB_TOTAL_BYTES // 2**30} GiB on': 'a zip',
+            f'{cells.MAX_TABLE_BYTES // mib} MiB, {cells.MAX_TABLE_COLUMNS:,} columns; {cells.MAX_TABLE_CELLS:,} cells': 'a table', f'{inputs._MAX_LINE:,} characters': 'a line',
+            f'{core.MAX_JSON_BYTES // mib} MiB': 'a JSON', f'{tensors.MAX_HEADER_BYTES // mib} MiB': 'the header', f'a head of {serving._MAX_HEAD_BYTES // 1024} KiB': 'a request'}
 
 
 def test_the_limits_are_those_of_the_code():

@@ -161,8 +161,8 @@ SHARES = dict(fit=0.24, predict=0.36, audit=0.24, export=0.16)
 
 def prepare(there: Path, faces: int = 120, new: int = 400) -> Path:
     "Faces, pictures to predict, and a run"
-    from fastsmile.options import SampleConfig
-    from fastsmile.sample import sample
+    from fastsmile.config.commands import SampleConfig
+    from fastsmile.data.sample import sample
     there.mkdir(parents=True, exist_ok=True)
     sample(there/'faces', SampleConfig(n=faces))
     pictures = sorted((there/'faces'/'happy_images').iterdir())

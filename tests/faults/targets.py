@@ -16,9 +16,9 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from fastsmile.core import SmileError
-from fastsmile.images import ImageError, decode
-from fastsmile.options import SourceOptions
+from fastsmile.core.errors import SmileError
+from fastsmile.data.images import ImageError, decode_image
+from fastsmile.config.fields import SourceOptions
 
 
 def face(fmt: str, size=(24, 20), mode='RGB', seed=0, **how) -> bytes:
@@ -58,7 +58,7 @@ class Decoder(Target):
 
     def __call__(self, data: bytes) -> str:
         def read():
-            assert decode(data).mode == 'RGB'
+            assert decode_image(data).mode == 'RGB'
         return words(read)
 
 
@@ -83,7 +83,7 @@ class Table(Files):
                       'path,label\na.jpg,x\n'.encode('utf-16')]
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.table import read_source
+        from fastsmile.data.source import read_source
         return self.feed(self.names[len(data) % 3], data, lambda path: read_source(self.folder, SourceOptions()))
 
 
@@ -101,7 +101,7 @@ class Parquet(Files):
             self.seeds.append(buf.getvalue())
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.table import read_source
+        from fastsmile.data.source import read_source
         return self.feed('table.parquet', data, lambda path: read_source(path, SourceOptions()))
 
 
@@ -116,7 +116,7 @@ class Archive(Files):
             self.seeds.append(buf.getvalue())
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.table import read_source
+        from fastsmile.data.source import read_source
         def read(path):
             source = read_source(path, SourceOptions())
             return '; '.join(filter(None, (words(source.reader.image, name) for name in source.frame.path[:4])))
@@ -129,7 +129,7 @@ class Plan(Files):
         self.seeds = [b'path,action,reason,group,new_label\na.jpg,drop,why,same-1,\nb.jpg,keep,,,smile\n', b'action\tpath\nkeep\ta.jpg\n']
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.plan import read_plan
+        from fastsmile.data.plan import read_plan
         return self.feed('plan.csv', data, read_plan)
 
 
@@ -144,7 +144,7 @@ class Arrays(Files):
         (self.folder/'labels.txt').write_text('0\n1\n0\n1\n')
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.table import read_source
+        from fastsmile.data.source import read_source
         kind = 'npz' if data[:2] == b'PK' else 'npy'
         return self.feed(f'faces.{kind}', data, lambda path: read_source(path, SourceOptions(labels=str(self.folder/'labels.txt') if kind == 'npy' else None)))
 
@@ -156,7 +156,7 @@ class List(Files):
         self.seeds = [b'a.jpg\nmissing.jpg\n', b'path,x\na.jpg,1\n', b'path;x\n"a.jpg";1\n', b'a\n\n \n../a.jpg\n']
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.inputs import open_inputs
+        from fastsmile.inference.inputs import open_inputs
         def read(path):
             made = open_inputs(path)
             return '; '.join(filter(None, (words(made.reader.image, name) for name in list(made.names)[:20])))
@@ -166,15 +166,16 @@ class List(Files):
 class Bundle(Target):
     "A model's config.json, or its weights with a checksum that fits"
     def __post_init__(self):
-        from fastsmile.bundle import Facts, Model, save_bundle
-        from fastsmile.models import build, make_spec
+        from fastsmile.models.bundle import save_bundle
+        from fastsmile.models.spec import Model, ModelMetadata
+        from fastsmile.models.factory import build_network, make_spec
         spec = make_spec('resnet10t', ('a', 'b'), 32, 'squash', '{"channels": [4, 4, 4, 4]}', 'linear', 0.0, None)
-        save_bundle(Model(spec, Facts([.5, .5], [0., 0.], [0., 0.], 'argmax'), build(spec, 'none').eval()), self.folder)
+        save_bundle(Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), build_network(spec, 'none').eval()), self.folder)
         self.config, self.weights = ((self.folder/n).read_bytes() for n in ('config.json', 'model.safetensors'))
         self.seeds = [self.config, self.weights]
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.bundle import load_bundle
+        from fastsmile.models.bundle import load_bundle
         is_config = data.lstrip()[:1] == b'{'
         config = data if is_config else json.dumps(self._signed(data)).encode()
         (self.folder/'config.json').write_bytes(config)
@@ -192,12 +193,12 @@ class State(Files):
     "The state of a training that is gone on with"
     def __post_init__(self):
         import torch
-        from fastsmile.resume import write_state
+        from fastsmile.training.resume import write_state
         write_state(self.folder/'state.safetensors', {'model.a': torch.zeros(3), 'rng.torch': torch.zeros(8, dtype=torch.uint8)}, dict(rows=[], phase=0))
         self.seeds = [(self.folder/'state.safetensors').read_bytes()]
 
     def __call__(self, data: bytes) -> str:
-        from fastsmile.resume import read_state
+        from fastsmile.training.resume import read_state
         return self.feed('state.safetensors', data, read_state)
 
 
@@ -206,13 +207,13 @@ class Api(Target):
     config = dict(max_bytes=100_000, max_pixels=100_000, max_files=3, max_wait=0, device='cpu', precision='fp32', timeout=20.)
 
     def __post_init__(self):
-        from fastsmile.bundle import Facts, Model
-        from fastsmile.models import build, make_spec
-        from fastsmile.options import ServeConfig
-        from fastsmile.service import Service
-        from fastsmile.serving import make_app
+        from fastsmile.models.spec import Model, ModelMetadata
+        from fastsmile.models.factory import build_network, make_spec
+        from fastsmile.config.commands import ServeConfig
+        from fastsmile.serving.service import Service
+        from fastsmile.serving.app import make_app
         spec = make_spec('resnet10t', ('a', 'b'), 32, 'squash', '{"channels": [4, 4, 4, 4]}', 'linear', 0.0, None)
-        self.app = make_app(Service(Model(spec, Facts([.5, .5], [0., 0.], [0., 0.], 'argmax'), build(spec, 'none').eval()), ServeConfig(**self.config)))
+        self.app = make_app(Service(Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), build_network(spec, 'none').eval()), ServeConfig(**self.config)))
         self.loop = asyncio.new_event_loop()
         form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n' + face('PNG') + b'\r\n--x--\r\n'
         multi, raw = b'content-type: multipart/form-data; boundary=x', b'content-type: image/jpeg\r\norigin: http://localhost'

@@ -11,18 +11,20 @@ import pandas as pd
 import pytest
 import torch
 
-from fastsmile.audit_page import audit
-from fastsmile.callbacks import Keep, StopAtNaN
-from fastsmile.core import SmileError, read_json
-from fastsmile.ensembling import ensemble
-from fastsmile.images import ImageError
-from fastsmile.loaders import Unread
-from fastsmile.options import AuditConfig, EnsembleConfig, FitConfig, PredictConfig, ProbeConfig
-from fastsmile.predict import predict_to_file
-from fastsmile.resume import Snapshot
-from fastsmile.runs import fit
-from fastsmile.scan import scan
-from fastsmile.session import train
+from fastsmile.reports.audit import audit
+from fastsmile.training.callbacks import CheckpointSaver, StopOnDivergence
+from fastsmile.core.errors import SmileError
+from fastsmile.core.files import read_json
+from fastsmile.runs.ensemble import ensemble
+from fastsmile.data.images import ImageError
+from fastsmile.data.images import UnreadableImageError
+from fastsmile.config.commands import AuditConfig, EnsembleConfig, PredictConfig, ProbeConfig
+from fastsmile.config.fit import FitConfig
+from fastsmile.runs.predict import predict
+from fastsmile.training.resume import StateSaver
+from fastsmile.runs.fit import fit
+from fastsmile.data.scan import scan_images
+from fastsmile.training.learner import train_learner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kills import shell  # noqa: E402
@@ -48,14 +50,14 @@ def of_split(run_or_table, source, split):
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_picture_of_a_probe_changes_after_the_audit(copy, tmp_path, monkeypatch, change):
-    import fastsmile.probing as probing
-    set_up = probing.set_up
+    import fastsmile.runs.probe as probing
+    set_up = probing.extract_probe_features
     def then(data, *a):
         change(copy/data.rows.path[data.rows.split == 'test'].iloc[0])
         return set_up(data, *a)
-    monkeypatch.setattr(probing, 'set_up', then)
+    monkeypatch.setattr(probing, 'extract_probe_features', then)
     config = ProbeConfig(features='pixels', size=16, probes='knn', k='5', out=str(tmp_path/'run'), tta='none')
-    with pytest.raises(Unread, match=r'\.jpg: (no such file|truncated|changed since)'): probing.probe(copy, config)
+    with pytest.raises(UnreadableImageError, match=r'\.jpg: (no such file|truncated|changed since)'): probing.probe(copy, config)
 
 
 def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, tiny, tmp_path):
@@ -71,15 +73,15 @@ def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, tiny, tmp_path
 @pytest.mark.parametrize('change', CHANGES)
 @pytest.mark.parametrize('keep', ['memory', 'none'])
 def test_a_training_picture_changes_after_the_audit(copy, tiny, tmp_path, monkeypatch, change, keep):
-    import fastsmile.runs as runs
-    looked = runs.divide_rows
+    import fastsmile.runs.fit as runs
+    looked = runs.split_audited
     def then(*a):
         data = looked(*a)
         change(copy/data.rows.path[data.rows.split == 'train'].iloc[3])
         return data
-    monkeypatch.setattr(runs, 'divide_rows', then)
+    monkeypatch.setattr(runs, 'split_audited', then)
     config = replace(tiny, cache=keep, workers=1 if keep == 'none' else 0, out=str(tmp_path/'run'))
-    with pytest.raises(Unread, match=r'\.jpg: (no such file|truncated|changed since)') as e: fit(copy, config)
+    with pytest.raises(UnreadableImageError, match=r'\.jpg: (no such file|truncated|changed since)') as e: fit(copy, config)
     assert '\n' not in e.value.message and len(e.value.message) < 200
     assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed'
 
@@ -87,10 +89,10 @@ def test_a_training_picture_changes_after_the_audit(copy, tiny, tmp_path, monkey
 @pytest.mark.parametrize('change', [deleted, replaced, pytest.param(truncated, marks=pytest.mark.slow)])
 def test_a_test_picture_changes_during_the_training(copy, tiny, tmp_path, monkeypatch, change, capsys):
     changed = []
-    def after_epoch(self, written=Snapshot.after_epoch):
+    def after_epoch(self, written=StateSaver.after_epoch):
         written(self)
         if not changed: changed.append(of_split(tmp_path/'run'/'table.csv', copy, 'test')); change(changed[0])
-    monkeypatch.setattr(Snapshot, 'after_epoch', after_epoch)
+    monkeypatch.setattr(StateSaver, 'after_epoch', after_epoch)
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     run = fit(copy, replace(tiny, out=str(tmp_path/'run')))
     rows = pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).set_index('path')
@@ -101,12 +103,12 @@ def test_a_test_picture_changes_during_the_training(copy, tiny, tmp_path, monkey
 
 def test_a_source_that_goes_away(copy, tiny, tmp_path, monkeypatch):
     "Back again, the run goes on; another in its place, it does not"
-    def after_epoch(self, written=Snapshot.after_epoch):
+    def after_epoch(self, written=StateSaver.after_epoch):
         written(self)
         if copy.exists(): copy.rename(tmp_path/'elsewhere')
     config = replace(tiny, out=str(tmp_path/'run'))
     with monkeypatch.context() as m:
-        m.setattr(Snapshot, 'after_epoch', after_epoch)
+        m.setattr(StateSaver, 'after_epoch', after_epoch)
         with pytest.raises(SmileError, match='can be predicted any more'): fit(copy, config)
     with pytest.raises(SmileError, match='does not exist'): fit('.', FitConfig(resume=str(tmp_path/'run')))
     (tmp_path/'elsewhere').rename(copy)
@@ -123,7 +125,7 @@ def test_a_picture_changes_during_predict(copy, run, tmp_path, change):
             if not seen: change(late)
             seen.append(n)
         return tick
-    done = predict_to_file(copy/'happy_images', ask, progress)
+    done = predict(copy/'happy_images', ask, progress)
     rows = pd.read_csv(ask.out, keep_default_na=False)
     assert rows.path.tolist() == [p.name for p in names] and done.rows == len(names)
     row = rows.set_index('path').loc[late.name]
@@ -132,14 +134,14 @@ def test_a_picture_changes_during_predict(copy, run, tmp_path, change):
 
 def test_a_picture_goes_away_during_an_audit(copy, tmp_path, monkeypatch):
     "Between the table and the scan it is a finding; between the scan and the page it is not shown"
-    import fastsmile.data as data
+    import fastsmile.data.audit as data
     first, second = sorted((copy/'happy_images').iterdir())[4:6]
     def scanned(*a):
         first.unlink()
-        seen = scan(*a)
+        seen = scan_images(*a)
         second.unlink()
         return seen
-    monkeypatch.setattr(data, 'scan', scanned)
+    monkeypatch.setattr(data, 'scan_images', scanned)
     done = audit(copy, AuditConfig(out=str(tmp_path/'a')))
     table = done.table.set_index('path')
     assert table.reason[f'happy_images/{first.name}'] == 'unreadable: no such file' and f'{first.name}' in str(done.record['findings'])
@@ -149,28 +151,28 @@ def test_a_picture_goes_away_during_an_audit(copy, tmp_path, monkeypatch):
 def test_a_zip_that_is_replaced(copy, run, tmp_path):
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
         for p in sorted((copy/'happy_images').iterdir())[:30]: z.write(p, p.name)
-    whole = predict_to_file(tmp_path/'a.zip', PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv')))
+    whole = predict(tmp_path/'a.zip', PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv')))
     def progress(total):
         (tmp_path/'a.zip').write_bytes(b'PK' + bytes(1000))
         return lambda n: None
-    done = predict_to_file(tmp_path/'a.zip', PredictConfig(model=str(run.path), out=str(tmp_path/'q.csv')), progress)
+    done = predict(tmp_path/'a.zip', PredictConfig(model=str(run.path), out=str(tmp_path/'q.csv')), progress)
     assert done.rows == whole.rows == 30 and done.failed in (30, whole.failed) and all(e for _, e in done.errors)
 
 
 # trainings that diverge
 
 def learner(data, config, path):
-    from fastsmile.runs import new_net
-    from fastsmile.session import build_learner, spec_of
-    spec = spec_of(config, data.classes)
-    return build_learner(data, spec, new_net(spec, config), config, path, 'cpu')[0]
+    from fastsmile.runs.fit import new_network
+    from fastsmile.training.learner import build_learner, spec_from_config
+    spec = spec_from_config(config, data.classes)
+    return build_learner(data, spec, new_network(spec, config), config, path, 'cpu')[0]
 
 
 @pytest.fixture(scope='module')
 def data(faces):
-    from fastsmile.data import audit_source
-    from fastsmile.table import read_source
-    return audit_source(read_source(faces), FitConfig(seed=1))
+    from fastsmile.data.audit import audit_and_split
+    from fastsmile.data.source import read_source
+    return audit_and_split(read_source(faces), FitConfig(seed=1))
 
 
 def finite(path):
@@ -186,12 +188,12 @@ def test_weights_that_explode_are_not_kept(data, tiny, tmp_path, monkeypatch, wh
         last = self.iter == self.n_iter - 1
         if self.training and self.epoch == (0 if when == 'first' else 2) and (last or when == 'later'):
             with torch.no_grad(): next(self.model.parameters()).mul_(float('inf'))
-    monkeypatch.setattr(Keep, 'after_step', explode, raising=False)
-    with pytest.raises(SmileError, match=r'diverged in epoch \d: .* is not a number any more') as e: train(learn, replace(tiny, epochs=4), tmp_path)
+    monkeypatch.setattr(CheckpointSaver, 'after_step', explode, raising=False)
+    with pytest.raises(SmileError, match=r'diverged in epoch \d: .* is not a number any more') as e: train_learner(learn, replace(tiny, epochs=4), tmp_path)
     assert 'Try a lower --lr' in e.value.hint and '--clip' in e.value.hint
     if when == 'first': assert 'no epoch before it ended well' in e.value.message and not (tmp_path/'checkpoints'/'best.safetensors').exists()
     else:
-        assert f'the best, {learn.keep.best_epoch}, are kept in {tmp_path}/checkpoints/best.safetensors' in e.value.message
+        assert f'the best, {learn.checkpoint_saver.best_epoch}, are kept in {tmp_path}/checkpoints/best.safetensors' in e.value.message
         assert all(finite(tmp_path/'checkpoints'/f'{n}.safetensors') for n in ('best', 'last', 'state')) and len(pd.read_csv(tmp_path/'history.csv')) == 2
 
 
@@ -200,9 +202,9 @@ def test_the_best_of_a_diverged_training_is_a_start(data, faces, tiny, tmp_path,
     def explode(self):
         if self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.learn.loss * float('nan')
     with monkeypatch.context() as m:
-        m.setattr(Keep, 'after_pred', explode, raising=False)
-        m.setattr(StopAtNaN, 'order', 70)
-        m.setattr(Keep, 'after_loss', explode, raising=False)
+        m.setattr(CheckpointSaver, 'after_pred', explode, raising=False)
+        m.setattr(StopOnDivergence, 'order', 70)
+        m.setattr(CheckpointSaver, 'after_loss', explode, raising=False)
         with pytest.raises(SmileError, match='the loss is not a number any more'): fit(faces, config)
     assert read_json(tmp_path/'a'/'config.json')['status'] == 'failed' and (tmp_path/'a'/'config.json').read_text().count('diverged')
     again = fit(faces, replace(tiny, weights=str(tmp_path/'a'/'checkpoints'/'best.safetensors'), epochs=1, tta='none', out=str(tmp_path/'b')))
@@ -214,7 +216,7 @@ def test_what_is_validated_by_hand_may_say_nan(run):
     learn = run.learner()
     with torch.no_grad(): learn.model.fc.bias.fill_(float('nan'))
     with learn.no_logging(): assert np.isnan(learn.validate()[0])
-    assert issubclass(Unread, SmileError) and not issubclass(ImageError, SmileError)
+    assert issubclass(UnreadableImageError, SmileError) and not issubclass(ImageError, SmileError)
 
 
 def test_a_loss_that_explodes_ends_the_epoch(faces, tmp_path):

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastsmile.memory as memory
-from fastsmile.cache import cached, mapped_pixels
-from fastsmile.console import translate
-from fastsmile.core import NotWritten, SmileError, atomic, must_exist, read_json, write_text
-from fastsmile.images import Prep
-from fastsmile.options import AuditConfig, ExportConfig, FitConfig, PredictConfig
-from fastsmile.outputs import Sheet
-from fastsmile.predict import predict_to_file
-from fastsmile.runs import fit
+import fastsmile.core.system as memory
+from fastsmile.data.cache import cached_pixels, list_cache
+from fastsmile.cli.from_config import report_exception
+from fastsmile.core.errors import SmileError, WriteError
+from fastsmile.core.files import atomic_write, check_source_exists, read_json, write_text
+from fastsmile.data.images import Preprocessing
+from fastsmile.config.commands import AuditConfig, ExportConfig, PredictConfig
+from fastsmile.config.fit import FitConfig
+from fastsmile.inference.outputs import PredictionFile
+from fastsmile.runs.predict import predict
+from fastsmile.runs.fit import fit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kills import broken, shell  # noqa: E402
@@ -45,7 +47,7 @@ def make_room(where: Path): subprocess.run(['mount', '-o', 'remount,size=64m', w
 def test_fit_goes_on_when_there_is_room(faces, tiny, run, tmp_path, kib):
     config = replace(tiny, tta='none')
     with mounted(tmp_path/'disk', f'size={kib}k') as disk:
-        with pytest.raises(NotWritten, match=r'cannot be written: No space left on device') as e: fit(faces, replace(config, out=str(disk/'run')))
+        with pytest.raises(WriteError, match=r'cannot be written: No space left on device') as e: fit(faces, replace(config, out=str(disk/'run')))
         assert str(disk) in e.value.message and broken(disk) == []
         make_room(disk)
         begun = (disk/'run'/'config.json').exists()
@@ -57,13 +59,13 @@ def test_fit_goes_on_when_there_is_room(faces, tiny, run, tmp_path, kib):
 
 def test_predict_keeps_its_rows(faces, run, tmp_path):
     ask = PredictConfig(model=str(run.path), out=str(tmp_path/'whole.csv'), bs=8, precision='fp32', workers=2)
-    predict_to_file(faces/'happy_images', ask)
+    predict(faces/'happy_images', ask)
     with mounted(tmp_path/'disk', 'size=8k') as disk:
-        with pytest.raises(NotWritten, match=r'p\.csv\.part cannot be written: No space left') as e:
-            predict_to_file(faces/'happy_images', replace(ask, out=str(disk/'p.csv')))
+        with pytest.raises(WriteError, match=r'p\.csv\.part cannot be written: No space left') as e:
+            predict(faces/'happy_images', replace(ask, out=str(disk/'p.csv')))
         assert '--resume' in e.value.hint and (disk/'p.csv.part').stat().st_size > 2000
         make_room(disk)
-        done = predict_to_file(faces/'happy_images', replace(ask, out=str(disk/'p.csv'), resume=True))
+        done = predict(faces/'happy_images', replace(ask, out=str(disk/'p.csv'), resume=True))
         assert done.resumed >= 16 and (disk/'p.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes() and [p.name for p in disk.iterdir()] == ['p.csv']
 
 
@@ -71,29 +73,29 @@ def test_a_table_of_parquet_without_room_goes_on(faces, run, tmp_path, monkeypat
     "Its rows are there, and a plain repeat would throw them away"
     pytest.importorskip('pyarrow')
     ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.parquet'))
-    def full(*_): raise NotWritten('p.parquet cannot be written: No space left on device.', 'Make room.')
-    with monkeypatch.context() as m, pytest.raises(NotWritten, match='No space left') as e:
-        m.setattr('fastsmile.outputs.to_parquet', full)
-        predict_to_file(faces/'happy_images', ask)
+    def full(*_): raise WriteError('p.parquet cannot be written: No space left on device.', 'Make room.')
+    with monkeypatch.context() as m, pytest.raises(WriteError, match='No space left') as e:
+        m.setattr('fastsmile.inference.outputs.write_parquet', full)
+        predict(faces/'happy_images', ask)
     assert 'kept in' in e.value.hint and '--resume' in e.value.hint
-    assert predict_to_file(faces/'happy_images', replace(ask, resume=True)).resumed > 50
+    assert predict(faces/'happy_images', replace(ask, resume=True)).resumed > 50
 
 
 def audited(faces, run, disk):
-    from fastsmile.audit_page import audit
+    from fastsmile.reports.audit import audit
     audit(faces, AuditConfig(out=str(disk/'a')))
 
 
 def exported(faces, run, disk):
     pytest.importorskip('onnxruntime')
-    from fastsmile.exporting import export
+    from fastsmile.inference.export import export
     export(run.path, ExportConfig(out=str(disk/'m.onnx')))
 
 
 @pytest.mark.parametrize('work', [audited, pytest.param(exported, marks=SLOW)])
 def test_what_makes_one_thing_leaves_nothing_half(faces, run, tmp_path, work):
     with mounted(tmp_path/'disk', 'size=24k') as disk:
-        with pytest.raises(NotWritten, match='No space left on device'): work(faces, run, disk)
+        with pytest.raises(WriteError, match='No space left on device'): work(faces, run, disk)
         assert broken(disk) == [] and not (disk/'a'/'audit.html').exists() and not (disk/'m.onnx').exists()
         make_room(disk)
         work(faces, run, disk)
@@ -109,9 +111,9 @@ def test_a_shell_gets_one_line(faces, run, tmp_path):
 
 
 def test_read_only(faces, tiny, run, tmp_path):
-    from fastsmile.audit_page import audit
+    from fastsmile.reports.audit import audit
     works = [lambda out: fit(faces, replace(tiny, out=str(out))), lambda out: audit(faces, AuditConfig(out=str(out))),
-             lambda out: predict_to_file(faces/'happy_images', PredictConfig(model=str(run.path), out=str(out/'p.csv')))]
+             lambda out: predict(faces/'happy_images', PredictConfig(model=str(run.path), out=str(out/'p.csv')))]
     with mounted(tmp_path/'disk', 'size=1m') as disk:
         (disk/'empty').mkdir()
         subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
@@ -125,9 +127,9 @@ def test_a_cache_without_room_is_done_without(faces, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda p: shutil._ntuple_diskusage(10**9, 0, 10**9))  # it is taken by somebody else just then
     with mounted(tmp_path/'disk', 'size=32k') as disk:
         monkeypatch.setenv('FASTSMILE_CACHE', str(disk/'cache'))
-        assert mapped_pixels(['a', 'b'] * 20, Prep(size=32), lambda i: np.zeros((32, 32, 3), np.uint8)) is None and cached() == []
+        assert cached_pixels(['a', 'b'] * 20, Preprocessing(size=32), lambda i: np.zeros((32, 32, 3), np.uint8)) is None and list_cache() == []
         make_room(disk)
-        assert mapped_pixels(['a', 'b'] * 20, Prep(size=32), lambda i: np.zeros((32, 32, 3), np.uint8)).shape == (40, 32, 32, 3)
+        assert cached_pixels(['a', 'b'] * 20, Preprocessing(size=32), lambda i: np.zeros((32, 32, 3), np.uint8)).shape == (40, 32, 32, 3)
 
 
 # without a small disk
@@ -136,7 +138,7 @@ def test_a_cache_without_room_is_done_without(faces, tmp_path, monkeypatch):
 def test_a_limit_on_files_is_told(faces, run, tmp_path):
     "What a quota or a limit says, from a shell"
     code = ('import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); '
-            'sys.argv = ["fastsmile", *sys.argv[1:]]; from fastsmile.cli import main; main()')
+            'sys.argv = ["fastsmile", *sys.argv[1:]]; from fastsmile.cli.commands import main; main()')
     p = subprocess.run([sys.executable, '-c', code, 'predict', faces/'happy_images', '--model', run.path, '--bs', '8', '--out', tmp_path/'p.csv'],
                        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'})
     assert p.returncode == 1 and 'p.csv.part cannot be written: File too large' in p.stderr and 'Traceback' not in p.stderr, p.stderr
@@ -148,10 +150,10 @@ def test_a_limit_on_files_is_told(faces, run, tmp_path):
                                        (RuntimeError('I/O error: No space left on device (os error 28)'), 'No space left on device')])
 def test_errors_of_writing_name_the_file(tmp_path, error, why, monkeypatch, capsys):
     write_text(tmp_path/'a.txt', 'old')
-    with pytest.raises(NotWritten, match=rf'a\.txt cannot be written: {why}'), atomic(tmp_path/'a.txt'): raise error
+    with pytest.raises(WriteError, match=rf'a\.txt cannot be written: {why}'), atomic_write(tmp_path/'a.txt'): raise error
     assert (tmp_path/'a.txt').read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.txt']
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    assert translate(error) == 1 and f'cannot be used: {why}' in capsys.readouterr().err
+    assert report_exception(error) == 1 and f'cannot be used: {why}' in capsys.readouterr().err
 
 
 def test_what_is_synced_can_be_written(tmp_path, monkeypatch):
@@ -167,7 +169,7 @@ def test_files_that_were_read_are_no_memory_that_is_taken(tmp_path, monkeypatch)
     "In a container, whose system drops them where memory is asked for"
     for name, text in (('max', '1000000'), ('current', '900000'), ('stat', 'anon 100\nfile 700000\ninactive_anon 5\ninactive_file 600000\n')):
         (tmp_path/f'memory.{name}').write_text(text)
-    monkeypatch.setattr(memory, 'GROUP', tmp_path)
+    monkeypatch.setattr(memory, 'CGROUP', tmp_path)
     assert memory.free_memory() == 700_000
     (tmp_path/'memory.stat').unlink()
     assert memory.free_memory() == 100_000
@@ -176,10 +178,10 @@ def test_files_that_were_read_are_no_memory_that_is_taken(tmp_path, monkeypatch)
 
 
 def test_a_source_with_a_name_that_no_system_takes():
-    with pytest.raises(SmileError, match='does not exist'): must_exist('a' * 300)
+    with pytest.raises(SmileError, match='does not exist'): check_source_exists('a' * 300)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(ConnectionError), atomic(tmp_path/'a.txt'): raise ConnectionError('elsewhere')
-    with pytest.raises(ValueError), Sheet(tmp_path/'p.csv', ['path', 'error'], [], {}): raise ValueError('ours')
+    with pytest.raises(ConnectionError), atomic_write(tmp_path/'a.txt'): raise ConnectionError('elsewhere')
+    with pytest.raises(ValueError), PredictionFile(tmp_path/'p.csv', ['path', 'error'], [], {}): raise ValueError('ours')
     assert read_json(tmp_path/'p.csv.part.json') == {}

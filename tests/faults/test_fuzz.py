@@ -78,14 +78,14 @@ def tables(draw):
 @settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_table_is_a_source_or_is_refused_in_words(tmp_path, data, name, options):
     "What is taken holds together: the columns that are promised, rows that are used name pictures that are there"
-    from fastsmile.core import SmileError
-    from fastsmile.options import SourceOptions
-    from fastsmile.table import COLUMNS, read_source
+    from fastsmile.core.errors import SmileError
+    from fastsmile.config.fields import SourceOptions
+    from fastsmile.data.source import TABLE_COLUMNS, read_source
     for n in 'abc': (tmp_path/f'{n}.jpg').write_bytes(TARGETS['table'].picture)
     for old in tmp_path.glob('*.?sv'): old.unlink()
     (tmp_path/name).write_bytes(data)
     try: source = read_source(tmp_path, SourceOptions(**options))
     except SmileError as e: assert e.message and e.hint is not None; return
-    assert list(source.frame)[:len(COLUMNS)] == COLUMNS and source.frame.columns.is_unique and len(source.kept) <= len(source.frame)
+    assert list(source.frame)[:len(TABLE_COLUMNS)] == TABLE_COLUMNS and source.frame.columns.is_unique and len(source.kept) <= len(source.frame)
     assert set(source.kept.path) <= set(source.reader.names()) | {'/tmp'} and (source.kept.label != '').all()
     assert set(source.frame.path) | set(source.orphans) >= {'a.jpg', 'b.jpg', 'c.jpg'}

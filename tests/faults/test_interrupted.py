@@ -14,23 +14,31 @@ from pathlib import Path
 
 import pytest
 
-from fastsmile.bundle import save_bundle
-from fastsmile.callbacks import save_weights
-from fastsmile.compare import compare
-from fastsmile.core import LOCK, PART, SmileError, atomic, claimed, clear_parts, new_run, open_alone, read_json, write_text
-from fastsmile.stopping import Stopped, gently
-from fastsmile.facts import Facts, Model
-from fastsmile.images import Folder
-from fastsmile import predict
-from fastsmile.models import build, make_spec
-from fastsmile.options import CalibrateConfig, FitConfig, PredictConfig
-from fastsmile.outputs import Sheet
-from fastsmile.predict import predict_to_file
-from fastsmile.resume import write_state
-from fastsmile.review import calibrate, evaluate, explain, report
-from fastsmile.runs import fit
-from fastsmile.scan import scan
-from fastsmile.seal import recorded
+from fastsmile.models.bundle import save_bundle
+from fastsmile.training.callbacks import save_weights
+from fastsmile.runs.compare import compare
+from fastsmile.core.errors import SmileError
+from fastsmile.core.files import (
+    LOCK_FILE, TEMP_PREFIX, atomic_write, folder_lock, new_run_folder, open_exclusive, read_json, remove_stale_temps,
+    write_text,
+)
+from fastsmile.core.system import Interrupted, graceful_interrupt
+from fastsmile.models.spec import Model, ModelMetadata
+from fastsmile.data.readers import FolderReader
+from fastsmile.runs import predict as predict_room
+from fastsmile.models.factory import build_network, make_spec
+from fastsmile.config.commands import CalibrateConfig, PredictConfig
+from fastsmile.config.fit import FitConfig
+from fastsmile.inference.outputs import PredictionFile
+from fastsmile.runs.predict import predict
+from fastsmile.training.resume import write_state
+from fastsmile.runs.calibrate import calibrate
+from fastsmile.runs.evaluate import evaluate
+from fastsmile.runs.explain import explain
+from fastsmile.runs.report import report
+from fastsmile.runs.fit import fit
+from fastsmile.data.scan import scan_images
+from fastsmile.runs.folder import recording_status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kills import LIMIT, TINY, broken, environment, start  # noqa: E402
@@ -111,19 +119,19 @@ def test_ctrl_c_in_the_last_group(faces, run, tmp_path, monkeypatch):
             done.append(n)
             if sum(done) == 5: signal.raise_signal(signal.SIGINT)
         return tick
-    with pytest.raises(Stopped, match=r'p.csv.part; the same command with --resume goes on'): predict_to_file(names, config, progress)
+    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume goes on'): predict(names, config, progress)
     assert not (tmp_path/'p.csv').exists() and (tmp_path/'p.csv.part').exists()
     def stopped(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(predict, 'write_gallery', stopped)
-        with pytest.raises(Stopped, match=r'p.csv is whole; .*p.html is not written'): predict_to_file(names, replace(config, resume=True))
+        m.setattr(predict_room, 'write_gallery', stopped)
+        with pytest.raises(Interrupted, match=r'p.csv is whole; .*p.html is not written'): predict(names, replace(config, resume=True))
     assert len((tmp_path/'p.csv').read_text().splitlines()) == 6 and not (tmp_path/'p.html').exists()
 
 
 @posix
 def test_twice_is_at_once():
     "In the middle of what is finished first"
-    with pytest.raises(KeyboardInterrupt), gently('this hour') as leave:
+    with pytest.raises(KeyboardInterrupt), graceful_interrupt('this hour') as leave:
         threading.Timer(0.1, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2) if not time.sleep(0.1)]).start()
         begun = time.time()
         time.sleep(20)
@@ -133,16 +141,16 @@ def test_twice_is_at_once():
 
 @posix
 def test_once_is_not_forgotten_at_the_end():
-    with pytest.raises(KeyboardInterrupt), gently('this step'): signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), graceful_interrupt('this step'): signal.raise_signal(signal.SIGINT)
     before = signal.getsignal(signal.SIGINT)
-    with gently('nothing'): pass
+    with graceful_interrupt('nothing'): pass
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_gently_elsewhere_than_in_the_main_thread(): # where signals cannot be asked for
     seen = []
     def work():
-        with gently('this') as leave: seen.append(leave())
+        with graceful_interrupt('this') as leave: seen.append(leave())
     t = threading.Thread(target=work)
     t.start(); t.join()
     assert seen == [None]
@@ -175,7 +183,7 @@ def test_a_calibration_that_was_stopped_is_done_again(run, tmp_path, monkeypatch
     copy = Path(shutil.copytree(run.path, tmp_path/'run'))
     def stopped(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr('fastsmile.review.settle', stopped)
+        m.setattr('fastsmile.runs.calibrate.write_metrics', stopped)
         calibrate(copy, CalibrateConfig(decide='balanced'))
     for use in (evaluate, report, lambda r: compare([r, run.path])):
         with pytest.raises(SmileError, match='is being calibrated, or was') as e: use(copy)
@@ -189,12 +197,12 @@ def test_a_calibration_that_was_stopped_is_done_again(run, tmp_path, monkeypatch
 def test_one_process_rewrites_a_run(run, tmp_path):
     copy = Path(shutil.copytree(run.path, tmp_path/'run'))
     for use in (calibrate, report, explain):
-        with claimed(copy), pytest.raises(SmileError, match='Another process is writing'): use(copy)
+        with folder_lock(copy), pytest.raises(SmileError, match='Another process is writing'): use(copy)
 
 
 def test_what_a_study_that_was_stopped_says(tmp_path):
     for command, how in (('fastsmile study emotions faces', 'The same command goes on.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
-        with pytest.raises(Stopped) as e, recorded(tmp_path/command[10:15], dict(kind='fit', command=command)): raise KeyboardInterrupt
+        with pytest.raises(Interrupted) as e, recording_status(tmp_path/command[10:15], dict(kind='fit', command=command)): raise KeyboardInterrupt
         assert e.value.hint.startswith(how)
 
 
@@ -203,7 +211,7 @@ def test_what_a_study_that_was_stopped_says(tmp_path):
 @posix
 def test_a_forked_process_keeps_no_lock(tmp_path):
     "Of a process that was killed, whose children are still there"
-    with open_alone(tmp_path/'a') as file:
+    with open_exclusive(tmp_path/'a') as file:
         file.write('once\n')  # in the buffer, which a child must not write
         child = os.fork()
         if not child:
@@ -211,14 +219,14 @@ def test_a_forked_process_keeps_no_lock(tmp_path):
             os._exit(0)
     time.sleep(0.2)
     try:
-        with open_alone(tmp_path/'a'): assert (tmp_path/'a').read_text() == 'once\n'
+        with open_exclusive(tmp_path/'a'): assert (tmp_path/'a').read_text() == 'once\n'
     finally: os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
 
 
 @posix
 def test_without_locks_only_what_is_old_was_left(tmp_path, monkeypatch):
-    monkeypatch.setattr('fastsmile.core.lock', lambda fd: None)
-    old, young = tmp_path/f'{PART}old.a.part', tmp_path/f'{PART}young.a.part'
+    monkeypatch.setattr('fastsmile.core.files.try_lock', lambda fd: None)
+    old, young = tmp_path/f'{TEMP_PREFIX}old.a.part', tmp_path/f'{TEMP_PREFIX}young.a.part'
     for p in (old, young): p.touch()
     os.utime(old, (0, 0))
     write_text(tmp_path/'a', 'whole')
@@ -227,10 +235,10 @@ def test_without_locks_only_what_is_old_was_left(tmp_path, monkeypatch):
 
 @posix
 def test_a_long_write_is_nobody_s_leftover(tmp_path):
-    with atomic(tmp_path/'a') as mine:
+    with atomic_write(tmp_path/'a') as mine:
         mine.write_text('whole')
         os.utime(mine, (0, 0))
-        clear_parts(tmp_path)
+        remove_stale_temps(tmp_path)
     assert (tmp_path/'a').read_text() == 'whole'
 
 
@@ -249,23 +257,23 @@ def test_two_runs_with_one_name(faces, tmp_path):
 def test_a_run_that_is_being_written_is_not_gone_on_with(faces, tiny, tmp_path):
     write_text(tmp_path/'run'/'config.json', json.dumps(dict(status='running', kind='fit', source=str(faces), origin=dict(data='?'),
                                                              options=replace(tiny, out=str(tmp_path/'run')).as_dict())))
-    with claimed(tmp_path/'run'):
+    with folder_lock(tmp_path/'run'):
         with pytest.raises(SmileError): fit('.', FitConfig(resume=str(tmp_path/'run')))
-        with pytest.raises(SmileError, match='Another process is writing'), recorded(tmp_path/'run', {}): pass
-    assert not (tmp_path/'run'/LOCK).exists()
+        with pytest.raises(SmileError, match='Another process is writing'), recording_status(tmp_path/'run', {}): pass
+    assert not (tmp_path/'run'/LOCK_FILE).exists()
 
 
 def test_a_folder_whose_owner_was_killed_is_taken_again(tmp_path):
     (tmp_path/'run').mkdir()
-    (tmp_path/'run'/LOCK).touch()
-    (tmp_path/'run'/f'{PART}x.config.json.part').touch()
-    assert new_run(tmp_path/'run', 'x') == tmp_path/'run'
-    with claimed(tmp_path/'run'): assert [p.name for p in (tmp_path/'run').iterdir()] == [LOCK]
+    (tmp_path/'run'/LOCK_FILE).touch()
+    (tmp_path/'run'/f'{TEMP_PREFIX}x.config.json.part').touch()
+    assert new_run_folder(tmp_path/'run', 'x') == tmp_path/'run'
+    with folder_lock(tmp_path/'run'): assert [p.name for p in (tmp_path/'run').iterdir()] == [LOCK_FILE]
     (tmp_path/'run'/'letter.txt').touch()
-    with pytest.raises(SmileError, match='already holds something'): new_run(tmp_path/'run', 'x')
+    with pytest.raises(SmileError, match='already holds something'): new_run_folder(tmp_path/'run', 'x')
 
 
-def as_bundle(net, spec, folder): save_bundle(Model(spec, Facts([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)
+def as_bundle(net, spec, folder): save_bundle(Model(spec, ModelMetadata([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)
 def as_weights(net, spec, folder): save_weights(net, folder/'best.safetensors')
 def as_state(net, spec, folder): write_state(folder/'state.safetensors', net.state_dict(), {})
 
@@ -290,17 +298,17 @@ def killed_by_size(work, limit=2**20) -> bool:
 def test_half_written_tensors_are_cleared_by_the_next_writer(write, tmp_path):
     "Killed in the middle of the write, after the library has made a temporary file of its own"
     spec = make_spec('resnet10t', ['a', 'b'], size=32)
-    net = build(spec, weights='none')
+    net = build_network(spec, weights='none')
     assert killed_by_size(lambda: write(net, spec, tmp_path))
     left = list(tmp_path.rglob('*'))
-    assert left and all(p.name.startswith(PART) or p.parent.name.startswith(PART) for p in left)
+    assert left and all(p.name.startswith(TEMP_PREFIX) or p.parent.name.startswith(TEMP_PREFIX) for p in left)
     write(net, spec, tmp_path)
     assert {p.name for p in tmp_path.rglob('*')} <= {'config.json', 'model.safetensors', 'best.safetensors', 'state.safetensors'}
 
 
 def test_two_predictions_into_one_file(tmp_path):
-    with Sheet(tmp_path/'p.csv', ['path', 'label', 'error'], [], {}) as first:
-        with pytest.raises(SmileError, match='Another process is writing'): Sheet(tmp_path/'p.csv', ['path', 'label', 'error'], [], {})
+    with PredictionFile(tmp_path/'p.csv', ['path', 'label', 'error'], [], {}) as first:
+        with pytest.raises(SmileError, match='Another process is writing'): PredictionFile(tmp_path/'p.csv', ['path', 'label', 'error'], [], {})
         first.add(dict(path='a', label='x', error=''))
         first.finish()
     assert (tmp_path/'p.csv').read_text() == 'path,label,error\na,x,\n'
@@ -311,10 +319,10 @@ def test_writers_at_once_spoil_nothing(tmp_path):
     "Each clears what killed ones left, and none what another is writing"
     def work(i):
         for _ in range(60):
-            with atomic(tmp_path/'a.txt', room=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
+            with atomic_write(tmp_path/'a.txt', room=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
     with ThreadPoolExecutor(4) as pool: list(pool.map(work, range(4)))
     assert len(set((tmp_path/'a.txt').read_text())) == 1 and [p.name for p in tmp_path.iterdir()] == ['a.txt']
-    with pytest.raises(Stopped), atomic(tmp_path/'b.txt'): raise Stopped('a', 'b')
+    with pytest.raises(Interrupted), atomic_write(tmp_path/'b.txt'): raise Interrupted('a', 'b')
     assert not (tmp_path/'b.txt').exists()
 
 
@@ -335,14 +343,14 @@ def test_a_loading_process_that_is_killed(faces, tmp_path):
 
 @posix
 def test_an_examining_process_that_is_killed(faces, tmp_path):
-    class Killing(Folder):
+    class Killing(FolderReader):
         def raw(self, name):
             if name.startswith('7'): os.kill(os.getpid(), signal.SIGKILL)
             return super().raw(name)
     pictures = sorted((faces/'happy_images').iterdir())
     for i in range(1200): os.link(pictures[i % len(pictures)], tmp_path/f'{i:04}.jpg')
     names = [f'{i:04}.jpg' for i in range(1200)] + ['7']
-    with pytest.raises(SmileError, match='was killed'): scan(Killing(tmp_path), names, jobs=2)
+    with pytest.raises(SmileError, match='was killed'): scan_images(Killing(tmp_path), names, jobs=2)
 
 
 @posix

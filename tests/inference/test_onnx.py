@@ -1,0 +1,273 @@
+"An exported model says what its run says, from one file and without torch."
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, folder, picture
+from test_cli import shell
+
+pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxscript')
+
+import fastsmile.inference.export as room
+from fastsmile.inference.backend import normalize_pixels
+from fastsmile.models.bundle import load_bundle, save_bundle
+from fastsmile.models.spec import Model, ModelMetadata
+from fastsmile.core.errors import OptionError, SmileError
+from fastsmile.inference.torch_backend import TorchBackend
+from fastsmile.inference.export import export
+from fastsmile.data.images import Preprocessing
+from fastsmile.data.readers import FolderReader
+from fastsmile.models.factory import build_network, make_spec
+from fastsmile.inference.onnx_backend import OnnxBackend, load_onnx
+from fastsmile.config.commands import ExportConfig, PredictConfig
+from fastsmile.inference.load import choose_backend, load_model
+from fastsmile.inference.predict import predict_rows
+from fastsmile.runs.predict import predict
+
+NEAR = 1e-5  # in probabilities, between the engines
+
+
+@pytest.fixture(scope='module')
+def made(run, tmp_path_factory):
+    "A copy of the run, exported"
+    path = shutil.copytree(run.path, tmp_path_factory.mktemp('onnx')/'run')
+    return path, export(path)
+
+
+@pytest.fixture(scope='module')
+def album(tmp_path_factory):
+    "Pictures of several shapes and modes, and one that is broken"
+    files = {f'{i:02}.jpg': picture(fmt='JPEG', size=(40 + 7 * i, 60), seed=i) for i in range(12)}
+    files |= {'grey.png': picture(mode='L', seed=50), 'x.png': picture(mode='RGBA', seed=51), 'broken.jpg': b'no'}
+    return folder(tmp_path_factory.mktemp('album'), files)
+
+
+def rows_of(path): return list(csv.DictReader(open(path, newline='', encoding='utf-8')))
+
+
+def numbers(row): return {k: float(v) for k, v in row.items() if k.startswith(('confidence', 'p_', 'raw_', 'calibrated_')) and v != ''}
+
+
+def bundle(where, arch, size, **kw):
+    "A model whose norms have something to fold"
+    torch.manual_seed(0)
+    spec = make_spec(arch, ['NOT smile', 'positive smile', 'negative smile'], size=size, **kw)
+    net = build_network(spec).eval()
+    for m in net.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): m.running_mean.normal_(0, 0.1); m.running_var.uniform_(0.5, 2)
+    save_bundle(Model(spec, ModelMetadata([.7, .2, .1], [.7, -.5, -1.2], [0.] * 3, 'argmax'), net), where)
+    return where
+
+
+def test_export_is_compared_on_the_run_s_pictures(made):
+    path, done = made
+    assert done['on'] == "of the run's source" and done['pictures'] == 64 and done['labels'] == 0 and done['opset'] == 20
+    assert 0 < done['logits'] < 1e-4 and done['probs'] < NEAR and Path(done['out']) == path/'model'/'model.onnx'
+
+
+def test_the_file_says_everything_the_bundle_says(made):
+    import onnx
+    path, done = made
+    proto = onnx.load(done['out'])
+    onnx.checker.check_model(proto)
+    said = {p.key: json.loads(p.value) for p in proto.metadata_props}
+    bundle = load_bundle(path)
+    assert said['fastsmile.config'] == json.loads((path/'model'/'config.json').read_text())
+    assert said['labels'] == list(bundle.spec.classes) and said['preprocessing']['mean'] == list(bundle.spec.prep.mean)
+    assert said['calibration']['temperature'] == bundle.facts.calibration.temperature and said['reading']['offsets'] == bundle.facts.calibration.offsets
+    assert [o.version for o in proto.opset_import if o.domain == ''] == [20]
+    shape = proto.graph.input[0].type.tensor_type.shape.dim
+    assert shape[0].dim_param and not shape[0].dim_value and [d.dim_value for d in shape[1:]] == [3, 32, 32]
+    again = load_onnx(path)
+    assert (again.spec, again.facts) == (bundle.spec, bundle.facts)
+
+
+@pytest.mark.parametrize('ask', [{}, dict(tta='full', tta_mean='logits', raw=True), dict(threshold='balanced', calibrated=True, sets=True),
+                                 dict(threshold='negative smile=0.05', abstain=True, tta='flip', bs=3, workers=3)])
+def test_the_same_rows_as_torch(made, album, tmp_path, ask):
+    path, _ = made
+    both = []
+    for engine in ('torch', 'onnx'):
+        out = tmp_path/f'{engine}.csv'
+        done = predict(album, PredictConfig(model=str(path), engine=engine, out=str(out), precision='fp32', device='cpu', **ask))
+        assert ('onnxruntime' in done.how['precision']) == (engine == 'onnx') and done.rows == 15 and done.failed == 1
+        both.append(rows_of(out))
+    assert list(both[0][0]) == list(both[1][0])
+    for a, b in zip(*both):
+        assert {k: v for k, v in a.items() if k not in numbers(a)} == {k: v for k, v in b.items() if k not in numbers(b)}
+        assert numbers(a).keys() == numbers(b).keys() and all(abs(v - numbers(b)[k]) < NEAR for k, v in numbers(a).items())
+
+
+def test_the_same_call_gives_the_same_bytes_and_goes_on_with_resume(made, album, tmp_path):
+    path, _ = made
+    def ask(out, **kw): return PredictConfig(model=str(path), engine='onnx', out=str(out), bs=4, workers=2, **kw)
+    predict(album, ask(tmp_path/'a.csv'))
+    predict(album, ask(tmp_path/'b.csv'))
+    want = (tmp_path/'a.csv').read_bytes()
+    assert (tmp_path/'b.csv').read_bytes() == want
+    from fastsmile.inference.outputs import PredictionFile
+    from unittest.mock import patch
+    with patch.object(PredictionFile, 'finish', side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt): predict(album, ask(tmp_path/'c.csv'))
+    with open(tmp_path/'c.csv.part', 'r+b') as f: f.truncate(len(want) // 2)
+    assert predict(album, ask(tmp_path/'c.csv', resume=True)).resumed > 0
+    assert (tmp_path/'c.csv').read_bytes() == want
+
+
+def test_one_picture_is_predicted_without_torch(made, album, tmp_path):
+    path, done = made
+    out, heavy = tmp_path/'p.csv', {'torch', 'fastai', 'pandas', 'timm', 'onnx', 'safetensors', 'sklearn', 'matplotlib'}
+    code = f'''
+import sys
+sys.argv = ['fastsmile', 'predict', {str(album/"03.jpg")!r}, '--tta', '--abstain', '--model', {done['out']!r}, '--out', {str(out)!r},
+            '--html', {str(tmp_path/"g.html")!r}]
+from fastsmile.cli.commands import main
+try: main()
+except SystemExit as e: print(e.code, {heavy!r} & set(sys.modules), 'onnxruntime' in sys.modules)
+'''
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.stdout.splitlines()[-1] == '0 set() True', r.stderr
+    assert rows_of(out)[0]['error'] == '' and (tmp_path/'g.html').exists()
+
+
+@pytest.mark.parametrize('arch,size,kw', [('resnet10t', 32, dict(model_args=TINY, head='mlp:16,8', dropout=0.3)), ('smilecnn_b1', 56, {}),
+                                          ('smilecnn_3conv', 40, dict(head='mlp:8')),
+                                          ('vit_tiny_patch16_224', 32, dict(model_args='{"depth": 2}'))])
+def test_other_networks_and_heads(tmp_path, arch, size, kw):
+    where = bundle(tmp_path/'model', arch, size, **kw)
+    done = export(where)
+    assert done['on'] == 'of noise' and done['logits'] < 1e-3
+    model, x = load_bundle(where), np.random.default_rng(1).integers(0, 256, (7, size, size, 3), dtype=np.uint8)
+    assert np.abs(OnnxBackend(load_onnx(where)).logits(x) - TorchBackend(model, device='cpu').logits(x)).max() < 1e-3
+
+
+def test_real_weights_on_real_faces(shared, tmp_path):
+    "mobilenetv2 with ImageNet's weights: the exported file says what torch says on 60 faces"
+    spec = make_spec('mobilenetv2_100', ['no', 'yes'], size=64)
+    net = build_network(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
+    save_bundle(Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), net), tmp_path/'m')
+    done = export(tmp_path/'m', ExportConfig(check=str(shared/'data'/'smiles.zip')))
+    assert done['pictures'] == 64 and done['labels'] == 0 and done['logits'] < 1e-3
+
+
+def test_the_input_is_torch_s_to_the_bit():
+    prep, x = Preprocessing(size=16), np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    mean, std = (torch.tensor(v).repeat(16) for v in (prep.mean, prep.std))
+    rows = torch.from_numpy(x).float().flatten(2).div_(255).sub_(mean).div_(std)
+    assert (normalize_pixels(x, prep) == rows.view(x.shape).permute(0, 3, 1, 2).numpy()).all()
+
+
+def test_a_file_that_is_not_the_same_is_not_kept(made, tmp_path, monkeypatch):
+    path, _ = made
+    real = room.write_onnx
+    def wrong(model, cfg, where, opset):
+        other = replace(model, net=build_network(model.spec).eval())
+        real(other, cfg, where, opset)
+    monkeypatch.setattr(room, 'write_onnx', wrong)
+    with pytest.raises(SmileError, match='not the same'): export(path, ExportConfig(out=str(tmp_path/'x.onnx')))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fixed_batch_is_found_out(made, tmp_path, monkeypatch):
+    path, _ = made
+    real = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, 'export', lambda *a, dynamic_shapes, **kw: real(*a, **kw))
+    with pytest.raises(Exception, match='(?i)dimension|shape'): export(path, ExportConfig(out=str(tmp_path/'x.onnx')))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_that_are_given_and_a_source_that_is_gone(made, album, tmp_path, capsys, monkeypatch):
+    path = shutil.copytree(made[0], tmp_path/'run')
+    assert export(path, ExportConfig(check=str(album)))['pictures'] == 14
+    config = json.loads((path/'config.json').read_text())
+    (path/'config.json').write_text(json.dumps(config | dict(source=str(tmp_path/'gone'))))
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    assert export(path)['on'] == 'of noise' and 'noise alone' in capsys.readouterr().err
+    (tmp_path/'broken').mkdir()
+    (tmp_path/'broken'/'a.jpg').write_bytes(b'no')
+    with pytest.raises(SmileError, match='none of its pictures'): export(path, ExportConfig(check=str(tmp_path/'broken')))
+
+
+def test_opset_is_what_was_asked_for(made, tmp_path):
+    import onnx
+    export(made[0], ExportConfig(out=str(tmp_path/'x.onnx'), opset=18))
+    assert [o.version for o in onnx.load(tmp_path/'x.onnx').opset_import if o.domain == ''] == [18]
+
+
+def test_files_that_cannot_be_used(made, album, tmp_path):
+    path = shutil.copytree(made[0], tmp_path/'run')
+    def ask(**kw): return PredictConfig(out=str(tmp_path/'p.csv'), **kw)
+    config = json.loads((path/'model'/'config.json').read_text())
+    config['fastsmile']['calibration']['temperature'] = 2.5
+    (path/'model'/'config.json').write_text(json.dumps(config))
+    with pytest.raises(SmileError, match='another state'): predict(album, ask(model=str(path), engine='onnx'))
+    (path/'model'/'model.onnx').unlink()
+    with pytest.raises(SmileError, match='holds no exported model') as e: predict(album, ask(model=str(path), engine='onnx'))
+    assert 'fastsmile export' in e.value.hint
+    (tmp_path/'bad.onnx').write_bytes(b'no onnx')
+    with pytest.raises(SmileError, match='cannot be read as ONNX'): predict(album, ask(model=str(tmp_path/'bad.onnx')))
+    import onnx
+    proto = onnx.load(made[1]['out'])
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path/'foreign.onnx')
+    with pytest.raises(SmileError, match='not exported by fastsmile'): predict(album, ask(model=str(tmp_path/'foreign.onnx')))
+    assert not (tmp_path/'p.csv').exists()
+
+
+@pytest.mark.parametrize('kw,words', [(dict(engine='torch'), 'cannot run'), (dict(precision='bf16'), 'fp32'), (dict(device='cuda'), 'CPU')])
+def test_options_that_do_not_go_together(made, album, tmp_path, kw, words):
+    with pytest.raises(OptionError, match=words): predict(album, PredictConfig(model=made[1]['out'], out=str(tmp_path/'p.csv'), **kw))
+    with pytest.raises(OptionError, match='extension'): export(made[0], ExportConfig(out=str(tmp_path/'x.pb')))
+
+
+def test_without_the_extra(made, monkeypatch):
+    monkeypatch.setattr('fastsmile.inference.onnx_backend.find_spec', lambda name: None)
+    with pytest.raises(OptionError, match='needs onnx') as e: export(made[0])
+    with pytest.raises(OptionError, match='needs onnxruntime'): load_onnx(made[0])
+    assert 'fastsmile[onnx]' in e.value.hint
+
+
+def test_from_python_and_what_auto_takes(made, album):
+    path, done = made
+    assert [choose_backend(*a) for a in ((None,), (path,), (done['out'],), (path, 'onnx'))] == ['torch', 'torch', 'onnx', 'onnx']
+    table = load_model(done['out']).predict(album, tta=True)
+    want = load_model(path).predict(album, tta=True, precision='fp32', device='cpu')
+    assert table.label.tolist() == want.label.tolist() and np.allclose(table.confidence[1:10].astype(float), want.confidence[1:10].astype(float), atol=NEAR)
+
+
+def test_threads_and_groups_change_only_the_last_digits(made, album):
+    model, reader = load_model(made[1]['out']), FolderReader(album)
+    def probs(**kw): return [r['confidence'] or 0 for r in predict_rows(model, reader, reader.names(), **kw)]
+    assert np.allclose(probs(bs=1, threads=1), probs(bs=5, threads=3), atol=NEAR)
+    assert set(model.net.sessions) == {0, 1}  # all cores for one pass; one core each for several
+
+
+def test_in_a_shell(made, album, tmp_path):
+    path, _ = made
+    r = shell('export', path, '--format', 'onnx', '--check', album, '--out', 'm.onnx', '--json', cwd=tmp_path)
+    assert r.returncode == 0 and json.loads(r.stdout)['pictures'] == 14 and (tmp_path/'m.onnx').exists()
+    r = shell('predict', album, '--model', 'm.onnx', '--json', cwd=tmp_path)
+    assert r.returncode == 0 and json.loads(r.stdout)['precision'] == 'fp32 on cpu by onnxruntime' and json.loads(r.stdout)['failed'] == 1
+    with pytest.raises(OptionError, match='not known') as e: ExportConfig(format='tflite')
+    assert 'Accepted: onnx' in e.value.hint and not list(tmp_path.glob('.*part'))
+
+
+def test_what_needs_torch_says_so(made):
+    with pytest.raises(OptionError, match='the run that it comes from'): TorchBackend(load_onnx(made[1]['out']))
+
+
+def test_what_the_exporter_says_comes_in_whole_words_without_colours(made, tmp_path, monkeypatch):
+    def fails(*a, **kw): raise RuntimeError('\x1b[96mstep 1/3\x1b[0m\n' + 'of exporting ' * 40)
+    monkeypatch.setattr(torch.onnx, 'export', fails)
+    with pytest.raises(SmileError) as e: export(made[0], ExportConfig(out=str(tmp_path/'x.onnx')))
+    said = e.value.message.partition('as ONNX: ')[2]
+    assert said.startswith('step 1/3 of exporting') and said.endswith((' of ...', ' exporting ...')) and len(said) <= 300 and '[96m' not in said
+    (tmp_path/'y.onnx').write_bytes(b'somebody else\'s')
+    with pytest.raises(OptionError, match='is not a model that fastsmile exported'): export(made[0], ExportConfig(out=str(tmp_path/'y.onnx')))

@@ -1,0 +1,403 @@
+"Metrics are scikit-learn's, intervals cover, what is fitted on calib holds on other rows; evaluate and calibrate on a run."
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import folder, picture
+from sklearn import metrics as sk
+
+from fastsmile.metrics.calibration import (
+    CalibrationSettings, apply_temperature, calibration_from_metadata, fit_calibration, fit_rule, fit_set_thresholds,
+    fit_temperature,
+)
+from fastsmile.core.errors import OptionError, SmileError
+from fastsmile.metrics.comparison import mcnemar_test
+from fastsmile.metrics.scores import paired_difference
+from fastsmile.metrics.scores import (
+    CALIBRATION_BINS, bootstrap_intervals, bootstrap_weights, confusion_matrix, estimate_scores, evaluate_predictions,
+    expected_calibration_error, label_scores, percentile_intervals,
+)
+from fastsmile.metrics.predictions import _quarters, read_model_metadata, read_saved_predictions
+from fastsmile.config.commands import CalibrateConfig, EvaluateConfig
+
+
+def made(n=300, classes=4, seed=0, ties=True):
+    rng = np.random.default_rng(seed)
+    y = rng.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    probs = rng.dirichlet(np.ones(classes), n) * 0.6 + 0.4 * np.eye(classes)[np.where(rng.random(n) < 0.6, y, rng.integers(0, classes, n))]
+    if ties: probs = np.round(probs, 1) + 0.02  # many equal scores
+    return y, probs / probs.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize('classes,ties', [(2, False), (2, True), (5, False), (5, True)])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_metrics_agree_with_scikit_learn(classes, ties, weighted):
+    y, p = made(classes=classes, ties=ties)
+    w = np.random.default_rng(1).integers(0, 4, len(y)).astype(float) if weighted else np.ones(len(y))
+    pred = p.argmax(1)
+    got, each = estimate_scores(y, pred, p, w[None])
+    kw = dict(sample_weight=w)
+    want = dict(accuracy=sk.accuracy_score(y, pred, **kw), balanced_accuracy=sk.balanced_accuracy_score(y, pred, **kw),
+                macro_f1=sk.f1_score(y, pred, average='macro', **kw), weighted_f1=sk.f1_score(y, pred, average='weighted', **kw),
+                mcc=sk.matthews_corrcoef(y, pred, **kw), kappa=sk.cohen_kappa_score(y, pred, **kw), log_loss=sk.log_loss(y, p, labels=range(classes), **kw),
+                auc=np.mean([sk.roc_auc_score(y == c, p[:, c], **kw) for c in range(classes)]),
+                average_precision=np.mean([sk.average_precision_score(y == c, p[:, c], **kw) for c in range(classes)]),
+                brier=sk.brier_score_loss(y, p, labels=range(classes), **kw) if classes > 2 else sk.brier_score_loss(y, p[:, 1], **kw))
+    for k, v in want.items(): assert abs(float(got[k][0]) - v) < 1e-9, k
+    prf = sk.precision_recall_fscore_support(y, pred, labels=range(classes), zero_division=0, **kw)
+    for c in range(classes):
+        one = (y == c).astype(int), (pred == c).astype(int)
+        want = dict(precision=prf[0][c], recall=prf[1][c], f1=prf[2][c], auc=sk.roc_auc_score(one[0], p[:, c], **kw), mcc=sk.matthews_corrcoef(*one, **kw),
+                    kappa=sk.cohen_kappa_score(*one, **kw), average_precision=sk.average_precision_score(one[0], p[:, c], **kw),
+                    log_loss=sk.log_loss(one[0], p[:, c], **kw), brier=sk.brier_score_loss(one[0], p[:, c], **kw))
+        for k, v in want.items(): assert abs(float(each[k][0, c]) - v) < 1e-9, (c, k)
+
+
+def test_calibration_error_by_hand():
+    y, p = made()
+    sure, right = p.max(1), p.argmax(1) == y
+    bins = np.minimum((np.ceil(sure * CALIBRATION_BINS) - 1).astype(int), CALIBRATION_BINS - 1)
+    by_hand = sum(abs(sure[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+    assert abs(expected_calibration_error(sure, right, np.ones((1, len(y))))[0] - by_hand) < 1e-12
+
+
+def test_intervals_cover_at_their_rate():
+    "People with 1 to 5 pictures each, right together or wrong together: the bootstrap by person covers, the one by row does not"
+    rng, truth, trials, people = np.random.default_rng(0), 0.8, 1000, 120
+    hit = dict(person=0, row=0)
+    for i in range(trials):
+        person = np.repeat(np.arange(people), rng.integers(1, 6, people))
+        right = rng.random(len(person)) < rng.beta(truth * 2, (1 - truth) * 2, people)[person]  # skill of each person; its mean is the truth
+        for k, ids in dict(person=person, row=np.arange(len(person))).items():
+            if k == 'row' and i % 5: continue
+            low, high = percentile_intervals([dict(a=(w * right).sum(1) / w.sum(1)) for w in bootstrap_weights(ids, 300, seed=i)], ids.max() + 1)['a']
+            hit[k] += low <= truth <= high
+    assert 0.93 <= hit['person'] / trials <= 0.97
+    assert hit['row'] / (trials / 5) < 0.92
+    y = np.zeros(len(right), int)  # and this is what `intervals` gives
+    whole = bootstrap_intervals(y, np.where(right, 0, 1), np.full((len(y), 2), 0.5), [f'{g:03}' for g in person], draws=300, seed=1)[0]['accuracy']
+    parts = percentile_intervals([dict(a=(w * right).sum(1) / w.sum(1)) for w in bootstrap_weights(person, 300, seed=1)], people)['a']
+    assert np.allclose(whole, parts)
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals_apart():
+    y, p = made(600, 3)
+    pred = p.argmax(1)
+    two = np.where((pred != y) & (np.arange(len(y)) % 10 == 0), y, pred)
+    d = paired_difference(y, (pred, p), (two, p))['accuracy']
+    alone = bootstrap_intervals(y, pred, p)[0]['accuracy']
+    assert d['low'] > 0 and d['high'] - d['low'] < (alone[1] - alone[0]) / 2
+    m = mcnemar_test(y, pred, two)
+    assert m['only_one'] == 0 and m['only_two'] == int((two != pred).sum()) and abs(m['p'] - 2 * 0.5**m['only_two']) < 1e-12
+    assert mcnemar_test(y, pred, pred)['p'] == 1
+
+
+def test_one_class_alone_and_rows_without_a_class_do_not_fail():
+    p = np.array([[.9, .1], [.8, .2]])
+    m = evaluate_predictions([0, 0], [0, 0], p, ['a', 'b'])
+    assert np.isnan(m['auc']['value']) and m['accuracy']['value'] == 1 and m['collapsed'] is False
+
+
+def sharp(n, seed, factor=2.5, prior=(.6, .25, .15)):
+    rng = np.random.default_rng(seed)
+    y = rng.choice(3, n, p=prior)
+    z = 1.4 * (1.4 * np.eye(3)[y] + rng.normal(size=(n, 3))) + np.log(prior)
+    e = np.exp(factor * (z - z.max(1, keepdims=True)))
+    return y, e / e.sum(1, keepdims=True)
+
+
+def test_temperature_mends_the_calibration_error():
+    y, p = sharp(600, 1)
+    ty, tp = sharp(4000, 2)
+    t = fit_temperature(p, y)
+    def ece(q): return evaluate_predictions(ty, q.argmax(1), q, 'abc', draws=10)['ece']['value']
+    assert 2 < t < 3 and ece(tp) > 0.08 and ece(apply_temperature(tp, t)) < 0.03
+    assert fit_temperature(np.array([[1., 0., 0.]]), np.array([0])) > 0.3  # a single certain row moves little
+
+
+@pytest.mark.parametrize('metric', ['macro_f1', 'balanced_accuracy', 'mcc'])
+def test_a_fitted_rule_serves_its_metric_on_other_rows_and_hardly_ever_hurts(metric):
+    gains = []
+    ty, tp = sharp(6000, 99)
+    for seed in range(8):
+        y, p = sharp(300, seed)
+        offset, _ = fit_rule(p, y, np.array([.6, .25, .15]), metric)
+        gains.append(float(label_scores(confusion_matrix(ty, (np.log(tp) + offset).argmax(1), 3))[metric] - label_scores(confusion_matrix(ty, tp.argmax(1), 3))[metric]))
+    assert np.mean(gains) > -0.002 and min(gains) > -0.02
+    if metric == 'balanced_accuracy': assert np.mean(gains) > 0.02 and min(gains) > 0
+
+
+def test_on_few_rows_of_calib_nothing_is_fitted_and_it_says_so():
+    y, p = sharp(10, 3)
+    made = fit_calibration(p, y, [.6, .25, .15], CalibrationSettings('macro_f1'))
+    assert made.offsets['macro_f1'] == made.offsets['balanced'] and 'fewer than two classes' in made.notes[-1]
+    assert fit_calibration(p, y, [.6, .25, .15], CalibrationSettings('mcc')).offsets['mcc'] == [0, 0, 0]
+
+
+def test_one_weight_is_fitted_on_forty_rows_where_the_likeliest_class_is_always_the_same():
+    "A weak model under 70% of one class: its likeliest class is nearly always that one, though it knows something of the others"
+    prior, gains = np.array([.72, .19, .09]), []
+    def weak(n, seed):
+        rng = np.random.default_rng(seed)
+        y = rng.choice(3, n, p=prior)
+        e = np.exp(0.5 * (rng.normal(size=(n, 3)) + 0.5 * np.eye(3)[y])) * prior
+        return y, e / e.sum(1, keepdims=True)
+    ty, tp = weak(6000, 99)
+    for seed in range(12):
+        y, p = weak(40, seed)
+        offset, note = fit_rule(p, y, prior, 'macro_f1')
+        gains.append(float(label_scores(confusion_matrix(ty, (np.log(tp) + offset).argmax(1), 3))['macro_f1'] - label_scores(confusion_matrix(ty, tp.argmax(1), 3))['macro_f1']))
+    assert np.mean(gains) > 0.05 and min(gains) > -0.01 and 'no weight of their own' in note
+    def reached(offset): return label_scores(confusion_matrix(ty, (np.log(tp) + offset).argmax(1), 3))['balanced_accuracy']
+    fits = [reached(fit_rule(*weak(40, s)[::-1], prior, 'balanced_accuracy')[0]) for s in range(12)]  # theory knows the rule already
+    assert np.mean(fits) > reached(-np.log(prior)) - 0.03
+
+
+def test_sets_keep_their_promise_for_each_class():
+    cover = []
+    for seed in range(20):
+        (y, p), (ty, tp) = sharp(400, seed), sharp(2000, 100 + seed)
+        inside = tp >= fit_set_thresholds(p, y, 0.9)
+        cover.append([(inside[ty == c, c]).mean() for c in range(3)])
+    assert np.allclose(np.mean(cover, 0), 0.9, atol=0.025)
+
+
+def test_evaluate_needs_no_model_and_no_torch(run, tmp_path):
+    import shutil
+    copy = shutil.copytree(run.path, tmp_path/'r', ignore=shutil.ignore_patterns('*.safetensors'))
+    code = ("import sys; from fastsmile.runs.evaluate import evaluate; from fastsmile.config.commands import EvaluateConfig\n"
+            f"m = evaluate({str(copy)!r}, config=EvaluateConfig(by=('group',)))\n"
+            "import json; print(json.dumps([m['metrics']['macro_f1']['value'], sorted({'torch', 'timm', 'fastai'} & set(sys.modules))]))")
+    value, loaded = json.loads(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout)
+    assert loaded == [] and value == run.metrics['test']['macro_f1']['value']
+
+
+def test_evaluate_by_column_rule_and_coverage(run):
+    from fastsmile.runs.evaluate import evaluate
+    plain_, other = (evaluate(run.path, config=c) for c in (EvaluateConfig(), EvaluateConfig(by=('label', 'size', 'source'), threshold='argmax',
+                                                                                            min_confidence=0.99, draws=200)))
+    assert {s['slice']: s['rows'] for s in other['slices']['label']} == {c['label']: c['support'] for c in plain_['metrics']['per_class']}  # the true class
+    assert set(other['slices']) == {'label', 'size', 'source'} and sum(s['rows'] for s in other['slices']['size']) == other['metrics']['rows']
+    assert other['calibration']['rule'] == 'argmax' and other['metrics']['confusion'] != plain_['metrics']['confusion']
+    assert other['calibration']['abstain']['confidence'] == 0.99 and plain_['calibration']['abstain']['confidence'] < 0.99
+    low, high = (evaluate(run.path, config=EvaluateConfig(coverage=c, draws=100))['calibration']['abstain']['covered'] for c in (0.3, 0.9))
+    assert low < high
+    assert plain_['tta']['difference']['accuracy']['low'] <= plain_['tta']['difference']['accuracy']['high']
+    with pytest.raises(OptionError, match='no such column'): evaluate(run.path, config=EvaluateConfig(by=('age',)))
+    with pytest.raises(OptionError, match='Accepted: argmax'): evaluate(run.path, config=EvaluateConfig(threshold='cost'))
+    for asked in (dict(tta='none'), dict(bs=8), dict(device='cpu'), dict(anyway=True), dict(label_col='x'), dict(faces='each')):
+        with pytest.raises(OptionError, match='without a SOURCE: it would do nothing'): evaluate(run.path, config=EvaluateConfig(**asked))
+    with pytest.raises(OptionError, match='--part with a SOURCE'): evaluate(run.path, 'faces', EvaluateConfig(part='valid'))
+    valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
+    assert valid['of'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
+
+
+def test_evaluate_on_another_source(run, tmp_path):
+    from fastsmile.runs.evaluate import evaluate
+    classes = run.config['model']['classes']
+    src = folder(tmp_path/'s', {f'{c}/{i}.png': picture(['red', 'blue', 'green'][k]) for k, c in enumerate(classes) for i in range(4)}
+                 | {f'{classes[0]}/x.png': b'no'})
+    r = evaluate(run.path, src, EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100))
+    rows = pd.read_csv(tmp_path/'o'/'predictions.csv')
+    assert r['metrics']['rows'] == len(rows) == 12 and r['metrics']['failed'] == 1 and 'tta' not in r
+    assert r['metrics']['accuracy']['value'] == (rows.label == rows.target).mean()
+    (src/classes[0]).rename(src/'frown')
+    with pytest.raises(SmileError, match='does not know frown'): evaluate(run.path, src, EvaluateConfig())
+    renamed = evaluate(run.path, src, EvaluateConfig(rename=(f'frown={classes[0]}',), out=str(tmp_path/'p'), tta='none', draws=100))
+    assert renamed['metrics']['accuracy'] == r['metrics']['accuracy']
+    with pytest.raises(SmileError, match='was trained on'): evaluate(run.path, run.config['source'])
+
+
+def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monkeypatch):
+    import shutil
+    from PIL import Image
+    from fastsmile.runs.evaluate import evaluate
+    source, classes = Path(run.config['source']), run.config['model']['classes']
+    table = pd.read_csv(run.path/'table.csv', dtype=str, keep_default_na=False)
+    rows = {s: table[(table.reason == '') & (table.split == s)].path.tolist() for s in ('train', 'valid', 'test')}
+    for c in classes: (tmp_path/'s'/c).mkdir(parents=True)
+    where = tmp_path/'s'/classes[0]
+    shutil.copy(source/rows['train'][0], where/'same.jpg')
+    with Image.open(source/rows['valid'][0]) as im:
+        im.convert('RGB').resize((im.width * 2 // 3, im.height * 2 // 3)).save(where.parent/classes[1]/'smaller.png')
+    for i, p in enumerate(rows['test'][:6]): shutil.copy(source/p, tmp_path/'s'/classes[i % 3]/f'{i}.jpg')
+    ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
+    r = evaluate(run.path, tmp_path/'s', ask)
+    found = {Path(c['path']).name: (c['of'], c['split'], c['same']) for c in r['copies']}
+    assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'look')}
+    assert r['metrics']['rows'] == 6 and not pd.read_csv(tmp_path/'o'/'predictions.csv').path.str.contains('same|smaller').any()
+    both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))
+    assert both['metrics']['rows'] == 8 and both['copies'] == r['copies']
+    for p in (tmp_path/'s').rglob('[0-9].jpg'): p.unlink()
+    with pytest.raises(SmileError, match='All pictures of the source taught'): evaluate(run.path, tmp_path/'s', ask)
+    old = shutil.copytree(run.path, tmp_path/'old', ignore=shutil.ignore_patterns('taught.csv'))  # as an earlier version left it
+    said = []
+    monkeypatch.setattr('fastsmile.runs.evaluate.say', lambda text, **kw: said.append(text))
+    assert evaluate(old, tmp_path/'s', ask)['metrics']['rows'] == 2 and any('kept no fingerprints' in s for s in said)
+
+
+def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_path):
+    import shutil
+    from fastsmile.runs.calibrate import calibrate
+    copy = shutil.copytree(run.path, tmp_path/'r')
+    classes = run.config['model']['classes']
+    cost = tmp_path/'c.csv'
+    cost.write_text('true,' + ','.join(classes) + '\n' + '\n'.join(f'{c},' + ','.join('0' if c == d else '50' if i == 2 else '1' for d in classes)
+                                                                  for i, c in enumerate(classes)))
+    before = read_saved_predictions(copy, 'test').frame
+    m = calibrate(copy, CalibrateConfig(cost=str(cost), min_confidence=0.77, set_level=0.8))
+    after = read_saved_predictions(copy, 'test').frame
+    assert (after.label == classes[2]).sum() > (before.label == classes[2]).sum()
+    p = [c for c in before if c.startswith('p_')]
+    assert (after[p] == before[p]).all().all() and m['test']['macro_f1']['value'] != run.metrics['test']['macro_f1']['value']
+    kept = calibration_from_metadata(read_model_metadata(copy))
+    assert (kept.rule, kept.confidence, kept.coverage, kept.level) == ('cost', 0.77, None, 0.8)
+    assert all('--min-confidence 0.77 --set-level 0.8' in (copy/f).read_text() for f in ('report.html', 'model/README.md'))  # how it can be made again
+    from fastsmile.runs.folder import load_run
+    again = load_run(copy).predict(run.config['source']).set_index('path').label  # the file is loaded, and says the same
+    assert again.loc[after.path].tolist() == after.label.tolist()
+
+
+def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
+    from fastsmile.runs.fit import fit
+    def rule(**kw): return fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'-'.join(kw.values())), **kw))
+    auto, plain_ = rule(monitor='balanced_accuracy'), rule(decide='argmax', monitor='macro_f1')
+    assert auto.metrics['calibration']['rule'] == 'balanced' and auto.model.facts.decide == 'balanced'
+    assert plain_.metrics['calibration']['rule'] == 'argmax' and (plain_.path/'predictions_calib.csv').exists()
+    assert auto.model.facts.calibration.offsets == auto.model.facts.calibration.offsets | {'argmax': [0, 0, 0]}
+
+
+def test_no_rows_of_calib_is_said(faces, tiny, tmp_path):
+    from fastsmile.runs.fit import fit
+    r = fit(faces, replace(tiny, epochs=1, calib=0.0, out=str(tmp_path/'r')))
+    assert 'no rows in calib' in r.metrics['calibration']['notes'][0] and r.model.facts.calibration.temperature == 1
+
+
+def test_predict_reads_probabilities_as_asked(run, tmp_path):
+    from fastsmile.config.commands import PredictConfig
+    from fastsmile.runs.predict import predict
+    classes, faces = run.config['model']['classes'], run.config['source'] + '/happy_images'
+
+    def ask(name, **kw):
+        done = predict(faces, PredictConfig(model=str(run.path), out=str(tmp_path/f'{name}.csv'), **kw))
+        return pd.read_csv(tmp_path/f'{name}.csv', dtype=str, keep_default_na=False), done
+    plain_, _ = ask('plain')
+    p = [f'p_{c}' for c in classes]
+    good = plain_.error == ''
+    cal, _ = ask('calibrated', calibrated=True, sets=True)
+    assert (cal[p] == plain_[p]).all().all() and (cal.label == plain_.label).all()
+    q = cal[good][[f'calibrated_{c}' for c in classes]].astype(float).to_numpy()
+    t = run.model.facts.calibration.temperature
+    assert np.allclose(q, apply_temperature(plain_[good][p].astype(float).to_numpy(), t)) and abs(t - 1) > 1e-3
+    assert (cal[good].set != '').any() and set('|'.join(cal.set).split('|')) <= {*classes, ''}
+    assert [float(r.confidence) for r in cal[good].itertuples()] == [float(r[f'calibrated_{r.label}']) for _, r in cal[good].iterrows()]
+    likeliest, _ = ask('likeliest', threshold='argmax')
+    assert (likeliest.label != plain_.label).any()
+    every, _ = ask('every', threshold=f'{classes[2]}=0')
+    none, _ = ask('none', threshold=f'{classes[0]}=1')
+    assert set(every[good].label) == {classes[2]} and classes[0] not in set(none[good].label)
+    with pytest.raises(OptionError, match='neither a rule'): ask('x', threshold='frown=2')
+    held, done = ask('abstain', abstain=True)
+    least = run.model.facts.calibration.confidence
+    sure = np.array([float(r[f'calibrated_{r.label}']) >= least for _, r in cal[good].iterrows()])
+    assert (held[good].label != '').tolist() == sure.tolist() and (held[good].withheld != '').sum() == (~sure).sum() == done.labels['withheld'] > 0
+
+
+def told(shown) -> str:
+    "What a terminal of 110 columns shows"
+    import io
+    from rich.console import Console
+    console = Console(file=io.StringIO(), width=110)
+    for s in shown: console.print(s)
+    return console.file.getvalue()
+
+
+def test_a_class_without_rows_is_not_measured_rather_than_zero(run, tmp_path):
+    from fastsmile.runs.compare import compare
+    from fastsmile.config.commands import CompareConfig, ReportConfig
+    from fastsmile.runs.evaluate import evaluate
+    from fastsmile.runs.report import report
+    from fastsmile.cli.tables import evaluation_tables, metrics_tables
+    gone, copy = run.config['model']['classes'][2], shutil.copytree(run.path, tmp_path/'r')
+    for part in ('test', 'test_tta'):
+        p = copy/f'predictions_{part}.csv'
+        frame = pd.read_csv(p, dtype=str, keep_default_na=False)
+        frame[frame.target != gone].to_csv(p, index=False)
+    report(copy, ReportConfig(keep_pictures=True))
+    m = json.loads((copy/'metrics.json').read_text())
+    assert m['test']['per_class'][2]['f1'] is None and m['test']['per_class'][2]['support'] == 0 and m['test']['per_class'][0]['f1'] > 0
+    assert f'No row is {gone!r}: not measured.' in m['test']['note'] and '(2 of 3)' in m['test']['note'] and m['valid']['note'] == ''
+    for page in ('report.html', 'model/README.md'):
+        assert '>not measured<' in (text := (copy/page).read_text()) or '| not measured |' in text
+        assert text.count('classes that have rows') >= 2  # in the verdict, and beside the means
+    for shown in (metrics_tables(m), evaluation_tables(evaluate(copy, config=EvaluateConfig(min_confidence=1., draws=100)))):
+        line, = (s for s in told(shown).splitlines() if s.strip().startswith(gone))
+        assert '0.000' not in line and 'nan' not in line
+    assert 'no row gets a label' in ' '.join(told(shown).split()) and m['calibration']['abstain']['rows'] > 0
+    again = shutil.copytree(copy, tmp_path/'again')
+    assert 'No row is' in compare([copy, again], CompareConfig(out=str(tmp_path/'c.html')))['note']
+
+
+def test_macro_f1_says_where_it_counts_an_absent_class_that_is_answered():
+    p = np.eye(3)[[0, 1, 2, 0]]
+    made = evaluate_predictions([0, 1, 1, 0], [0, 1, 2, 0], p, 'abc', draws=10)
+    assert made['note'].endswith("(2 of 3), and macro F1 counts 'c' as 0, because the model answers it.")
+    assert abs(made['macro_f1']['value'] - (1 + 2 / 3 + 0) / 3) < 1e-9 and abs(made['balanced_accuracy']['value'] - 0.75) < 1e-9
+    assert made['per_class'][1]['recall'] == 0.5 and evaluate_predictions([0, 1], [0, 1], p[:2], 'ab', draws=10)['note'] == ''
+
+
+def test_evaluate_and_compare_replace_only_what_is_theirs(run, tmp_path):
+    from fastsmile.runs.compare import compare
+    from fastsmile.config.commands import CompareConfig
+    from fastsmile.runs.evaluate import evaluate
+    copy = shutil.copytree(run.path, tmp_path/'r', ignore=shutil.ignore_patterns('*.safetensors', 'explain'))
+    before = (copy/'metrics.json').read_bytes()
+    with pytest.raises(OptionError, match='is a run or a model folder'): evaluate(run.path, config=EvaluateConfig(out=str(copy), draws=100))
+    assert (copy/'metrics.json').read_bytes() == before
+    folder(tmp_path, {'mine/predictions.csv': 'image,label\na.png,smile\n', 'labels.csv': 'image,label\n'})
+    with pytest.raises(OptionError, match='is not predictions'): evaluate(run.path, config=EvaluateConfig(out=str(tmp_path/'mine')))
+    with pytest.raises(OptionError, match='is not a page'): compare([run.path, copy], CompareConfig(out=str(tmp_path/'labels.csv')))
+    for _ in range(2):
+        assert evaluate(run.path, config=EvaluateConfig(out=str(tmp_path/'e'), draws=100))['out'] == str(tmp_path/'e')
+        compare([run.path, copy], CompareConfig(out=str(tmp_path/'c.html'), draws=100))
+
+
+def test_the_source_of_a_run_is_measured_anyway_on_request(run, tmp_path):
+    from fastsmile.runs.evaluate import evaluate
+    with pytest.raises(SmileError, match='was trained on') as e: evaluate(run.path, run.config['source'])
+    assert '--anyway' in e.value.hint
+    r = evaluate(run.path, run.config['source'], EvaluateConfig(anyway=True, tta='none', draws=100, out=str(tmp_path/'o')))
+    table = pd.read_csv(run.path/'table.csv', keep_default_na=False)
+    used = table[table.reason == '']
+    assert r['metrics']['rows'] >= len(used) and {c['path'] for c in r['copies']} >= set(used.path[used.split != 'test'])
+
+
+def test_slices_of_numbers_stand_in_their_order_and_names_by_rows(run):
+    from fastsmile.runs.evaluate import evaluate
+    rows = evaluate(run.path, config=EvaluateConfig(by=('size', 'label'), draws=100))['slices']
+    starts = [float(s['slice'].partition(' ')[0]) for s in rows['size']]
+    by_rows = [r['slice'] for r in sorted(rows['size'], key=lambda r: (-r['rows'], r['slice']))]
+    assert starts == sorted(starts) and by_rows != [s['slice'] for s in rows['size']]
+    assert [s['rows'] for s in rows['label']] == sorted((s['rows'] for s in rows['label']), reverse=True)
+
+
+@pytest.mark.parametrize('start,step', [(1_700_000_000, 60), (20230101, 1), (0.5, 1e-9), (-3, 1), (1e17, 1e5)])
+def test_quarters_of_large_numbers_are_four(start, step):
+    said = _quarters(pd.Series(start + step * np.arange(100)))
+    assert said.nunique() == 4 and said.value_counts().between(24, 26).all()
+
+
+def test_a_rule_that_nothing_was_fitted_for_is_named_by_what_it_does(run):
+    from fastsmile.cli.tables import calibration_lines
+    c, classes = run.metrics['calibration'], run.config['model']['classes']
+    def rule(**weights):
+        said = calibration_lines(c | dict(rule='macro_f1', rules=[dict(rule=k, weights=v) for k, v in weights.items()]), classes)
+        return next(s for s in said if s.startswith('rule:')).partition(';')[0]
+    assert rule(argmax=[1, 1, 1], balanced=[.5, 1, 2], macro_f1=[.5, 1, 2]) == 'rule: macro_f1, here the same as balanced'
+    assert rule(argmax=[1, 1, 1], balanced=[.5, 1, 2], macro_f1=[.6, 1, 2]) == 'rule: macro_f1'
