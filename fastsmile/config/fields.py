@@ -5,17 +5,21 @@
 # %% auto #0
 __all__ = ['FACE_MODES', 'HASH_NAMES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS', 'SAMPLING_CHOICES', 'BALANCE_CHOICES',
            'LOSS_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES',
-           'INCOMPATIBLE_OPTIONS', 'opt', 'flag', 'Options', 'command_line', 'seed_opt', 'faces_opt', 'face_margin_opt',
-           'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions', 'ray_opt', 'actors_opt',
-           'check_ray_address', 'ChoiceValue', 'parse_choice', 'format_choices', 'parse_choices', 'parse_rates',
-           'parse_head', 'ParsedChoices', 'check_compatible', 'parse_number_list', 'parse_word_list']
+           'INCOMPATIBLE_OPTIONS', 'opt', 'flag', 'Options', 'check_option_names', 'options_or', 'command_line',
+           'seed_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions',
+           'DecideOptions', 'ray_opt', 'actors_opt', 'check_ray_address', 'ChoiceValue', 'parse_choice',
+           'format_choices', 'parse_choices', 'parse_rates', 'parse_head', 'ParsedChoices', 'check_compatible',
+           'parse_number_list', 'parse_word_list']
 
 # %% ../../nbs/config/01_fields.ipynb #17da425d
 import re
 import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import TypeVar
 
-from ..core.errors import OptionError, check_choice
+from ..core.errors import OptionError, check_choice, printable
 
 # %% ../../nbs/config/01_fields.ipynb #ef9ca564
 def opt(
@@ -78,6 +82,36 @@ def _range_text(low, high) -> str:
     "A range in words"
     if high is None: return f'{low} or more'
     return f'{high} or less' if low is None else f'from {low} to {high}'
+
+# %% ../../nbs/config/01_fields.ipynb #66adf477
+def check_option_names(
+    cls: type['Options'],  # whose fields are the options
+    names: Iterable[str],
+    where: str,            # what holds the names, for the message
+) -> None:
+    "Raise an `OptionError` for the first name that is not an option, naming the nearest that is"
+    known = [f.name for f in fields(cls)]
+    for name in names:
+        if name in known: continue
+        near = get_close_matches(str(name).replace('-', '_'), known, 1, 0.4)
+        hint = f'Did you mean {near[0]}?' if near else f'Accepted: {", ".join(known)}.'
+        raise OptionError(f'Unknown option {printable(name)!r} in {where}.', hint)
+
+# %% ../../nbs/config/01_fields.ipynb #c47c0887
+_Config = TypeVar('_Config', bound=Options)
+
+def options_or(
+    config: _Config | None,        # the options as an object, or None
+    cls: type[_Config],            # its class
+    options: Mapping[str, object], # or the options by name
+) -> _Config:
+    "The config that a call means; raises `OptionError` where both are given, or a name is not an option"
+    if config is None:
+        check_option_names(cls, options, cls.__name__)
+        return cls(**options)
+    if not options: return config
+    raise OptionError(f'{", ".join(options)} beside a {cls.__name__}.',
+                      f'Put all options into the {cls.__name__}, or give all of them by name.')
 
 # %% ../../nbs/config/01_fields.ipynb #6e8e0750
 def command_line(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config.fields import options_or
 from ..config.commands import EvaluateConfig
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
@@ -42,9 +43,11 @@ def _requested_calibration(
 def evaluate(
     run,                # a finished run's folder
     source=None,        # a labelled source; the run's saved predictions where None
-    config: EvaluateConfig = EvaluateConfig(),
+    config: EvaluateConfig | None = None,
+    **options: object,  # those of `EvaluateConfig` by name, instead of `config`
 ) -> dict: # run, of, metrics, calibration, copies, left_out, slices, tta
     "Measure a run: on its saved predictions, or on a source that it predicts first"
+    config = options_or(config, EvaluateConfig, options)
     config.must_serve(source is not None)
     run, copies = finished_run(run, folds=source is None), []
     where = local_path(config.out) if config.out else run/'evaluations'/(Path(source).stem or 'source') if source is not None else None

@@ -9,6 +9,7 @@ __all__ = ['fit', 'new_network', 'fit_data', 'resume_arguments', 'resume', 'demo
 from dataclasses import replace
 from pathlib import Path
 
+from ..config.fields import options_or
 from ..config.commands import DemoConfig
 from ..config.fields import command_line
 from ..config.fit import FitConfig
@@ -43,10 +44,12 @@ from ..training.resume import STATE_FILE
 # %% ../../nbs/runs/06_fit.ipynb #d06c4b7b
 def fit(
     source,                        # a folder, a zip, a CSV or an array file
-    config: FitConfig = FitConfig(),
+    config: FitConfig | None = None,
     into: Path | None = None,      # the folder of a run that was stopped, to go on with
+    **options: object,  # those of `FitConfig` by name, instead of `config`
 ) -> 'Run | None': # None in a process that only helps the first of several
     "Source to report; raises `SmileError` where the input is at fault"
+    config = options_or(config, FitConfig, options)
     if is_distributed(): return _fit_distributed(source, config)
     if config.resume: return resume(source, config)
     if into is None: check_run_folder_free(config.out)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..config.fields import options_or
 from ..config.commands import ProbeConfig, StudyConfig
 from ..config.fields import command_line, flag
 from ..config.fit import FitConfig
@@ -291,9 +292,11 @@ def _prepare_study(
 def study(
     name: str,              # one of `STUDIES`
     source,                 # the data set; read as the study's own where it is the file that the study names
-    config: StudyConfig = StudyConfig(),
+    config: StudyConfig | None = None,
+    **options: object,  # those of `StudyConfig` by name, instead of `config`
 ) -> dict: # what study.json says
     "Run a report's experiment and write its page; raises `SmileError` where the source is at fault or nothing can be trained"
+    config = options_or(config, StudyConfig, options)
     check_choice('study', name, STUDIES)
     unknown = set(config.only) - {e.name for e in STUDIES[name].entries}
     if unknown:
