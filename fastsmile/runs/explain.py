@@ -9,8 +9,8 @@ __all__ = ['explain', 'explain_run']
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..config.commands import ExplainConfig, check_image_options
 from ..config.fields import options_or
-from ..config.commands import ExplainConfig
 from ..core.errors import SmileError, printable, say
 from ..core.files import LOCK_FILE, folder_lock, local_path, write_text
 from ..data.audit import SplitData
@@ -28,7 +28,7 @@ def explain(
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
     config = options_or(config, ExplainConfig, options)
-    config.must_serve(bool(images))
+    check_image_options(config, bool(images))
     from fastsmile.inference.explain import foreign_files
     from fastsmile.reports.html import render_template
     from fastsmile.reports.run import inline_explanations

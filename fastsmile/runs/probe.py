@@ -138,7 +138,7 @@ def fit_probes(
     "Fit every candidate and judge it on valid; raises `SmileError` where none can be fitted"
     shares, rule, out = class_prior(known.y, len(classes)), rule_before_fitting(resolve_decision_rule(config.decide, config.monitor)), []
     target, refused = target_prior(config.prior, class_prior(known.y, len(classes)), classes), ''
-    for probe, settings in config.tried().items():
+    for probe, settings in config.candidates().items():
         for s in settings:
             start = time.perf_counter()
             try: head, implied = _PROBE_FITTERS[probe](known, **s)

@@ -63,7 +63,7 @@ def search_space(
     every = dict(lr=lambda: d.FloatDistribution(slowest, 1e-2, log=True), balance=lambda: one_of('balance', _BALANCE_CHOICES), loss=lambda: one_of('loss', _LOSS_CHOICES),
                  size=lambda: one_of('size', _sizes_around(size)), dropout=lambda: d.FloatDistribution(0., 0.5, step=0.1),
                  bs=lambda: one_of('bs', _BATCH_SIZES), freeze=lambda: one_of('freeze', ('none', 'head')))
-    return {n: every[n]() for n in config.searched}
+    return {n: every[n]() for n in config.search_space}
 
 def _invalid_reason(
     config: TuneConfig,
