@@ -141,4 +141,4 @@ def test_an_occupied_folder_is_refused_before_any_work(tmp_path, status):
     where = folder(tmp_path/'taken', {'config.json': json.dumps(dict(status=status, kind='fit'))})
     for make, config in ((audit, AuditConfig), (fit, FitConfig), (probe, ProbeConfig), (ensemble, EnsembleConfig)):
         with pytest.raises(SmileError, match='taken is not empty') as e: make(str(tmp_path/'nowhere'), config(out=str(where)))
-        assert (f'--resume {where} goes on' in e.value.hint) == (status == 'stopped')
+        assert (f'To resume the unfinished run in it: fastsmile fit --resume {where}' in e.value.hint) == (status == 'stopped')
