@@ -33,10 +33,12 @@ def test_what_is_given_overrules_the_file_and_the_file_its_recipe(tmp_path):
 @pytest.mark.parametrize('text,message', [
     ('epoch = 3', 'Did you mean epochs?'), ('learning-rate = 1e-3', 'Unknown option'), ('epochs = "3"', 'Accepted: an integer'),
     ('epochs = 3.5', 'Accepted: an integer'), ('compile = 1', 'Accepted: true or false'), ('epochs = true', 'Accepted: an integer'),
-    ('drop_class = "a"', 'Accepted: e.g. drop_class = ["a", "b"]'), ('rename = [1]', 'is not a list of texts'), ('[network]\narch = "resnet18"', 'Unknown option'),
+    ('drop_class = "a"', 'Accepted: e.g. drop_class = ["a", "b"]'), ('rename = [1]', 'is not a list of texts'),
+    ('[network]\narch = "resnet18"', 'Unknown option'),
     ('epochs: 3', 'not a TOML file'), ('epochs = 3\nepochs = 4', 'not a TOML file'), ('source = "faces"', 'after the command'),
     ('resume = "runs/x"', 'fit --resume RUN'), ('epochs = -3', '--epochs -3 is out of range'), ('recipe = "vgg"', 'Accepted: densenet161-frozen'),
-    ('lr = nan', 'not a learning rate'), ('valid = nan', '--valid nan is out of range'), ('json = true', 'Unknown option'), ('config = "y.toml"', 'Unknown option')])
+    ('lr = nan', 'not a learning rate'), ('valid = nan', '--valid nan is out of range'), ('json = true', 'Unknown option'),
+    ('config = "y.toml"', 'Unknown option')])
 def test_a_file_that_is_refused(tmp_path, text, message):
     with pytest.raises(OptionError) as e: FitConfig.from_file(written(tmp_path, text))
     assert message in str(e.value)
