@@ -10,6 +10,7 @@ __all__ = ['RowOptions', 'KnownMatch', 'apply_known_label', 'has_known_label', '
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from ..core.files import is_url, read_json, read_safe_csv
 from ..data.faces import FACE_COLUMNS
 from ..metrics.calibration import Calibration
 from ..models.spec import Model
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../../nbs/inference/06_rows.ipynb #189f419f
 @dataclass(frozen=True)

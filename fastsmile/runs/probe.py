@@ -28,7 +28,7 @@ from ..core.system import iso_now, seed_everything, sub_seed
 from ..data.audit import SplitData, audit_and_split, remaining_classes, write_audit
 from ..data.source import read_source
 from ..inference.features import extract_features, headless_model
-from ..inference.rows import prediction_columns, row_format
+from ..inference.rows import prediction_columns, make_row_format
 from ..inference.tta import mean_over_views
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
@@ -233,7 +233,7 @@ def _write_probe_predictions(bench: ProbeFeatures, made: FittedProbe, model: Mod
     for part, x in bench.x.items():
         if part == 'train': continue
         rows = bench.rows(part.partition('_')[0])
-        cells = row_format(model).cells(*mean_over_views(model, [_head_logits(made.head, v).astype(np.float64) for v in x]))
+        cells = make_row_format(model).cells(*mean_over_views(model, [_head_logits(made.head, v).astype(np.float64) for v in x]))
         frame = pd.DataFrame([dict(path=n, **c, error='') for n, c in zip(rows.path, cells)], columns=prediction_columns(model.spec.classes))
         write_prediction_table(frame.assign(target=rows.label, group=rows.group), path/f'predictions_{part}.csv')
 

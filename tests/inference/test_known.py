@@ -65,7 +65,7 @@ def test_known_pictures_take_their_label_and_are_marked(there, ask):
         assert {k: r[k] for k in r if k.startswith('p_')} == {k: a[k] for k in a if k.startswith('p_')}
         assert r['confidence'] == (r[f'p_{r["label"]}'] if r['label'] else '')
     assert 'known' not in alone[0] and (done.known, done.torn, done.failed) == (2, 2, 1)
-    assert 'known pictures of' in done.how['probabilities'] and sum(done.labels.values()) == 6
+    assert 'known images of' in done.how['probabilities'] and sum(done.labels.values()) == 6
 
 
 @pytest.mark.parametrize('kw', [dict(abstain=True), dict(calibrated=True), dict(sets=True, raw=True), dict(tta='full'), dict(out='p.jsonl'),
@@ -109,7 +109,7 @@ def test_the_known_may_be_folders_a_zip_a_csv_elsewhere_or_a_run(there, run, fac
 def test_what_cannot_be_known(there, ask, tmp_path):
     with pytest.raises(OptionError, match='without --known'): PredictConfig(known_label_col='x')
     with pytest.raises(SmileError, match='does not exist'): predict(there/'new', replace(ask, known='nowhere'))
-    with pytest.raises(SmileError, match='the model knows none of them'):
+    with pytest.raises(SmileError, match='is a class of the model'):
         folder(tmp_path/'cats', {'cat/a.png': face(1), 'dog/b.png': face(2)})
         predict(there/'new', replace(ask, known=str(tmp_path/'cats')))
     with pytest.raises(SmileError): predict(there/'new', replace(ask, known=str(there/'new')))  # nobody labelled them
