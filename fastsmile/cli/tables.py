@@ -148,23 +148,23 @@ def _trainings_table(run) -> tuple[list, list]: # Rich tables; the rows of the c
 def predict_output(done, page=None) -> tuple:
     "What `predict` prints"
     good, fresh = done.rows - done.failed, done.rows - done.resumed
-    pictures = 'picture' if done.inputs == 1 else 'pictures'
-    word = pictures if done.rows == done.inputs else 'rows'
-    shown = [rich_table(f'{done.rows} {word}' + f' of {done.inputs} {pictures}' * (word == 'rows'), ['label', 'rows', 'share'],
+    pictures = 'picture' if done.images == 1 else 'pictures'
+    word = pictures if done.rows == done.images else 'rows'
+    shown = [rich_table(f'{done.rows} {word}' + f' of {done.images} {pictures}' * (word == 'rows'), ['label', 'rows', 'share'],
                   [(c, n, f'{n / max(1, good):.1%}') for c, n in done.labels.items()])]
     if done.failed:
         shown.append(rich_table(f'{done.failed} without a prediction', ['picture', 'reason'], done.errors[:10]))
         if done.failed > 10: shown.append(f'and {done.failed - 10} more, see the column error')
-    if done.known or done.torn:
+    if done.known or done.conflicting:
         shown.append(f'{done.known} took the label of a known picture (column known)'
-                     + f'; {done.torn} did not: what is known of them is contradictory, or no class of the model' * (done.torn > 0))
-    shown.append('probabilities: ' + done.how['probabilities'])
+                     + f'; {done.conflicting} did not: what is known of them is contradictory, or no class of the model' * (done.conflicting > 0))
+    shown.append('probabilities: ' + done.run_info['probabilities'])
     if fresh != done.rows: word = word.removesuffix('s') + 's' * (fresh != 1)
-    shown.append(f'{fresh} {word} in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.how["precision"]}'
+    shown.append(f'{fresh} {word} in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.run_info["precision"]}'
                  + (f'; {done.resumed} were there from before' if done.resumed else ''))
     pages = [f'gallery: {printable(page)}'] if page else []
-    result = dict(rows=done.rows, pictures=done.inputs, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors],
-                  out=done.out, resumed=done.resumed, known=done.known, torn=done.torn, seconds=done.seconds, **done.how)
+    result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors],
+                  out=done.out, resumed=done.resumed, known=done.known, conflicting=done.conflicting, seconds=done.seconds, **done.run_info)
     return [*shown, f'predictions: {printable(done.out)}', *pages], result | (dict(html=page) if page else {})
 
 # %% ../../nbs/cli/01_tables.ipynb #8dae63e0

@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_predictions_that_go_on(faces, run, tmp_path):
     wait_for(lambda: part.exists() and part.stat().st_size > 5000, p)
     os.killpg(p.pid, signal.SIGINT)
     code, said = ended(p, 30)
-    assert code == 130 and 'stopped.' in said and 'with --resume goes on' in said and not (tmp_path/'p.csv').exists(), said
+    assert code == 130 and 'stopped.' in said and 'with --resume continues' in said and not (tmp_path/'p.csv').exists(), said
     kept = part.read_bytes()
     p = start([*args, '--resume'])
     wait_for(lambda: part.stat().st_size > len(kept) + 5000, p)
@@ -119,7 +119,7 @@ def test_ctrl_c_in_the_last_group(faces, run, tmp_path, monkeypatch):
             done.append(n)
             if sum(done) == 5: signal.raise_signal(signal.SIGINT)
         return tick
-    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume goes on'): predict(names, config, progress)
+    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume continues'): predict(names, config, progress)
     assert not (tmp_path/'p.csv').exists() and (tmp_path/'p.csv.part').exists()
     def stopped(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:

@@ -169,7 +169,7 @@ def test_the_three_formats_say_the_same(album, ask, tmp_path):
 
 def test_raw_probabilities_have_columns_of_their_own(album, ask):
     done = predict(album, replace(ask, raw=True))
-    assert 'raw_ columns as the network gives them' in done.how['probabilities'] and 'corrected' in done.how['probabilities']
+    assert 'raw_ columns as the network gives them' in done.run_info['probabilities'] and 'corrected' in done.run_info['probabilities']
     row, model = rows_of(ask.out)[0], load_model(ask.model)
     raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
     shifted = raw * np.exp(model.facts.shift)
