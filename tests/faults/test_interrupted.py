@@ -83,7 +83,7 @@ def test_ctrl_c_leaves_a_training_that_goes_on(faces, tmp_path):
     wait_for((tmp_path/'cut'/'history.csv').exists, p)
     os.killpg(p.pid, signal.SIGINT)
     code, said = ended(p, 30)
-    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} goes on' in said, said
+    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} resumes it' in said, said
     assert read_json(tmp_path/'cut'/'config.json')['status'] == 'stopped' and broken(tmp_path) == []
     again = fit('.', FitConfig(resume=str(tmp_path/'cut')))
     config = replace(again.options, out=str(tmp_path/'whole'))
@@ -201,7 +201,7 @@ def test_one_process_rewrites_a_run(run, tmp_path):
 
 
 def test_what_a_study_that_was_stopped_says(tmp_path):
-    for command, how in (('fastsmile study emotions faces', 'The same command goes on.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
+    for command, how in (('fastsmile study emotions faces', 'Run the same command to resume.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
         with pytest.raises(Interrupted) as e, recording_status(tmp_path/command[10:15], dict(kind='fit', command=command)): raise KeyboardInterrupt
         assert e.value.hint.startswith(how)
 
