@@ -61,7 +61,7 @@ class ExplainConfig(Options):
     methods: tuple[str, ...] = opt(('gradcam', 'smoothgrad'), f'how a decision is explained: {", ".join(EXPLAIN_METHODS)}; may be given again', metavar='METHOD')
     n: int = opt(10, 'pictures in each grid', least=1, most=100, short='-n')
     neighbours: int = opt(5, 'nearest training pictures of each explained picture', least=0, most=20)
-    out: str | None = opt(None, 'folder for the page and the pictures (default: RUN/explain, or RUN/explain-asked with IMAGES)', metavar='DIR')
+    out: str | None = opt(None, 'folder for the page and the images (default: RUN/explain, or RUN/explain-images with IMAGES)', metavar='DIR')
     seed: int = seed_opt('seed of the ten pictures that are drawn and of the noise of smoothgrad')
     device: str | None = opt(None, 'cpu, cuda, cuda:1, mps (default: the best there is)')
     faces: str = faces_opt('largest')
