@@ -38,7 +38,7 @@ def evaluation_tables(
     from fastsmile.metrics.scores import SCORE_NAMES
     m, base = r['metrics'], r['metrics']['baseline']
     notes = {'without a prediction': m['failed'], 'that taught the model left out': r['left_out']}
-    shown = [rich_table(', '.join([r['of'], f"{m['rows']} rows", *(f'{n} {what}' for what, n in notes.items() if n)]), ['', 'value', '95% interval', 'majority'],
+    shown = [rich_table(', '.join([r['measured_on'], f"{m['rows']} rows", *(f'{n} {what}' for what, n in notes.items() if n)]), ['', 'value', '95% interval', 'majority'],
                   [(SCORE_NAMES[k], *_value_and_interval(m[k]), f'{base[k]:.3f}' if k in base else '') for k in SCORE_NAMES]),
              rich_table('classes', ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows'],
                   [[c['label'], *(_format_figure(c[k]) for k in ('precision', 'recall', 'f1')),
@@ -105,9 +105,9 @@ def candidates_output(run, most: int = 15) -> tuple:
     "What a command prints that tries several things on valid: the best of them, then what `fit` prints"
     from fastsmile.core.files import read_safe_csv
     from fastsmile.reports.run import short_number
-    table = read_safe_csv(run.path/'tried.csv')
+    table = read_safe_csv(run.path/'candidates.csv')
     rows = table.to_dict('records')
-    title = run.config['training']['tried'].partition('.')[0] + (f', the first {most} of {len(rows)}' if len(rows) > most else '')
+    title = run.config['training']['table_caption'].partition('.')[0] + (f', the first {most} of {len(rows)}' if len(rows) > most else '')
     shown, result = fit_output(run)
     if 'balanced_accuracy_from' in table: tried = rich_table(title, _MEMBER_COLUMNS, map(_member_cells, rows[:most]), whole=True)
     else: tried = rich_table(title, [c.replace('_', ' ') for c in table], [[short_number(v) for v in r.values()] for r in rows[:most]])
@@ -116,7 +116,7 @@ def candidates_output(run, most: int = 15) -> tuple:
 _MEMBER_COLUMNS = ['model', 'rows', 'balanced accuracy', 'macro F1', 'log loss']
 
 def _member_cells(
-    row: dict, # of an ensemble's tried.csv, all text
+    row: dict, # of an ensemble's candidates.csv, all text
 ) -> list[str]: # under `_MEMBER_COLUMNS`
     "A member in a table of 80 columns: intervals in brackets, but for the log loss, whose is in --json and on the page"
     def both(k): return '{:.3f} ({:.2f} to {:.2f})'.format(*(float(row[n]) for n in (k, f'{k}_from', f'{k}_to')))

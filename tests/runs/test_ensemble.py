@@ -72,7 +72,7 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
 
 
 def test_the_members_stand_beside_the_ensemble(both, run):
-    table = pd.read_csv(both.path/'tried.csv')
+    table = pd.read_csv(both.path/'candidates.csv')
     assert len(table) == 3 and set(table.rows) == {run.metrics['test']['rows']}
     assert table.macro_f1[0] == pytest.approx(run.metrics['test']['macro_f1']['value'])
     assert table.macro_f1[2] == pytest.approx(both.metrics['test']['macro_f1']['value'])
@@ -157,7 +157,7 @@ def test_no_number_of_the_members_is_broken_on_a_terminal(both, width):
     from fastsmile.cli.tables import candidates_output
     console = Console(file=io.StringIO(), width=width)
     console.print(candidates_output(both)[0][0])
-    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'tried.csv').to_dict('records')
+    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'candidates.csv').to_dict('records')
     assert len(rows) == 3 and 'balanced accuracy' in shown and max(map(len, shown.splitlines())) <= width
     for r in rows:
         for k in ('balanced_accuracy', 'macro_f1'): assert f'{r[k]:.3f} ({r[k + "_from"]:.2f} to {r[k + "_to"]:.2f})' in shown

@@ -78,11 +78,11 @@ def test_a_class_that_the_forest_never_saw_has_no_share():
 
 
 def test_valid_chooses_and_test_is_measured_for_what_was_chosen(probed):
-    tried = pd.read_csv(probed.path/'tried.csv')
+    tried = pd.read_csv(probed.path/'candidates.csv')
     assert len(tried) == 4 + 2 + 2 and tried.valid_macro_f1.is_monotonic_decreasing and not any(c.startswith('test') for c in tried)
     best = tried.groupby(tried.probe.str.split(',').str[0]).valid_macro_f1.max()
     for kind in ('knn', 'forest', 'logistic'):
-        words = one(probed, kind).config['training']['words']
+        words = one(probed, kind).config['training']['summary']
         chosen = next(r for r in tried.itertuples() if r.probe in words)
         assert chosen.probe.startswith(kind) and chosen.valid_macro_f1 == best[kind]
     c = probed.comparison.set_index('folder')  # the best of each kind, calibrated
@@ -188,7 +188,7 @@ def test_wrong_options_are_refused(change, words):
 
 def test_too_many_neighbours_are_left_out_or_refused(faces, tmp_path):
     made = probe(faces, replace(BARE, probes='knn', k='3,5000', distance='cosine', tta='none', out=str(tmp_path/'a')))
-    assert pd.read_csv(made.path/'tried.csv').probe.tolist() == ['knn, k 3, cosine']
+    assert pd.read_csv(made.path/'candidates.csv').probe.tolist() == ['knn, k 3, cosine']
     with pytest.raises(SmileError, match='more than the'): probe(faces, replace(BARE, probes='knn', k='5000', out=str(tmp_path/'b')))
 
 

@@ -37,7 +37,7 @@ def searched(config, faces, tmp_path_factory):
     return run, seen
 
 
-def table(run): return pd.read_csv(run.path/'tried.csv').drop(columns='seconds')
+def table(run): return pd.read_csv(run.path/'candidates.csv').drop(columns='seconds')
 
 
 def test_no_trial_touches_a_test_row_and_the_best_is_measured_once(searched):
@@ -115,7 +115,7 @@ def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, t
     assert table(run).state.tolist() == ['complete', 'fail'] and run.metrics['test']['rows'] and 'valid_loss' in table(run)
     monkeypatch.setattr(module, 'train_trial', lambda *a: (_ for _ in ()).throw(SmileError('no')))
     with pytest.raises(SmileError, match='No trial ended well'): tune(faces, replace(config, trials=9, minutes=0., out=str(tmp_path/'all')))
-    assert len(pd.read_csv(tmp_path/'all'/'tried.csv')) == 1  # no second one began
+    assert len(pd.read_csv(tmp_path/'all'/'candidates.csv')) == 1  # no second one began
 
 
 @pytest.mark.parametrize('error', [WriteError('The disk is full.'), pytest.param(UnreadableImageError('a.jpg: no such file'), marks=pytest.mark.slow)])
