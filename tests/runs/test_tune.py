@@ -32,7 +32,7 @@ def searched(config, faces, tmp_path_factory):
     def each(search):
         run_next_trial(search)
         test = set(search.data.rows.path[search.data.rows.split == 'test'])
-        seen.append(test & {n for p in search.decoded.values() for n in p.index} or list((search.path/'fits').rglob('predictions*')))
+        seen.append(test & {n for p in search.images_by_prep.values() for n in p.index} or list((search.path/'fits').rglob('predictions*')))
     run = tune(faces, replace(config, out=str(tmp_path_factory.mktemp('tune')/'search')), each)
     return run, seen
 
