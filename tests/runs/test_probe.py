@@ -194,7 +194,7 @@ def test_too_many_neighbours_are_left_out_or_refused(faces, tmp_path):
 
 def test_fit_does_not_go_on_with_a_probe(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(status='failed', kind='probe', source='x')))
-    with pytest.raises(SmileError, match='fastsmile probe'): resume('.', FitConfig(resume=str(tmp_path)))
+    with pytest.raises(SmileError, match='fastsmile probe'): fit('.', FitConfig(resume=str(tmp_path)))
 
 
 def saved_forest(folder):
