@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['calibrate']
 
-# %% ../../nbs/runs/09_calibrate.ipynb #6ed6d4be
+# %% ../../nbs/runs/09_calibrate.ipynb #f0b08796
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..config.commands import CalibrateConfig
-from ..config.fields import command_line
+from ..config.fields import command_line, options_or
 from ..core.files import folder_lock, read_json, read_safe_csv, write_json
 from ..metrics.calibration import Calibration, calibration_metadata
 from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration, fold_folders
@@ -46,9 +46,11 @@ def _predict_missing_splits(run: Path, config: CalibrateConfig):
 # %% ../../nbs/runs/09_calibrate.ipynb #772b9aaa
 def calibrate(
     run: str | Path,    # a finished run's folder
-    config: CalibrateConfig = CalibrateConfig(),
+    config: CalibrateConfig | None = None,
+    **options: object,  # those of `CalibrateConfig` by name, instead of `config`
 ) -> dict: # metrics, as in metrics.json
     "Fit temperature, rule, abstention and sets on calib again; raises `OptionError` and `SmileError`"
+    config = options_or(config, CalibrateConfig, options)
     run = finished_run(run, folds=True, calibrating=True)
     with folder_lock(run):
         folds = fold_folders(run)

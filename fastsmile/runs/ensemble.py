@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ensemble']
 
-# %% ../../nbs/runs/14_ensemble.ipynb #5155ec60
+# %% ../../nbs/runs/14_ensemble.ipynb #c0ecd32c
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..config.commands import EnsembleConfig, ProbeConfig
-from ..config.fields import DataOptions, command_line
+from ..config.fields import DataOptions, command_line, options_or
 from ..core.errors import SmileError, printable, say
 from ..core.files import check_run_folder_free, new_run_folder, read_json, read_safe_csv, write_json
 from ..core.files import write_safe_csv
@@ -247,10 +247,12 @@ def _ensemble_summary(members: _EnsembleMembers, config: EnsembleConfig, candida
 # %% ../../nbs/runs/14_ensemble.ipynb #8a38e3c8
 def ensemble(
     runs: Sequence[str | Path], # folders of finished runs on one source
-    config: EnsembleConfig = EnsembleConfig(),
+    config: EnsembleConfig | None = None,
     progress: Callable | None = None, # called with the number of images; returns a function that is called with images done
+    **options: object,  # those of `EnsembleConfig` by name, instead of `config`
 ) -> Run:
     "Combine finished runs into one; raises `OptionError`, and `SmileError` where that cannot be measured"
+    config = options_or(config, EnsembleConfig, options)
     check_run_folder_free(config.out)
     device, start = pick_device(config.device), time.perf_counter()
     members = _open_members(runs)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MeasuredRows', 'load_predictions', 'calibration_of_run', 'evaluate']
 
-# %% ../../nbs/runs/08_evaluate.ipynb #e4a75c5e
+# %% ../../nbs/runs/08_evaluate.ipynb #8149c259
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..config.commands import EvaluateConfig
+from ..config.commands import EvaluateConfig, check_source_options
+from ..config.fields import options_or
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
 from ..inference.outputs import check_replaceable
@@ -178,10 +179,12 @@ def _predict_rows_of_source(model: 'Model', reader: object, rows: pd.DataFrame, 
 def evaluate(
     run: str | Path,                  # a finished run's folder
     source: str | Path | None = None, # a labelled source; the run's saved predictions where None
-    config: EvaluateConfig = EvaluateConfig(),
+    config: EvaluateConfig | None = None,
+    **options: object,  # those of `EvaluateConfig` by name, instead of `config`
 ) -> dict: # run, measured_on, metrics, calibration, copies, left_out, slices, tta, out
     "Measure a run: on its saved predictions, or on a source that it predicts first; raises `OptionError` and `SmileError`"
-    config.must_serve(source is not None)
+    config = options_or(config, EvaluateConfig, options)
+    check_source_options(config, source is not None)
     run = finished_run(run, folds=source is None)
     out = _output_folder(run, source, config)
     rows = MeasuredRows(*load_predictions(run, config.part)) if source is None else _predict_source(run, source, config)

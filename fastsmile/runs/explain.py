@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['explain_run', 'explain_for_report', 'explain']
 
-# %% ../../nbs/runs/02_explain.ipynb #d3759332
+# %% ../../nbs/runs/02_explain.ipynb #01fac2fc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config.commands import ExplainConfig
+from ..config.commands import ExplainConfig, check_image_options
+from ..config.fields import options_or
 from ..core.errors import SmileError, printable, say
 from ..core.files import LOCK_FILE, folder_lock, import_pandas, local_path, write_text
 from ..data.audit import SplitData
@@ -82,10 +83,12 @@ def _check_output_folder(out: Path):
 def explain(
     run: str | Path,      # a finished run's folder
     images: tuple = (),   # files, or folders and zips of images; the run's own rows where empty
-    config: ExplainConfig = ExplainConfig(),
+    config: ExplainConfig | None = None,
+    **options: object,  # those of `ExplainConfig` by name, instead of `config`
 ) -> dict: # page, corner_share, warnings, images
     "Explain what a run's model looks at, as a page with its images beside it; raises `OptionError` and `SmileError`"
-    config.must_serve(bool(images))
+    config = options_or(config, ExplainConfig, options)
+    check_image_options(config, bool(images))
     opened = load_run(finished_run(run))
     path = opened.path
     out = local_path(config.out) if config.out else path/('explain-images' if images else 'explain')

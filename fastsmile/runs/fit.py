@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['audit_and_build', 'new_network', 'fit_data', 'fit', 'resume_arguments', 'demo_config']
 
-# %% ../../nbs/runs/06_fit.ipynb #9ae06735
+# %% ../../nbs/runs/06_fit.ipynb #5653193c
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import TypeVar
 from torch import nn
 
 from ..config.commands import DemoConfig
-from ..config.fields import SplitOptions, command_line
+from ..config.fields import SplitOptions, command_line, options_or
 from ..config.fit import FitConfig
-from ..config.recipes import describe_recipe
+from ..config.recipes import describe_recipe, write_options
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, shell_quote
 from ..core.files import absolute_source, check_run_folder_free, check_source_exists, folder_lock
 from ..core.files import local_path, new_run_folder, read_run_config, write_json
@@ -145,10 +145,12 @@ def _delete_training_state(path: Path):
 # %% ../../nbs/runs/06_fit.ipynb #d06c4b7b
 def fit(
     source: object,                # a folder, a zip, a CSV or an array file
-    config: FitConfig = FitConfig(),
+    config: FitConfig | None = None,
     into: Path | None = None,      # the folder of a run that was stopped, to resume it
+    **options: object,  # those of `FitConfig` by name, instead of `config`
 ) -> Run | None: # None in a process that only helps the first of several
     "Source to report; raises `OptionError` and `SmileError` where options or input are at fault"
+    config = options_or(config, FitConfig, options)
     if is_distributed(): return _fit_distributed(source, config)
     if config.resume: return _resume(source, config)
     if into is None: check_run_folder_free(config.out)
@@ -157,8 +159,14 @@ def fit(
     if config.folds: return _fit_folds(source, audited, spec, config, device, into)
     data = split_audited(audited, config)
     path = into or new_run_folder(config.out, spec.arch)
-    if config.compares: return _fit_variants(source, data, spec, config, path, device)
+    _write_fit_options(config, path, source)
+    if config.is_comparison: return _fit_variants(source, data, spec, config, path, device)
     return fit_data(source, data, spec, net, config, path, device)
+
+def _write_fit_options(config: FitConfig, path: Path, source: object):
+    "Write options.toml, the file for `--config` that repeats a run"
+    file = path/'options.toml'
+    write_options(config, file, f'fastsmile fit {shell_quote(source)} --config {shell_quote(file)}')
 
 # %% ../../nbs/runs/06_fit.ipynb #763ae11c
 def _fit_distributed(source: object, config: FitConfig) -> Run | None: # None in all but the first process
@@ -187,6 +195,7 @@ class _FirstProcess:
         audited, spec, self.net = _audit_and_build_network(source, options, rank_device(options.device))
         data = split_audited(audited, options)
         self.path = into or new_run_folder(options.out, spec.arch)
+        _write_fit_options(options, self.path, source)
         return source, options, data, spec, into is not None
 
 # %% ../../nbs/runs/06_fit.ipynb #947dba32
@@ -240,6 +249,7 @@ def _fit_folds(
     folds, once = cross_validation_splits(audited, config), replace(config, folds=None, out=None)
     path = into or new_run_folder(config.out, f'{spec.arch}-{config.folds}-folds')
     command = command_line('fit', [source], config)
+    _write_fit_options(config, path, source)
     record = base_record('fit', command, source, config.as_dict())
     with recording_status(path, record):
         write_audit(folds[0], path)

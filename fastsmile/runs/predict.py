@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict']
 
-# %% ../../nbs/runs/07_predict.ipynb #68c59546
+# %% ../../nbs/runs/07_predict.ipynb #46bca2c3
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.commands import PredictConfig
+from ..config.fields import options_or
 from ..core.errors import OptionError, printable, say
 from ..core.files import file_sha256, is_url
 from ..core.system import Interrupted, graceful_interrupt
@@ -108,10 +109,12 @@ def _write_gallery_page(config: PredictConfig, picked: dict, inputs: ImageInputs
 # %% ../../nbs/runs/07_predict.ipynb #2d7af0f9
 def predict(
     where: object,             # a folder, a zip, a list, a table, images: what `open_inputs` takes
-    config: PredictConfig = PredictConfig(),
+    config: PredictConfig | None = None,
     progress: Callable | None = None, # called with the number of images, or None; returns a function that is called with images done
+    **options: object,  # those of `PredictConfig` by name, instead of `config`
 ) -> PredictionSummary:
     "Write a row for every image; raises `OptionError` and `SmileError` where options or inputs are at fault"
+    config = options_or(config, PredictConfig, options)
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
     inputs = open_inputs(where, config.image_col, config.root)

@@ -6,7 +6,7 @@
 __all__ = ['TrainingFeatures', 'FittedProbe', 'fit_probes', 'best_probe', 'probe_spec', 'ProbeFeatures', 'extract_probe_features',
            'probe_data', 'probe']
 
-# %% ../../nbs/runs/12_probe.ipynb #553ce521
+# %% ../../nbs/runs/12_probe.ipynb #4999b29d
 import copy
 import time
 import warnings
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..config.commands import ProbeConfig
-from ..config.fields import command_line
+from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, say
 from ..core.files import check_run_folder_free, new_run_folder, write_json, write_safe_csv
@@ -145,7 +145,7 @@ def fit_probes(
 ) -> list[FittedProbe]:
     "Fit every candidate and measure it on valid; raises `SmileError` where none can be fitted"
     fitted, refused = [], None
-    for probe, candidates in config.tried().items():
+    for probe, candidates in config.candidates().items():
         for settings in candidates:
             try: fitted.append(_fit_candidate(training, valid, config, classes, probe, settings))
             except SmileError as e:
@@ -341,10 +341,12 @@ def probe_data(
 # %% ../../nbs/runs/12_probe.ipynb #ddd0a164
 def probe(
     source: object,                   # a folder, a zip, a CSV or an array file
-    config: ProbeConfig = ProbeConfig(),
+    config: ProbeConfig | None = None,
     progress: Callable | None = None, # called with the number of images; returns a function that is called with images done
+    **options: object,  # those of `ProbeConfig` by name, instead of `config`
 ) -> Run:
     "Fit probes on frozen features, choose on valid, report on test; raises `OptionError` and `SmileError` where options or input are at fault"
+    config = options_or(config, ProbeConfig, options)
     check_run_folder_free(config.out)
     pick_device(config.device)
     probe_spec(config, ('a', 'b'))  # an unknown name fails fast

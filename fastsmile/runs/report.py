@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['report']
 
-# %% ../../nbs/runs/10_report.ipynb #160bb143
+# %% ../../nbs/runs/10_report.ipynb #debb347d
 from pathlib import Path
 
 from ..config.commands import ReportConfig
+from ..config.fields import options_or
 from ..core.errors import SmileError, say
 from ..core.files import folder_lock, read_json, write_json
 from ..metrics.calibration import calibration_from_metadata
@@ -32,9 +33,11 @@ def _redraw_explanations(path: Path):
 # %% ../../nbs/runs/10_report.ipynb #bc26b87e
 def report(
     run: str | Path,    # a finished run's folder
-    config: ReportConfig = ReportConfig(),
+    config: ReportConfig | None = None,
+    **options: object,  # those of `ReportConfig` by name, instead of `config`
 ) -> Path: # report.html
     "Measure again from the saved predictions; write metrics.json, the page and the model card; a `SmileError` where the run is not finished"
+    config = options_or(config, ReportConfig, options)
     run = finished_run(run, folds=True)
     with folder_lock(run):
         folds = fold_folders(run)

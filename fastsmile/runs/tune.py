@@ -6,7 +6,7 @@
 __all__ = ['trial_config', 'search_space', 'train_trial', 'sampler_for', 'pruner_for', 'search_folder', 'run_next_trial',
            'trial_table', 'option_importance', 'tune']
 
-# %% ../../nbs/runs/13_tune.ipynb #482fb8f2
+# %% ../../nbs/runs/13_tune.ipynb #79c712cc
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..config.commands import TuneConfig
-from ..config.fields import command_line
+from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..core.errors import OptionError, SmileError, WriteError, printable, say
 from ..core.files import absolute_source, jsonable, local_path, new_run_folder, write_json, write_safe_csv
@@ -86,7 +86,7 @@ def search_space(
     d = _import_optuna().distributions
     choices = dict(balance=_BALANCE_CHOICES, loss=_LOSS_CHOICES, size=_sizes_around(size), bs=_BATCH_SIZES, freeze=('none', 'head'))
     space = {}
-    for name in config.searched:
+    for name in config.search_space:
         if name == 'lr': space[name] = d.FloatDistribution(1e-4 if config.weights == 'none' else 1e-5, 1e-2, log=True)
         elif name == 'dropout': space[name] = d.FloatDistribution(0., 0.5, step=0.1)
         else: space[name] = d.CategoricalDistribution([v for v in choices[name] if _invalid_reason(config, {name: v}) is None])
@@ -300,10 +300,12 @@ def _finish_best_trial(search: _TuneSearch, command: str):
 # %% ../../nbs/runs/13_tune.ipynb #a1a1d59f
 def tune(
     source: object,                # a folder, a zip, a CSV or an array file
-    config: TuneConfig = TuneConfig(),
+    config: TuneConfig | None = None,
     each: Callable[[_TuneSearch], None] = run_next_trial, # runs one trial
+    **options: object,  # those of `TuneConfig` by name, instead of `config`
 ) -> Run:
     "Search, then finish the best trial as a run; raises `SmileError` where the input is at fault or no trial ends well"
+    config = options_or(config, TuneConfig, options)
     _import_optuna()
     device, path, start = pick_device(config.device), search_folder(source, config), time.perf_counter()
     spec_from_config(config, ())  # an unknown name fails fast

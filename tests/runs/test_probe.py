@@ -26,7 +26,7 @@ from fastsmile.runs.probe import probe
 from fastsmile.runs.calibrate import calibrate
 from fastsmile.runs.evaluate import evaluate
 from fastsmile.runs.explain import explain
-from fastsmile.runs.fit import fit, resume
+from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import Run, load_run
 from fastsmile.models.heads import KNNHead, forest_from_sklearn, head_settings
 from fastsmile.data.splits import read_training_fingerprints

@@ -12,7 +12,7 @@ from fastsmile.data.images import UnreadableImageError
 from fastsmile.config.commands import TUNE_SPACE, TuneConfig
 from fastsmile.config.fields import command_line
 from fastsmile.config.fit import FitConfig
-from fastsmile.runs.fit import resume
+from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import load_run
 from fastsmile.runs.tune import run_next_trial, search_folder, search_space, trial_config, tune
 
@@ -71,7 +71,7 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, f
     monkeypatch.setattr(TrialReporter, 'after_epoch', killed)
     with pytest.raises(KeyboardInterrupt): tune(faces, once)
     monkeypatch.setattr(TrialReporter, 'after_epoch', real)
-    with pytest.raises(SmileError, match='fastsmile tune'): resume('.', FitConfig(resume=once.out))
+    with pytest.raises(SmileError, match='fastsmile tune'): fit('.', FitConfig(resume=once.out))
     epochs = []
     monkeypatch.setattr(TrialReporter, 'after_epoch', lambda self: (epochs.append(self.report_value.__self__.number), real(self))[1])
     again = tune(faces, once)
@@ -157,7 +157,7 @@ def test_what_does_not_go_together_is_not_drawn(config, faces, tmp_path, monkeyp
 
 def test_a_recipe_stands_below_what_is_searched():
     made = TuneConfig(recipe='cnn-b3', trials=3)
-    assert (made.arch, made.weights, made.bs, made.test) == ('smilecnn_b2', 'none', 124, 0.3) and 'lr' in made.searched
+    assert (made.arch, made.weights, made.bs, made.test) == ('smilecnn_b2', 'none', 124, 0.3) and 'lr' in made.search_space
     assert trial_config(made, dict(lr=0.01)) == FitConfig(recipe='cnn-b3', lr='0.01')
     assert command_line('tune', ['x'], made) == 'fastsmile tune x --recipe cnn-b3 --trials 3'
     with pytest.raises(OptionError, match='Accepted: densenet161-frozen'): TuneConfig(recipe='vgg')
