@@ -147,7 +147,7 @@ def train_distributed(
 # %% ../../nbs/training/09_ddp.ipynb #b9f60f51
 def check_distributed_options(config: FitConfig):
     "An `OptionError` for what several processes do not do together"
-    n, kept = world_size(), config.asked().kept_views is not None
+    n, kept = world_size(), config.parsed().cached_views is not None
     alone = {'--folds': config.folds, '--balance all': config.balance == 'all', '--lr-sweep': config.lr_sweep, '--seeds': config.seeds > 1,
              '--refit-all': config.refit_all, '--compile': config.compile, '--freeze head without --views fresh': kept}
     if asked := [o for o, given in alone.items() if given]:
