@@ -6,7 +6,7 @@
 __all__ = ['FeatureLayer', 'find_feature_layer', 'attribution_maps', 'overlay_heatmap', 'corner_share', 'Explanations',
            'read_explanations', 'foreign_files', 'TrainingImages', 'default_methods', 'write_explanations']
 
-# %% ../../nbs/inference/12_explain.ipynb #af2d9b23
+# %% ../../nbs/inference/12_explain.ipynb #b14de38c
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -28,6 +28,7 @@ from ..data.images import ImageError, Preprocessing, resize_and_crop
 from .torch_backend import pixels_to_tensor
 from ..models.spec import Model
 
+# %% ../../nbs/inference/12_explain.ipynb #c0bbe9a4
 if TYPE_CHECKING: from fastsmile.metrics.predictions import SavedPredictions
 
 # %% ../../nbs/inference/12_explain.ipynb #058b9604
@@ -51,6 +52,27 @@ def _feature_layout(
     side = int(max(0, tokens)**0.5)
     return ('tokens', side) if side and side**2 == tokens else ('', 0)
 
+# %% ../../nbs/inference/12_explain.ipynb #5f630250
+def _candidate_layers(net: nn.Module, modules: dict) -> list[str]:
+    "The stages that timm names, else all convolutions; of a transformer's block the input of its attention"
+    names = [i['module'] for i in getattr(net, 'feature_info', []) if i['module'] in modules]
+    if not names: names = [n for n, m in modules.items() if isinstance(m, nn.Conv2d)]
+    if not hasattr(net, 'num_prefix_tokens'): return names
+    return [f'{n}.norm1' if f'{n}.norm1' in modules else n for n in names]
+
+def _output_shapes(net: nn.Module, names: list[str], size: int) -> dict[str, tuple]:
+    "The shape that each of these modules gives for one image, in the order of `names`"
+    shapes, modules = {}, dict(net.named_modules())
+    def record(name: str):
+        def hook(module: nn.Module, given: tuple, out: object):
+            shapes[name] = tuple(out.shape) if torch.is_tensor(out) else ()
+        return hook
+    hooks = [modules[n].register_forward_hook(record(n)) for n in names]
+    device = next(chain(net.parameters(), net.buffers())).device
+    with torch.no_grad(): net(torch.zeros(1, 3, size, size, device=device))
+    for hook in hooks: hook.remove()
+    return {n: shapes[n] for n in names if n in shapes}
+
 # %% ../../nbs/inference/12_explain.ipynb #9cb22f36
 def find_feature_layer(
     net: nn.Module,      # in evaluation mode
@@ -64,45 +86,30 @@ def find_feature_layer(
         kind, side = _feature_layout(shape, prefix_tokens, getattr(net, 'output_fmt', ''))
         if kind: found.append((side, FeatureLayer(modules[name], name, kind, prefix_tokens if kind == 'tokens' else 0)))
     if not found:
-        raise SmileError(f'{type(net).__name__} has no feature map that Grad-CAM could read.', 'Use --methods saliency, smoothgrad or occlusion.')
+        raise SmileError(f'{type(net).__name__} has no feature map that Grad-CAM could read.',
+                         'Use --methods saliency, smoothgrad or occlusion.')
     large = [layer for side, layer in found if side >= min_side]
     return large[-1] if large else max(found, key=lambda f: f[0])[1]
 
-def _candidate_layers(net: nn.Module, modules: dict) -> list[str]:
-    "The stages that timm names, else all convolutions; of a transformer's block the input of its attention"
-    names = [i['module'] for i in getattr(net, 'feature_info', []) if i['module'] in modules]
-    if not names: names = [n for n, m in modules.items() if isinstance(m, nn.Conv2d)]
-    if not hasattr(net, 'num_prefix_tokens'): return names
-    return [f'{n}.norm1' if f'{n}.norm1' in modules else n for n in names]
-
-def _output_shapes(net: nn.Module, names: list[str], size: int) -> dict[str, tuple]:
-    "The shape that each of these modules gives for one image, in the order of `names`"
-    shapes, modules = {}, dict(net.named_modules())
-    def record(name):
-        def hook(module, given, out): shapes[name] = tuple(out.shape) if torch.is_tensor(out) else ()
-        return hook
-    hooks = [modules[n].register_forward_hook(record(n)) for n in names]
-    device = next(chain(net.parameters(), net.buffers())).device
-    with torch.no_grad(): net(torch.zeros(1, 3, size, size, device=device))
-    for hook in hooks: hook.remove()
-    return {n: shapes[n] for n in names if n in shapes}
-
 # %% ../../nbs/inference/12_explain.ipynb #b7b8436a
-def _saliency(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer | None, seed: int) -> torch.Tensor: # (n, size, size)
+# (n, size, size)
+def _saliency(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer | None, seed: int):
     from captum.attr import Saliency
     return Saliency(net).attribute(x, target=target).amax(1)
 
-def _smoothgrad(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer | None, seed: int) -> torch.Tensor:
+def _smoothgrad(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer | None, seed: int):
     from captum.attr import NoiseTunnel, Saliency
     torch.manual_seed(sub_seed(seed, 'smoothgrad'))
     noisy = NoiseTunnel(Saliency(net))
-    return noisy.attribute(x, target=target, nt_type='smoothgrad', nt_samples=24, nt_samples_batch_size=4, stdevs=0.3).amax(1)
+    return noisy.attribute(x, target=target, nt_type='smoothgrad', nt_samples=24, nt_samples_batch_size=4,
+                           stdevs=0.3).amax(1)
 
-def _occlusion(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer | None, seed: int) -> torch.Tensor:
+def _occlusion(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer | None, seed: int):
     from captum.attr import Occlusion
     window = max(2, x.shape[-1] // 6)
     stride = max(1, window // 2)
-    a = Occlusion(net).attribute(x, target=target, sliding_window_shapes=(3, window, window), strides=(3, stride, stride),
+    a = Occlusion(net).attribute(x, target=target, sliding_window_shapes=(3, window, window),
+                                 strides=(3, stride, stride),
                                  baselines=0, perturbations_per_eval=4)
     return a.mean(1).relu()
 
@@ -113,7 +120,8 @@ def _gradcam(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: Featu
     else: a = _token_evidence(net, x, target, layer)
     return LayerAttribution.interpolate(a, tuple(x.shape[2:]), 'bilinear')[:, 0]
 
-def _token_evidence(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer) -> torch.Tensor: # (n, 1, side, side)
+# (n, 1, side, side)
+def _token_evidence(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer: FeatureLayer) -> torch.Tensor:
     from captum.attr import LayerGradientXActivation
     a = LayerGradientXActivation(net, layer.module).attribute(x, target=target).sum(-1)
     if layer.kind == 'tokens': a = a[:, layer.prefix_tokens:]
@@ -151,13 +159,14 @@ def overlay_heatmap(
     image: np.ndarray, # (size, size, 3), uint8
     heat: np.ndarray,  # (size, size), from 0 to 1
 ) -> np.ndarray: # (size, size, 3), uint8
-    "The image in grey under its evidence in orange; the strongest hundredth of the pixels is drawn alike, for in gradients a few outshine the rest"
+    "The image in grey under its evidence in orange; the strongest hundredth of the pixels is drawn alike"
     grey, strongest = image.mean(-1, keepdims=True), max(np.percentile(heat, 99), 1e-6)
     alpha = 0.75 * np.minimum(heat / strongest, 1)[..., None]
     return (grey * (1 - alpha) + np.array([255, 120, 20]) * alpha).astype(np.uint8)
 
 # %% ../../nbs/inference/12_explain.ipynb #2a863846
-_CORNER_WARNING = 0.4  # a share of the evidence in the corners from which a warning is due; their share of the area is a quarter
+# a share of the evidence in the corners from which a warning is due; their share of the area is a quarter
+_CORNER_WARNING = 0.4
 
 def corner_share(
     maps: np.ndarray, # (n, size, size)
@@ -172,7 +181,8 @@ def corner_share(
 def _corner_warning(share: float, method: str) -> str:
     "A warning where the evidence lies in the corners, else nothing"
     if share < _CORNER_WARNING: return ''
-    return (f'{share:.0%} of the evidence ({method}) lies in the corners of the images, which are a quarter of the area: '
+    return (f'{share:.0%} of the evidence ({method}) lies in the corners of the images, '
+            'which are a quarter of the area: '
             'the network may look at background, hair or a watermark instead of the face.')
 
 # %% ../../nbs/inference/12_explain.ipynb #ff3c81f7
@@ -212,6 +222,7 @@ def _class_mean_images(
         if images: out[c] = (np.mean(images, 0), len(images))
     return out
 
+# %% ../../nbs/inference/12_explain.ipynb #2afe0dcc
 def _difference_image(
     mean: np.ndarray,   # (size, size, 3)
     others: np.ndarray, # (size, size, 3)
@@ -281,7 +292,8 @@ def read_explanations(
     return Explanations(**json.loads(path.read_text(encoding='utf-8'))) if path.exists() else None
 
 # %% ../../nbs/inference/12_explain.ipynb #f15383c3
-_EXPLANATION_FILES = re.compile(r'(mean|difference|near|grid|losses|mistakes|uncertain|requested)-\d+(-\w+)?\.jpg|explain\.(json|html)')
+_EXPLANATION_FILES = re.compile(r'(mean|difference|near|grid|losses|mistakes|uncertain|requested)-\d+(-\w+)?\.jpg'
+                                r'|explain\.(json|html)')
 
 def foreign_files(
     out: Path, # a folder, or nothing yet
@@ -297,6 +309,7 @@ def _clear_explanations(out: Path):
     for p in out.iterdir():
         if _EXPLANATION_FILES.fullmatch(p.name): p.unlink()
 
+# %% ../../nbs/inference/12_explain.ipynb #1e2ad29c
 def _save_thumbnail(
     array: np.ndarray, # (h, w, 3)
     path: Path,
@@ -318,6 +331,17 @@ class _ExplainedImages:
     label: np.ndarray    # (n,)
     y: np.ndarray | None = None # (n,) where it is known
 
+def _save_row(classes: tuple, shown: _ExplainedImages, i: int, maps: dict, stem: Path) -> dict:
+    label, image = int(shown.label[i]), shown.images[i]
+    row = dict(path=shown.names[i], label=classes[label], target=None, correct=None,
+               confidence=float(shown.probs[i, label]))
+    if shown.y is not None: row |= dict(target=classes[int(shown.y[i])], correct=bool(label == shown.y[i]))
+    row['file'] = _save_thumbnail(image, stem.with_name(f'{stem.name}.jpg'))
+    row['maps'] = {m: _save_thumbnail(overlay_heatmap(image, a[i]), stem.with_name(f'{stem.name}-{m}.jpg')) for m,
+                   a in maps.items()}
+    return row
+
+# %% ../../nbs/inference/12_explain.ipynb #8f27526a
 def _save_group(
     model: Model,
     shown: _ExplainedImages,
@@ -329,16 +353,9 @@ def _save_group(
     "Save the images of one group with their maps"
     maps = {}
     if len(shown.names):
-        for m in methods: maps[m] = attribution_maps(model, shown.images, shown.label, m, config.device or 'cpu', config.seed)
+        for m in methods:
+            maps[m] = attribution_maps(model, shown.images, shown.label, m, config.device or 'cpu', config.seed)
     return [_save_row(model.spec.classes, shown, i, maps, out/f'{prefix}-{i}') for i in range(len(shown.names))], maps
-
-def _save_row(classes: tuple, shown: _ExplainedImages, i: int, maps: dict, stem: Path) -> dict:
-    label, image = int(shown.label[i]), shown.images[i]
-    row = dict(path=shown.names[i], label=classes[label], target=None, correct=None, confidence=float(shown.probs[i, label]))
-    if shown.y is not None: row |= dict(target=classes[int(shown.y[i])], correct=bool(label == shown.y[i]))
-    row['file'] = _save_thumbnail(image, stem.with_name(f'{stem.name}.jpg'))
-    row['maps'] = {m: _save_thumbnail(overlay_heatmap(image, a[i]), stem.with_name(f'{stem.name}-{m}.jpg')) for m, a in maps.items()}
-    return row
 
 # %% ../../nbs/inference/12_explain.ipynb #0ee19da2
 _NEIGHBOUR_POOL = 2000  # training images among which the nearest are sought
@@ -350,6 +367,7 @@ class TrainingImages:
     names: list[str]
     labels: list[str]
 
+# %% ../../nbs/inference/12_explain.ipynb #758b6b3b
 def _add_neighbours(
     model: Model,
     rows: list[dict],      # from `_save_group`
@@ -364,9 +382,11 @@ def _add_neighbours(
     names, pool = _read_images(train.reader, [train.names[i] for i in drawn], model.spec.prep)
     if not names: return
     label, device = dict(zip(train.names, train.labels)), config.device or 'cpu'
-    nearest, cosines = _nearest_rows(_unit_features(model, images, device), _unit_features(model, pool, device), config.neighbours)
+    nearest, cosines = _nearest_rows(_unit_features(model, images, device), _unit_features(model, pool, device),
+                                     config.neighbours)
     for n, row in enumerate(rows):
-        row['nearest'] = [dict(path=names[j], label=label[names[j]], cosine=float(v), file=_save_thumbnail(pool[j], out/f'near-{n}-{k}.jpg'))
+        row['nearest'] = [dict(path=names[j], label=label[names[j]], cosine=float(v),
+                               file=_save_thumbnail(pool[j], out/f'near-{n}-{k}.jpg'))
                           for k, (j, v) in enumerate(zip(nearest[n], cosines[n]))]
 
 # %% ../../nbs/inference/12_explain.ipynb #ee09551a
@@ -379,7 +399,13 @@ def _save_class_means(model: Model, train: TrainingImages, out: Path, config: Ex
         rows.append(dict(label=c, images=n, file=_save_thumbnail(mean, out/f'mean-{i}.jpg'), difference=difference))
     return rows
 
-def _chosen_groups(model: Model, saved: 'SavedPredictions', reader: object, config: ExplainConfig) -> Iterator[tuple[str, _ExplainedImages]]:
+# %% ../../nbs/inference/12_explain.ipynb #82b06433
+def _chosen_groups(
+    model: Model,
+    saved: 'SavedPredictions',
+    reader: object,
+    config: ExplainConfig,
+) -> Iterator[tuple[str, _ExplainedImages]]:
     "The groups of rows that are worth looking at, with their images"
     label, paths = model.facts.calibration.read(saved.probs)[0], saved.frame.path
     for name, rows in _choose_rows(saved.probs, saved.y, label, config.n, config.seed).items():
@@ -388,14 +414,21 @@ def _chosen_groups(model: Model, saved: 'SavedPredictions', reader: object, conf
         keep = [r for r in rows if paths.iloc[r] in there]
         yield name, _ExplainedImages(good, images, saved.probs[keep], label[keep], saved.y[keep])
 
-def _requested_group(model: Model, reader: object, names: Sequence[str], config: ExplainConfig) -> Iterator[tuple[str, _ExplainedImages]]:
+# %% ../../nbs/inference/12_explain.ipynb #049ff607
+def _requested_group(
+    model: Model,
+    reader: object,
+    names: Sequence[str],
+    config: ExplainConfig,
+) -> Iterator[tuple[str, _ExplainedImages]]:
     "The images that were named, predicted here; a `SmileError` where none can be read"
     good, images = _read_images(reader, names, model.spec.prep)
     if not good: raise SmileError('None of these images can be read.', 'Name images, or folders of images.')
     device = config.device or 'cpu'
     net, logits = model.net.to(device).eval(), []
     with torch.inference_mode():
-        for i in range(0, len(good), 64): logits.append(net(pixels_to_tensor(images[i:i + 64], model.spec.prep, device)).float().cpu().numpy())
+        for i in range(0, len(good), 64):
+            logits.append(net(pixels_to_tensor(images[i:i + 64], model.spec.prep, device)).float().cpu().numpy())
     probs, label = model.read(np.concatenate(logits))
     yield 'requested', _ExplainedImages(good, images, probs, label)
 
@@ -425,6 +458,14 @@ def _missing_gradcam(model: Model) -> str:
     except SmileError as e: return f'{e.message} SmoothGrad stands in for it.'
     return ''
 
+# %% ../../nbs/inference/12_explain.ipynb #27b94354
+def _warn_about_corners(album: Explanations, method: str, maps: np.ndarray):
+    "Keep the share of the evidence in the corners, with a warning where it is large"
+    album.corner_share[method] = corner_share(maps)
+    if warning := _corner_warning(album.corner_share[method], method):
+        album.warnings.append(warning)
+        say(warning, style='bold yellow')
+
 # %% ../../nbs/inference/12_explain.ipynb #c4c7c839
 def write_explanations(
     model: Model,
@@ -435,23 +476,18 @@ def write_explanations(
     requested: tuple = (),            # (reader, names): images to explain instead of `saved`
 ) -> Explanations:
     "Average faces, chosen rows and their maps, written to `out`; warns where the evidence lies in the corners"
-    chosen = _requested_group(model, *requested, config) if requested else _chosen_groups(model, saved, train.reader, config)
+    chosen = _requested_group(model, *requested, config) if requested else _chosen_groups(model, saved, train.reader,
+                                                                                          config)
     chosen = list(chosen)  # an image that cannot be read ends here, before the earlier explanations go
     _clear_explanations(out)
     methods, notes = _usable_methods(model, config.methods)
     album, heat = Explanations(_save_class_means(model, train, out, config), warnings=notes), {m: [] for m in methods}
     for name, shown in chosen:
         album.groups[name], maps = _save_group(model, shown, methods, out, name, config)
-        if name in ('requested', 'mistakes'): _add_neighbours(model, album.groups[name], shown.images, train, out, config)
+        if name in ('requested', 'mistakes'):
+            _add_neighbours(model, album.groups[name], shown.images, train, out, config)
         for m, a in maps.items(): heat[m].append(a)
     for m, a in heat.items():
         if a: _warn_about_corners(album, m, np.concatenate(a))
     write_json(out/'explain.json', asdict(album))
     return album
-
-def _warn_about_corners(album: Explanations, method: str, maps: np.ndarray):
-    "Keep the share of the evidence in the corners, with a warning where it is large"
-    album.corner_share[method] = corner_share(maps)
-    if warning := _corner_warning(album.corner_share[method], method):
-        album.warnings.append(warning)
-        say(warning, style='bold yellow')

@@ -28,14 +28,16 @@ from .rows import has_known_label
 def output_format(
     path: str | Path,
 ) -> str: # csv, jsonl or parquet
-    "Which format the extension asks for; an `OptionError` where it is another, or where Parquet's library is not installed"
+    "The format of the extension; an `OptionError` where there is none, or where Parquet's library is not installed"
     kind = Path(path).suffix.lower()
     if kind == '.parquet':
         from importlib.util import find_spec
         if find_spec('pyarrow') is None:
-            raise OptionError('--out .parquet needs pyarrow.', 'Install it: pip install "fastsmile[parquet]". Or use .csv.')
+            raise OptionError('--out .parquet needs pyarrow.',
+                              'Install it: pip install "fastsmile[parquet]". Or use .csv.')
     if kind in ('.csv', '.jsonl', '.parquet'): return kind[1:]
-    raise OptionError(f'--out {printable(path)} has an extension that is not known.', 'Accepted: .csv, .jsonl for JSON lines, .parquet.')
+    raise OptionError(f'--out {printable(path)} has an extension that is not known.',
+                      'Accepted: .csv, .jsonl for JSON lines, .parquet.')
 
 def row_to_json(row: dict) -> str:
     "A row as a line of JSON: what is empty is null, but for the error"
@@ -63,6 +65,7 @@ def _jsonl_rows(lines: _CompleteLines, columns: list[str]) -> Iterator[dict]:
         if not isinstance(row, dict): return
         yield {k: '' if v is None else v for k, v in row.items()}
 
+# %% ../../nbs/inference/08_outputs.ipynb #81125a80
 def read_prediction_rows(
     path: str | Path,   # of rows, whole or a part
     kind: str,          # csv or jsonl
@@ -78,10 +81,11 @@ def read_prediction_rows(
 def _is_text(column: str) -> bool:
     return not (column == 'confidence' or column in FACE_COLUMNS or column.startswith(('p_', 'raw_', 'calibrated_')))
 
-def _parquet_cell(value: object, text: bool) -> str | float | None:
-    "A value as Parquet takes it; a name that is no Unicode is escaped"
-    if text: return str(value).encode('utf-8', 'backslashreplace').decode()
-    return None if value == '' else float(value)
+def _parquet_column(rows: list[dict], column: str) -> list:
+    "Values as Parquet takes them; a name that is no Unicode is escaped"
+    values = [row[column] for row in rows]
+    if _is_text(column): return [str(v).encode('utf-8', 'backslashreplace').decode() for v in values]
+    return [None if v == '' else float(v) for v in values]
 
 def write_parquet(
     part: str | Path,   # JSON lines
@@ -92,13 +96,11 @@ def write_parquet(
     "JSON lines as Parquet, atomically, in the memory of one row group"
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
-    text = {c: _is_text(c) for c in columns}
-    schema = pa.schema([(c, pa.string() if text[c] else pa.float64()) for c in columns])
+    schema = pa.schema([(c, pa.string() if _is_text(c) else pa.float64()) for c in columns])
     rest = (row for row, _ in read_prediction_rows(part, 'jsonl', columns))
     with atomic_write(path) as tmp, ParquetWriter(tmp, schema) as out:
         for group in iter(lambda: list(islice(rest, rows)), []):
-            table = {c: [_parquet_cell(row[c], text[c]) for row in group] for c in columns}
-            out.write_table(pa.table(table, schema=schema))
+            out.write_table(pa.table({c: _parquet_column(group, c) for c in columns}, schema=schema))
 
 # %% ../../nbs/inference/08_outputs.ipynb #97dafa78
 def _file_head(path: Path) -> str:
@@ -134,6 +136,7 @@ _OWN_FILES = dict(
     html=_OwnFile("a page of fastsmile's", lambda path: '<title>fastsmile: ' in _file_head(path)),
     onnx=_OwnFile('a model that fastsmile exported', lambda path: 'fastsmile' in _file_head(path)[:200]))
 
+# %% ../../nbs/inference/08_outputs.ipynb #b6f6b0c1
 def check_replaceable(
     path: str | Path,    # where something is to be written
     kind: str,           # of `_OWN_FILES`
@@ -143,7 +146,8 @@ def check_replaceable(
     path, own = local_path(path), _OWN_FILES[kind]
     if path.is_dir(): raise OptionError(f'{flag} {printable(path)} is a folder.', 'Name a file.')
     if path.is_file() and path.stat().st_size and not own.is_ours(path):
-        raise OptionError(f'{flag} {printable(path)} exists and is not {own.name}: it is not replaced.', 'Name another file, or move that one away.')
+        raise OptionError(f'{flag} {printable(path)} exists and is not {own.name}: it is not replaced.',
+                          'Name another file, or move that one away.')
 
 # %% ../../nbs/inference/08_outputs.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ def starts_image(row: dict) -> bool:
 # %% ../../nbs/inference/08_outputs.ipynb #9b4348e4
 class _RowCounts:
     "What the rows of a file amount to"
-    def __init__(self): self.rows, self.images, self.failed, self.labels, self.errors, self.known = 0, 0, 0, Counter(), [], Counter()
+    def __init__(self):
+        self.rows, self.images, self.failed, self.labels, self.errors, self.known = 0, 0, 0, Counter(), [], Counter()
 
     def add(self, row: dict):
         self.rows += 1
@@ -246,7 +251,8 @@ class _PartFile:
         self.table = csv.DictWriter(LineFeedWriter(self.file), columns)
         if self.file.tell() == 0 and self.kind == 'csv': self.table.writer.writerow(map(escape_formula, columns))
 
-    def written(self) -> Iterator[tuple[dict, int]]: return read_prediction_rows(self.partial_path, self.kind, self.columns)
+    def written(self) -> Iterator[tuple[dict, int]]:
+        return read_prediction_rows(self.partial_path, self.kind, self.columns)
 
 # %% ../../nbs/inference/08_outputs.ipynb #ac3f04af
 def _prepare_part(part: _PartFile, settings: dict, resume: bool):
@@ -259,25 +265,28 @@ def _prepare_part(part: _PartFile, settings: dict, resume: bool):
             end = at
         part.rows_resumed = part.counts.rows
         say(f'{name}: {part.rows_resumed} rows are there, resuming')
-    elif found: say(f'{name} of a run that did not finish is replaced; --resume would have continued it', style='yellow')
+    elif found:
+        say(f'{name} of a run that did not finish is replaced; --resume would have continued it', style='yellow')
     elif resume: say(f'No partial file {name}: starting from the beginning.')
     part.file.truncate(end)
     part.file.seek(0, os.SEEK_END)
     write_json(_settings_path(part.path), settings)
 
+# %% ../../nbs/inference/08_outputs.ipynb #36b360b6
 def _skip_written(part: _PartFile, names: Iterator[str]) -> Iterator[str]:
     "The names that have no row yet; a `SmileError` where the rows are of other inputs"
     for i, (row, _) in enumerate(islice(part.written(), part.rows_resumed)):
         if starts_image(row): name = next(names, None)
         if name != row['path']:
-            raise SmileError(f'Row {i + 1} of {printable(part.partial_path)} is {printable(row["path"])}, but input {i + 1} is now {printable(name)}.',
+            raise SmileError(f'Row {i + 1} of {printable(part.partial_path)} is {printable(row["path"])}, '
+                             f'but input {i + 1} is now {printable(name)}.',
                              'The inputs have changed: leave --resume out to start again.')
     first = next(names, None)
     return iter(()) if first is None else chain([first], names)
 
 # %% ../../nbs/inference/08_outputs.ipynb #9771674d
 class PredictionFile(_PartFile):
-    "A file of predictions that grows; raises `SmileError` where it cannot be written, or where another process writes it"
+    "A file of predictions that grows; a `SmileError` where it cannot be written, or another process writes it"
     def __init__(self,
         path: str | Path,      # .csv, .jsonl or .parquet
         columns: list[str],
@@ -311,7 +320,8 @@ class PredictionFile(_PartFile):
         return self.counts.summary(self.classes, self.path, seconds, self.rows_resumed, run_info or {})
 
     @property
-    def resume_hint(self) -> str: return f'What is written is kept in {printable(self.partial_path)}; the same command with --resume continues.'
+    def resume_hint(self) -> str:
+        return f'What is written is kept in {printable(self.partial_path)}; the same command with --resume continues.'
 
     def __enter__(self): return self
     def __exit__(self, kind, error, _): _close_part(self, error)
@@ -320,7 +330,8 @@ class PredictionFile(_PartFile):
 def _publish(part: PredictionFile):
     part.file.flush()
     os.fsync(part.file.fileno())
-    if os.name == 'nt': part.file.close()  # an open file cannot be renamed there; elsewhere the lock lasts until the name is given
+    # an open file cannot be renamed there; elsewhere the lock lasts until the name is given
+    if os.name == 'nt': part.file.close()
     if part.path.suffix.lower() == '.parquet':
         try: write_parquet(part.partial_path, part.path, part.columns)
         except WriteError as e: raise WriteError(e.message, part.resume_hint) from None

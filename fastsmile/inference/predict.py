@@ -6,7 +6,7 @@
 __all__ = ['LoadedImage', 'PredictionJob', 'inference_batch_size', 'predict_batches', 'predict_rows', 'predict_frame',
            'frame_from_logits', 'predict_table', 'open_prediction_job', 'predict_on_ray']
 
-# %% ../../nbs/inference/10_predict.ipynb #b81b0d65
+# %% ../../nbs/inference/10_predict.ipynb #3e732feb
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +36,7 @@ from .rows import make_row_format, open_known_images, prediction_columns
 from .tta import TTA_VIEWS, TtaView, mean_over_views, predict_views, prepare_views
 from ..models.spec import Model
 
+# %% ../../nbs/inference/10_predict.ipynb #7b757ed0
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../../nbs/inference/10_predict.ipynb #922b19a9
@@ -162,7 +163,9 @@ def predict_batches(
     one_core = backend.one_core_each(on_cpu and (alone or threads > 1))
     with one_core as begin, ThreadPoolExecutor(threads, initializer=begin) as pool:
         groups = iter(lambda: list(islice(names, bs)), [])
-        try: yield from _in_order((start(pool, job, group) for group in groups), _batches_in_flight(backend.device, threads))
+        try:
+            yield from _in_order((start(pool, job, group) for group in groups),
+                                 _batches_in_flight(backend.device, threads))
         finally: pool.shutdown(wait=False, cancel_futures=True)  # who stops listening waits only for what is under way
 
 # %% ../../nbs/inference/10_predict.ipynb #1dcc1cd6
@@ -180,7 +183,7 @@ def predict_rows(
     total: int | None = None,    # how many names there are, where that is known
     faces: FaceDetector | None = None,   # one dict per face instead; `row_format` then needs its columns
 ) -> Iterator[dict]:
-    "One dict per name, in order, with the keys of `prediction_columns`; an `OptionError` for an unknown mode, device or precision"
+    "One dict per name, in order, with `prediction_columns`; an `OptionError` for an unknown mode, device or precision"
     check_choice('--tta', tta, TTA_MODES)
     check_choice('--tta-mean', mean, ('probs', 'logits'))
     backend = model if isinstance(model, Backend) else make_backend(model, precision, device)
@@ -210,6 +213,7 @@ def predict_frame(
     rows = predict_rows(backend, reader, names, tta, bs, device, threads, precision, mean, row_format, total, faces)
     return import_pandas().DataFrame(list(rows), columns=prediction_columns((), row_format))
 
+# %% ../../nbs/inference/10_predict.ipynb #f8ddf0e3
 def frame_from_logits(
     model: Model,
     names: Iterable[str],
@@ -240,7 +244,8 @@ def predict_table(
     if isinstance(tta, bool): tta = 'flip' if tta else 'none'
     if known is not None: known = open_known_images(known, self.spec.classes)
     row_format = make_row_format(self, request=request, known=known, faces=faces is not None)
-    return predict_frame(self, inputs.reader, inputs.names, tta, bs, device, threads, precision, mean, row_format, inputs.total, faces)
+    return predict_frame(self, inputs.reader, inputs.names, tta, bs, device, threads, precision, mean, row_format,
+                         inputs.total, faces)
 
 Model.predict = predict_table  # our own class; `models` knows no images
 
@@ -276,7 +281,7 @@ def _ray_predictor(
 ) -> Callable: # from names to their rows, and how many of these were recomputed in fp32
     "What an actor makes once"
     job = open_prediction_job(config, reader, known)
-    def predict(names):
+    def predict(names: list[str]):
         before = job.backend.again
         rows = list(predict_batches(job, names, bs, config.workers or 1, len(names), alone=True))
         return rows, job.backend.again - before
@@ -292,7 +297,8 @@ def predict_on_ray(
 ) -> Iterator[dict]:
     "Yield the rows of all names, in order, from the actors of a Ray cluster"
     backend, names = job.backend, iter(names)
-    actor = replace(config, model=str(Path(backend.model.where).absolute()), engine='auto', device=config.device or 'cpu',
+    actor = replace(config, model=str(Path(backend.model.where).absolute()), engine='auto',
+                    device=config.device or 'cpu',
                     precision=backend.precision, known=None, known_labels=None, known_label_col=None)
     size = _names_per_task(len(job.views), bs, total)
     tasks = iter(lambda: list(islice(names, size)), [])

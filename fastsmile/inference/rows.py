@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RowOptions', 'KnownMatch', 'apply_known_label', 'has_known_label', 'KnownImages', 'read_labelled_rows',
-           'open_known_images', 'RowFormat', 'prediction_columns', 'make_row_format']
+           'open_known_images', 'prediction_columns', 'RowFormat', 'make_row_format']
 
-# %% ../../nbs/inference/06_rows.ipynb #cd694221
+# %% ../../nbs/inference/06_rows.ipynb #e1c2f0a3
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..data.faces import FACE_COLUMNS
 from ..metrics.calibration import Calibration
 from ..models.spec import Model
 
+# %% ../../nbs/inference/06_rows.ipynb #a012c629
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../../nbs/inference/06_rows.ipynb #189f419f
@@ -36,7 +37,8 @@ class RowOptions:
         classes: tuple,
     ) -> list[str]:
         "The columns that come after the usual ones"
-        return [f'calibrated_{c}' for c in classes] * self.calibrated + ['withheld'] * self.abstain + ['set'] * self.sets
+        calibrated = [f'calibrated_{c}' for c in classes if self.calibrated]
+        return calibrated + ['withheld'] * self.abstain + ['set'] * self.sets
 
     def parse_threshold(self,
         classes: tuple,
@@ -48,7 +50,8 @@ class RowOptions:
         try: p = float(value)
         except ValueError: p = -1.
         if name in classes and 0 <= p <= 1: return None, list(classes).index(name), p
-        raise OptionError(f'--threshold {self.threshold!r} is neither a rule of this model nor CLASS=P.', f'Accepted: {", ".join(rules)}; '
+        raise OptionError(f'--threshold {self.threshold!r} is neither a rule of this model nor CLASS=P.',
+                          f'Accepted: {", ".join(rules)}; '
                           f'or one of {", ".join(classes)} with a probability, e.g. {classes[0]}=0.8.')
 
 # %% ../../nbs/inference/06_rows.ipynb #9e16b444
@@ -57,7 +60,8 @@ def _apply_decision(
     classes: tuple,
     calibration: Calibration,
     request: RowOptions = RowOptions(),
-) -> tuple[np.ndarray, ...]: # labels (N,), calibrated probabilities (N, C), whether the label is withheld (N,), the sets (N, C) bool
+# labels (N,), calibrated probabilities (N, C), whether the label is withheld (N,), the sets (N, C) bool
+) -> tuple[np.ndarray, ...]:
     "Decide on probabilities, by the options of `request`"
     rule, only, bar = request.parse_threshold(classes, calibration.rules)
     label, p = calibration.read(probs, rule)
@@ -158,6 +162,7 @@ class KnownImages:
         "The known images that show the same; None where there are none, or where the image cannot be read"
         return _find_known(self, *self.examiner(reader, name))
 
+# %% ../../nbs/inference/06_rows.ipynb #3f7c4f87
 def _find_known(
     known: KnownImages,
     facts: dict,          # of an image, from the examiner
@@ -179,7 +184,8 @@ def _find_known(
 def _thumbnails_agree(known: KnownImages, at: np.ndarray, thumb: np.ndarray, tint: list) -> np.ndarray: # (M,) bool
     from fastsmile.data.duplicates import make_pair_confirmer
     if not len(at): return np.zeros(0, bool)
-    confirm = make_pair_confirmer(np.concatenate([thumb[None], known.thumbs[at]]), np.concatenate([[tint], known.tints[at]]))
+    confirm = make_pair_confirmer(np.concatenate([thumb[None], known.thumbs[at]]),
+                                  np.concatenate([[tint], known.tints[at]]))
     return confirm(np.stack([np.zeros(len(at), int), np.arange(len(at)) + 1], 1))
 
 # %% ../../nbs/inference/06_rows.ipynb #80fe0ab4
@@ -194,7 +200,8 @@ def read_labelled_rows(
     if not is_run:
         source = read_source(where, SourceOptions(labels=labels, label_col=label_col))
         return source.reader, source.kept
-    if labels or label_col: raise OptionError(f'--known-labels and --known-label-col do not go with a run, and {printable(where)} is one.')
+    if labels or label_col:
+        raise OptionError(f'--known-labels and --known-label-col do not go with a run, and {printable(where)} is one.')
     config = read_json(Path(where)/'config.json')
     known = {f.name for f in fields(SourceOptions)}
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config['options'].items() if k in known}
@@ -215,24 +222,14 @@ def _name_known_classes(
     if not there & model_classes:
         names = ', '.join(sorted(map(printable, there)))[:200]
         raise SmileError(f'None of the classes in --known {printable(where)} ({names}) is a class of the model.',
-                         f'It has {", ".join(map(printable, classes))}. Another column of labels: --known-label-col COL.')
-    if there - model_classes:
-        say(f'not classes of the model, and not used: {", ".join(sorted(map(printable, there - model_classes)))[:200]}', style='yellow')
+                         f'It has {", ".join(map(printable, classes))}. '
+                         'Another column of labels: --known-label-col COL.')
+    others = sorted(map(printable, there - model_classes))
+    if others:
+        say(f'not classes of the model, and not used: {", ".join(others)[:200]}', style='yellow')
     return rows
 
-# %% ../../nbs/inference/06_rows.ipynb #8b33fcd3
-def open_known_images(
-    where: str | Path,            # a labelled source, or the folder of a finished run
-    classes: tuple,               # of the model
-    labels: str | None = None,    # a file of labels that is not beside the images
-    label_col: str | None = None, # column of the class
-) -> KnownImages:
-    "Scan all known images once; raises `SmileError` where the source cannot be read, or has none of the model's classes"
-    reader, rows = read_labelled_rows(where, labels, label_col)
-    rows = _name_known_classes(rows, classes, where)
-    say(f'scanning {rows.path.nunique()} known images of {printable(where)}')
-    return _index_known_images(reader, rows, printable(where))
-
+# %% ../../nbs/inference/06_rows.ipynb #dd2fef1b
 def _index_known_images(reader: object, rows: 'pd.DataFrame', where: str) -> KnownImages:
     from fastsmile.data.duplicates import find_copies
     from fastsmile.data.scan import CHROMA_COLUMNS, IMAGE_HASHES, ImageScanner, data_fingerprint, scan_images
@@ -244,9 +241,33 @@ def _index_known_images(reader: object, rows: 'pd.DataFrame', where: str) -> Kno
     good = np.flatnonzero(scanned.good)
     facts, digests = scanned.facts.iloc[good], {}
     for i, digest in enumerate(facts.digest): digests.setdefault(digest, i)
-    return KnownImages(f'{len(good)} known images of {where}', facts.index.tolist(), [labels[g] for g in group[good].tolist()],
+    return KnownImages(f'{len(good)} known images of {where}', facts.index.tolist(),
+                       [labels[g] for g in group[good].tolist()],
                        np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbs[good],
-                       facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, examiner, max_bits, data_fingerprint(rows, scanned.facts))
+                       facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, examiner, max_bits,
+                       data_fingerprint(rows, scanned.facts))
+
+# %% ../../nbs/inference/06_rows.ipynb #8b33fcd3
+def open_known_images(
+    where: str | Path,            # a labelled source, or the folder of a finished run
+    classes: tuple,               # of the model
+    labels: str | None = None,    # a file of labels that is not beside the images
+    label_col: str | None = None, # column of the class
+) -> KnownImages:
+    "Scan all known images once; a `SmileError` where the source cannot be read, or has none of the model's classes"
+    reader, rows = read_labelled_rows(where, labels, label_col)
+    rows = _name_known_classes(rows, classes, where)
+    say(f'scanning {rows.path.nunique()} known images of {printable(where)}')
+    return _index_known_images(reader, rows, printable(where))
+
+# %% ../../nbs/inference/06_rows.ipynb #d5d2ef29
+def prediction_columns(
+    classes: tuple,
+    row_format: 'RowFormat | None' = None,
+) -> list[str]:
+    "The columns of a table of predictions"
+    columns = row_format.columns if row_format else ['label', 'confidence', *(f'p_{c}' for c in classes)]
+    return ['path', *columns, 'error']
 
 # %% ../../nbs/inference/06_rows.ipynb #bde23f0d
 @dataclass(frozen=True)
@@ -262,8 +283,9 @@ class RowFormat:
 
     @property
     def columns(self) -> list[str]:
-        own = ['label', 'confidence', *(f'p_{c}' for c in self.classes)] + [f'raw_{c}' for c in self.classes if self.raw]
-        return own + self.request.columns(self.classes) + _KNOWN_COLUMNS * (self.known is not None) + FACE_COLUMNS * self.faces
+        columns = prediction_columns(self.classes)[1:-1] + [f'raw_{c}' for c in self.classes if self.raw]
+        columns += self.request.columns(self.classes)
+        return columns + _KNOWN_COLUMNS * (self.known is not None) + FACE_COLUMNS * self.faces
 
     def format(self,
         probs: np.ndarray,     # (n, C) under the data's prior
@@ -271,7 +293,8 @@ class RowFormat:
     ) -> list[dict]:
         rows = _format_rows(probs, self.classes, self.calibration, self.request)
         if self.raw:
-            for row, values in zip(rows, raw_probs.tolist()): row |= {f'raw_{c}': v for c, v in zip(self.classes, values)}
+            for row, values in zip(rows, raw_probs.tolist()):
+                row |= {f'raw_{c}': v for c, v in zip(self.classes, values)}
         return rows
 
     def decisions(self,
@@ -280,13 +303,24 @@ class RowFormat:
         label, _, unsure, sets = _apply_decision(probs, self.classes, self.calibration, self.request)
         return np.column_stack([label, unsure, sets & self.request.sets])
 
-def prediction_columns(
-    classes: tuple,
-    row_format: RowFormat | None = None,
-) -> list[str]:
-    "The columns of a table of predictions"
-    columns = row_format.columns if row_format else ['label', 'confidence', *(f'p_{c}' for c in classes)]
-    return ['path', *columns, 'error']
+# %% ../../nbs/inference/06_rows.ipynb #2f117856
+def _describe_columns(
+    made: RowFormat,
+    shifted: bool, # probabilities are moved to the data's class shares
+) -> str:
+    request, calibration = made.request, made.calibration
+    shares = 'under the class shares of the data, as training saw them'
+    if shifted: shares = 'corrected to the class shares of the data'
+    parts = [f'p_ columns {shares}, not calibrated']
+    if request.parse_threshold(made.classes, calibration.rules)[1] is not None:
+        shown = '' if request.calibrated else ', which --calibrated shows'
+        parts.append(f'{request.threshold} is compared with the calibrated probability{shown}')
+    if request.calibrated:
+        parts.append(f'calibrated_ columns and confidence at temperature {calibration.temperature:.3f}')
+    if made.raw: parts.append('raw_ columns as the network gives them')
+    if made.faces: parts.append('a row is a face; x, y, w and h are its box in pixels of the photograph')
+    if made.known: parts.append(f'where known is not empty, the label is that of one of {made.known.description}')
+    return '; '.join(parts)
 
 # %% ../../nbs/inference/06_rows.ipynb #703ccce8
 def make_row_format(
@@ -302,19 +336,3 @@ def make_row_format(
     _check_calibrated(request, calibration)
     made = RowFormat(model.spec.classes, calibration, request, raw, known, faces)
     return replace(made, description=_describe_columns(made, np.ptp(model.facts.shift) > 1e-12))
-
-def _describe_columns(
-    made: RowFormat,
-    shifted: bool, # probabilities are moved to the data's class shares
-) -> str:
-    request, calibration = made.request, made.calibration
-    shares = 'corrected to the class shares of the data' if shifted else 'under the class shares of the data, as training saw them'
-    parts = [f'p_ columns {shares}, not calibrated']
-    if request.parse_threshold(made.classes, calibration.rules)[1] is not None:
-        shown = '' if request.calibrated else ', which --calibrated shows'
-        parts.append(f'{request.threshold} is compared with the calibrated probability{shown}')
-    if request.calibrated: parts.append(f'calibrated_ columns and confidence at temperature {calibration.temperature:.3f}')
-    if made.raw: parts.append('raw_ columns as the network gives them')
-    if made.faces: parts.append('a row is a face; x, y, w and h are its box in pixels of the photograph')
-    if made.known: parts.append(f'where known is not empty, the label is that of one of {made.known.description}')
-    return '; '.join(parts)

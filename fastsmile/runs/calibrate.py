@@ -43,23 +43,7 @@ def _predict_missing_splits(run: Path, config: CalibrateConfig):
     opened = Run(run)
     predict_splits(opened.model, opened.data, run, tta, needed, config.bs, config.device)
 
-# %% ../../nbs/runs/09_calibrate.ipynb #772b9aaa
-def calibrate(
-    run: str | Path,    # a finished run's folder
-    config: CalibrateConfig | None = None,
-    **options: object,  # those of `CalibrateConfig` by name, instead of `config`
-) -> dict: # metrics, as in metrics.json
-    "Fit temperature, rule, abstention and sets on calib again; raises `OptionError` and `SmileError`"
-    config = options_or(config, CalibrateConfig, options)
-    run = finished_run(run, folds=True, calibrating=True)
-    with folder_lock(run):
-        folds = fold_folders(run)
-        if not folds: return _calibrate_run(run, config)
-        calibrate(folds[0], config)  # options that cannot be met fail here, before the others
-        with _calibrating(run, config):
-            for fold in folds[1:]: calibrate(fold, config)
-            return rewrite_folds(run)
-
+# %% ../../nbs/runs/09_calibrate.ipynb #b903e8ae
 def _calibrate_run(run: Path, config: CalibrateConfig) -> dict:
     "What `calibrate` does in the folder of one run"
     _predict_missing_splits(run, config)
@@ -78,3 +62,20 @@ def _write_to_model_file(run: Path, calibration: Calibration, metrics: dict):
     bundle = read_json(run/'model'/'config.json')
     own = bundle['fastsmile'] | calibration_metadata(calibration) | dict(metrics=summary_metrics(metrics))
     write_json(run/'model'/'config.json', bundle | dict(fastsmile=own))
+
+# %% ../../nbs/runs/09_calibrate.ipynb #772b9aaa
+def calibrate(
+    run: str | Path,    # a finished run's folder
+    config: CalibrateConfig | None = None,
+    **options: object,  # those of `CalibrateConfig` by name, instead of `config`
+) -> dict: # metrics, as in metrics.json
+    "Fit temperature, rule, abstention and sets on calib again; raises `OptionError` and `SmileError`"
+    config = options_or(config, CalibrateConfig, options)
+    run = finished_run(run, folds=True, calibrating=True)
+    with folder_lock(run):
+        folds = fold_folders(run)
+        if not folds: return _calibrate_run(run, config)
+        calibrate(folds[0], config)  # options that cannot be met fail here, before the others
+        with _calibrating(run, config):
+            for fold in folds[1:]: calibrate(fold, config)
+            return rewrite_folds(run)

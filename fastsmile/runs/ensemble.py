@@ -55,7 +55,8 @@ def _shared_table(
         splits.append(table.path.map(used.split.map(strength)))
         labels.append(table.path.map(used.label))
     splits, labels = pd.concat(splits, axis=1), pd.concat(labels, axis=1)
-    reason = pd.Series('', index=table.index).mask(labels.nunique(axis=1) > 1, _LABELS_DIFFER).mask(splits.isna().any(axis=1), _NOT_SHARED)
+    reason = pd.Series('', index=table.index).mask(labels.nunique(axis=1) > 1,
+                                                   _LABELS_DIFFER).mask(splits.isna().any(axis=1), _NOT_SHARED)
     table['reason'] = table.reason.where(table.reason != '', reason)
     weakest = splits.min(axis=1).map(dict(enumerate(_SPLITS_BY_STRENGTH))).fillna('')
     table['split'] = weakest.where(table.reason == '', '')
@@ -72,10 +73,13 @@ def _held_out_table(
     test_rows = [int(((t.reason == '') & (t.split == 'test')).sum()) for t in tables]
     sizes = ', '.join(f'{printable(name)} {n}' for name, n in zip(names, test_rows))
     if 'test' not in used:
-        raise SmileError(f'No row is a test row of all runs (test rows: {sizes}): the test rows of one are training rows of another.',
-                         'Train them on the same source with the same --seed and fractions; folds of a cross-validation cannot be combined.')
+        raise SmileError(f'No row is a test row of all runs (test rows: {sizes}): '
+                         'the test rows of one are training rows of another.',
+                         'Train them on the same source with the same --seed and fractions; '
+                         'folds of a cross-validation cannot be combined.')
     if {used['test']} != set(test_rows):
-        say(f"The splits differ. {used['test']} rows are test rows of every run ({sizes}) and measure the ensemble; none of the others do.", style='yellow')
+        say(f"The splits differ. {used['test']} rows are test rows of every run ({sizes}) "
+            'and measure the ensemble; none of the others do.', style='yellow')
     if 'valid' not in used and 'calib' not in used: say('No row is left to calibrate on.', style='yellow')
     return table
 
@@ -94,8 +98,10 @@ class _EnsembleMembers:
     @property
     def rows(self) -> pd.DataFrame: return self.data.rows
     @property
-    def labels(self) -> np.ndarray: return self.rows[self.rows.split == 'train'].label.map(self.classes.index).to_numpy()
+    def labels(self) -> np.ndarray:
+        return self.rows[self.rows.split == 'train'].label.map(self.classes.index).to_numpy()
 
+# %% ../../nbs/runs/14_ensemble.ipynb #21b333f2
 def _check_combinable(run: Run, name: str, first: Run, first_name: str):
     "A `SmileError` where a run cannot be a member beside the first"
     if run.model.members: raise SmileError(f'{name} is an ensemble itself.', 'Name its members instead.')
@@ -104,25 +110,11 @@ def _check_combinable(run: Run, name: str, first: Run, first_name: str):
         raise SmileError(f'{name} has the classes {", ".join(classes)}, but {first_name} {", ".join(expected)}.',
                          'Only runs with the same classes can be combined.')
     if run.config['source'] != first.config['source']:
-        raise SmileError(f'{name} was trained on {printable(run.config["source"])}, but {first_name} on {printable(first.config["source"])}.',
+        raise SmileError(f'{name} was trained on {printable(run.config["source"])}, '
+                         f'but {first_name} on {printable(first.config["source"])}.',
                          'Which rows were in no training set is known only where they share a source.')
 
-# %% ../../nbs/runs/14_ensemble.ipynb #f772b8d4
-def _open_members(
-    runs: Sequence[str | Path], # run folders
-) -> _EnsembleMembers:
-    "Open the runs and find the rows that they share; a `SmileError` where they cannot be combined"
-    opened = [load_run(r) for r in runs]
-    paths, names = [r.path for r in opened], [printable(r.path) for r in opened]
-    if len({p.resolve() for p in paths}) < 2: raise SmileError('An ensemble needs two runs or more.', 'fastsmile ensemble RUN RUN')
-    first = opened[0]
-    for run, name in zip(opened, names): _check_combinable(run, name, first, names[0])
-    table = _held_out_table([splits_as_trained(read_safe_csv(p/'table.csv'), p) for p in paths], names)
-    fingerprints = _training_fingerprints(paths, table)
-    source, plan = read_source(first.config['source'], first.options), read_safe_csv(paths[0]/'plan.csv')
-    data = SplitData(source, table, [], _data_fingerprint(opened), plan, fingerprints, digests_by_path(fingerprints))
-    return _EnsembleMembers(opened, names, data)
-
+# %% ../../nbs/runs/14_ensemble.ipynb #31e8c7bc
 def _data_fingerprint(runs: list[Run]) -> str:
     "That of the members' data; where it differs, one of all"
     each = [r.config['origin']['data'] for r in runs]
@@ -137,6 +129,23 @@ def _training_fingerprints(paths: list[Path], table: pd.DataFrame) -> pd.DataFra
     split = every.path.map(table.drop_duplicates('path').set_index('path').split)
     every = every.assign(split=split.where(split.fillna('') != '', every.split))
     return every[every.split != 'test'].reset_index(drop=True)
+
+# %% ../../nbs/runs/14_ensemble.ipynb #f772b8d4
+def _open_members(
+    runs: Sequence[str | Path], # run folders
+) -> _EnsembleMembers:
+    "Open the runs and find the rows that they share; a `SmileError` where they cannot be combined"
+    opened = [load_run(r) for r in runs]
+    paths, names = [r.path for r in opened], [printable(r.path) for r in opened]
+    if len({p.resolve() for p in paths}) < 2:
+        raise SmileError('An ensemble needs two runs or more.', 'fastsmile ensemble RUN RUN')
+    first = opened[0]
+    for run, name in zip(opened, names): _check_combinable(run, name, first, names[0])
+    table = _held_out_table([splits_as_trained(read_safe_csv(p/'table.csv'), p) for p in paths], names)
+    fingerprints = _training_fingerprints(paths, table)
+    source, plan = read_source(first.config['source'], first.options), read_safe_csv(paths[0]/'plan.csv')
+    data = SplitData(source, table, [], _data_fingerprint(opened), plan, fingerprints, digests_by_path(fingerprints))
+    return _EnsembleMembers(opened, names, data)
 
 # %% ../../nbs/runs/14_ensemble.ipynb #2c274e50
 def _ensemble_metadata(members: _EnsembleMembers, config: EnsembleConfig) -> ModelMetadata:
@@ -161,7 +170,8 @@ def _forest_rows(
     if config.inputs == 'features': return rows[rows.split == 'train'], members
     calib = rows[rows.split == 'calib']
     if calib.label.nunique() < 2:
-        raise SmileError('--inputs probs needs rows of two classes in calib.', 'Train the runs with --calib, or take --inputs features.')
+        raise SmileError('--inputs probs needs rows of two classes in calib.',
+                         'Train the runs with --calib, or take --inputs features.')
     half = stratified_group_split(calib.label, calib.group, dict(fit=0.5, calib=0.5), sub_seed(config.seed, 'ensemble'))
     fitting, table = calib[half == 'fit'], members.data.table
     table = table.assign(split=table.split.mask(table.path.isin(fitting.path), 'train'))
@@ -176,6 +186,7 @@ class _FittedForest:
     candidates: list[FittedProbe]
     rows: int                  # that fitted it
 
+# %% ../../nbs/runs/14_ensemble.ipynb #0d5f595f
 def _fit_forest(
     members: _EnsembleMembers,
     config: EnsembleConfig,
@@ -186,12 +197,15 @@ def _fit_forest(
     "Fit a forest on features or probabilities of the members; valid chooses its leaves"
     fitting, members = _forest_rows(members, config)
     valid = members.rows[members.rows.split == 'valid']
-    if valid.empty: raise SmileError('No row is a valid row of all runs: nothing chooses the forest.', 'Take --how mean.')
+    if valid.empty:
+        raise SmileError('No row is a valid row of all runs: nothing chooses the forest.', 'Take --how mean.')
     bare = _ensemble_model(members, metadata, dict(inputs=config.inputs))
     x = extract_features(bare, members.data.reader, [*fitting.path, *valid.path], device=device, progress=progress)[0]
     y, n = pd.concat([fitting, valid]).label.map(members.classes.index).to_numpy(), len(fitting)
-    training = TrainingFeatures(x[:n], y[:n], plan_balance(y[:n], len(members.classes), 'none', config.seed), config.seed)
-    probe_config = ProbeConfig(probes='forest', trees=config.trees, leaf=config.leaf, monitor=config.monitor, decide=config.decide)
+    training = TrainingFeatures(x[:n], y[:n], plan_balance(y[:n], len(members.classes), 'none', config.seed),
+                                config.seed)
+    probe_config = ProbeConfig(probes='forest', trees=config.trees, leaf=config.leaf, monitor=config.monitor,
+                               decide=config.decide)
     candidates = fit_probes(training, (x[n:], y[n:]), probe_config, members.classes)
     head = best_probe(candidates, config.monitor).head
     model = _ensemble_model(members, metadata, head_settings(head) | dict(inputs=config.inputs, features=x.shape[1]))
@@ -199,13 +213,15 @@ def _fit_forest(
     return _FittedForest(members, model, candidates, n)
 
 # %% ../../nbs/runs/14_ensemble.ipynb #284127fe
-_MEMBERS_CAPTION = 'The members and the ensemble, each with its own decision rule, on the test rows that all of them hold out.'
+_MEMBERS_CAPTION = ('The members and the ensemble, each with its own decision rule, '
+                    'on the test rows that all of them hold out.')
 
 def _recorded_options(members: _EnsembleMembers, config: EnsembleConfig) -> dict:
     "The options that config.json holds: the ensemble's, and how the source is read"
     names = [f.name for f in fields(DataOptions)]
     read = {k: v for k, v in members.runs[0].config['options'].items() if k in names}
-    return read | config.as_dict() | dict(arch='ensemble', members=members.names, weights='none', balance='none', prior='data')
+    return read | config.as_dict() | dict(arch='ensemble', members=members.names, weights='none', balance='none',
+                                          prior='data')
 
 def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
     "table.csv, the training fingerprints, audit.json, plan.csv and balance.json of the rows that the runs share"
@@ -213,15 +229,18 @@ def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
     if data.taught is not None: write_training_fingerprints(data.taught, path)
     write_safe_csv(data.table, path/'table.csv')
     write_safe_csv(data.plan, path/'plan.csv')
-    write_json(path/'audit.json', audit_record(data.table, []) | dict(findings=read_json(first/'audit.json')['findings']))
-    balance, rows = plan_balance(members.labels, len(classes), 'none', 0), np.bincount(members.labels, minlength=len(classes))
+    findings = read_json(first/'audit.json')['findings']
+    write_json(path/'audit.json', audit_record(data.table, []) | dict(findings=findings))
+    balance, rows = plan_balance(members.labels, len(classes), 'none', 0), np.bincount(members.labels,
+                                                                                       minlength=len(classes))
     write_json(path/'balance.json', balance_record(balance, rows, np.array(model.facts.prior), classes, []))
 
 # %% ../../nbs/runs/14_ensemble.ipynb #3cb58cf8
 def _write_member_table(members: _EnsembleMembers, path: Path):
     "candidates.csv: every member, and the ensemble, on the same test rows"
     own = read_saved_predictions(path, 'test')
-    rows = [_member_row(name, run.model, read_saved_predictions(run.path, 'test'), own.frame.path) for name, run in zip(members.names, members.runs)]
+    rows = [_member_row(name, run.model, read_saved_predictions(run.path, 'test'), own.frame.path) for name,
+            run in zip(members.names, members.runs)]
     rows.append(_member_row('ensemble', load_bundle(path), own, own.frame.path))
     write_safe_csv(pd.DataFrame(rows), path/'candidates.csv')
 
@@ -230,25 +249,57 @@ def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Seri
     label, _ = model.facts.calibration.read(saved.probs)
     m = evaluate_predictions(saved.y, label, saved.probs, saved.classes, saved.groups)
     row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
-    for k in ('balanced_accuracy', 'macro_f1', 'log_loss'): row |= {k: m[k]['value'], f'{k}_from': m[k]['low'], f'{k}_to': m[k]['high']}
+    for k in ('balanced_accuracy', 'macro_f1', 'log_loss'):
+        row |= {k: m[k]['value'], f'{k}_from': m[k]['low'], f'{k}_to': m[k]['high']}
     return row
 
 # %% ../../nbs/runs/14_ensemble.ipynb #b5006dc0
-def _ensemble_summary(members: _EnsembleMembers, config: EnsembleConfig, candidates: list[FittedProbe], rows: int) -> str:
+def _ensemble_summary(
+    members: _EnsembleMembers,
+    config: EnsembleConfig,
+    candidates: list[FittedProbe],
+    rows: int,
+) -> str:
     "How the model came about, in a few sentences"
     specs = [run.model.spec for run in members.runs]
     who = ', '.join(f'{printable(name)} ({s.arch}, {s.prep.size} px)' for name, s in zip(members.names, specs))
     start = f'An ensemble of {len(members.runs)} runs: {who}.'
-    if config.how == 'mean': return f'{start} Its probabilities are the mean of theirs, each calibrated under the shares of the data.'
-    inputs = 'features, on training rows' if config.inputs == 'features' else 'calibrated probabilities, on half of calib'
-    return (f"{start} {best_probe(candidates, config.monitor).name} reads their {inputs} ({rows:,} rows); it is the best on valid "
+    if config.how == 'mean':
+        return f'{start} Its probabilities are the mean of theirs, each calibrated under the shares of the data.'
+    inputs = 'calibrated probabilities, on half of calib'
+    if config.inputs == 'features': inputs = 'features, on training rows'
+    best = best_probe(candidates, config.monitor).name
+    return (f"{start} {best} reads their {inputs} ({rows:,} rows); it is the best on valid "
             f"in {config.monitor.replace('_', ' ')} of {len(candidates)}.")
+
+# %% ../../nbs/runs/14_ensemble.ipynb #c620f289
+def _write_ensemble_run(
+    fitted: _FittedForest,
+    config: EnsembleConfig,
+    path: Path,
+    command: str,
+    device: str,
+    start: float,
+) -> Run:
+    members, model = fitted.members, fitted.model
+    say(f'{len(members.runs)} models as one, at {", ".join(f"{p.size} px" for p in model.preps)}')
+    source, options = members.runs[0].config['source'], _recorded_options(members, config)
+    record = initial_record('ensemble', command, source, options, members.data, model.spec, model.net)
+    with recording_status(path, record):
+        _write_shared_rows(members, model, path)
+        predict_splits(model, members.data, path, config.tta, device=config.device)
+        calibrate_and_save(model, members.data, config, path)
+        _write_member_table(members, path)
+        summary = _ensemble_summary(members, config, fitted.candidates, fitted.rows)
+        record['training'] = dict(summary=summary, table_caption=_MEMBERS_CAPTION,
+                                  seconds=time.perf_counter() - start, device=device)
+        return finish_run(path, record)
 
 # %% ../../nbs/runs/14_ensemble.ipynb #8a38e3c8
 def ensemble(
     runs: Sequence[str | Path], # folders of finished runs on one source
     config: EnsembleConfig | None = None,
-    progress: Callable | None = None, # called with the number of images; returns a function that is called with images done
+    progress: Callable | None = None, # of the number of images: gives what is called with images done
     **options: object,  # those of `EnsembleConfig` by name, instead of `config`
 ) -> Run:
     "Combine finished runs into one; raises `OptionError`, and `SmileError` where that cannot be measured"
@@ -263,17 +314,3 @@ def ensemble(
     else: fitted = _fit_forest(members, config, metadata, device, progress)
     path = new_run_folder(config.out, 'ensemble')
     return _write_ensemble_run(fitted, config, path, command_line('ensemble', list(runs), config), device, start)
-
-def _write_ensemble_run(fitted: _FittedForest, config: EnsembleConfig, path: Path, command: str, device: str, start: float) -> Run:
-    members, model = fitted.members, fitted.model
-    say(f'{len(members.runs)} models as one, at {", ".join(f"{p.size} px" for p in model.preps)}')
-    source, options = members.runs[0].config['source'], _recorded_options(members, config)
-    record = initial_record('ensemble', command, source, options, members.data, model.spec, model.net)
-    with recording_status(path, record):
-        _write_shared_rows(members, model, path)
-        predict_splits(model, members.data, path, config.tta, device=config.device)
-        calibrate_and_save(model, members.data, config, path)
-        _write_member_table(members, path)
-        summary = _ensemble_summary(members, config, fitted.candidates, fitted.rows)
-        record['training'] = dict(summary=summary, table_caption=_MEMBERS_CAPTION, seconds=time.perf_counter() - start, device=device)
-        return finish_run(path, record)

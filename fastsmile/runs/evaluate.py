@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MeasuredRows', 'load_predictions', 'calibration_of_run', 'evaluate']
 
-# %% ../../nbs/runs/08_evaluate.ipynb #8149c259
+# %% ../../nbs/runs/08_evaluate.ipynb #bcfd8eab
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from ..metrics.predictions import read_fold_predictions, read_model_metadata, re
 from ..metrics.predictions import relabel_predictions, tta_gain, write_prediction_table
 from .folder import finished_run
 
+# %% ../../nbs/runs/08_evaluate.ipynb #3d999d08
 if TYPE_CHECKING:
     from fastsmile.data.source import Source
     from fastsmile.models.spec import Model
@@ -74,6 +75,7 @@ def _check_rule(calibration: Calibration, rule: str):
     n = len(calibration.least)
     calibration.read(np.full((1, n), 1 / n), rule)
 
+# %% ../../nbs/runs/08_evaluate.ipynb #a968dc43
 def calibration_of_run(
     run: Path,
     saved: SavedPredictions,
@@ -94,12 +96,20 @@ def _rows_labelled_by_people(
     is_predictions = {'confidence', 'error'} <= set(rows) and any(c.startswith('p_') for c in rows)
     if not is_predictions: return rows
     if (config.label_col or 'label').strip().lower() in ('label', 'known_label'):
-        raise SmileError(f'{printable(source)} is a table of predictions: its labels are a model\'s, or those of known images.',
-                         'Measure on labels that people gave; where they are in another column, name it with --label-col.')
+        raise SmileError(f'{printable(source)} is a table of predictions: its labels are a model\'s '
+                         'or those of known images.',
+                         'Measure on labels that people gave; name another column with --label-col.')
     if not {'known', 'known_label'} <= set(rows): return rows
     marked = rows.known.ne('')
     if marked.any(): say(f'{int(marked.sum())} rows are copies of known images and are not measured')
     return rows[~marked]
+
+# %% ../../nbs/runs/08_evaluate.ipynb #7c7df95c
+def _report_copies(copies: pd.DataFrame, source: str | Path, anyway: bool):
+    example = f'{printable(copies.path.iloc[0])} is {printable(copies.training_path.iloc[0])}'
+    kept = 'They are measured all the same, and the figures are too good.' if anyway else 'They are left out.'
+    say(f'Training images of this run found in {printable(source)}: {len(copies)}, e.g. {example}. {kept}',
+        style='yellow')
 
 # %% ../../nbs/runs/08_evaluate.ipynb #d449ae3a
 def _without_training_copies(
@@ -114,25 +124,36 @@ def _without_training_copies(
     from fastsmile.data.splits import find_training_copies, read_training_fingerprints
     options, fingerprints = read_json(run/'config.json')['options'], read_training_fingerprints(run)
     scanned = scan_images(reader, rows.path, ImageScanner(options.get('hash', 'phash')))
-    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.facts[['width', 'height']], on='path')
+    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.facts[['width', 'height']],
+                                                                                 on='path')
     if fingerprints is None:
-        say('This run kept no fingerprints of its images: whether some of them are in the source is not known.', style='yellow')
+        say('This run kept no fingerprints of its images: whether some of them are in the source is not known.',
+            style='yellow')
         return rows, []
-    copies = find_training_copies(fingerprints, scanned, options['hash'], options['near']).rename(columns=dict(of='training_path'))
+    copies = find_training_copies(fingerprints, scanned, options['hash'],
+                                  options['near']).rename(columns=dict(of='training_path'))
     if len(copies): _report_copies(copies, source, anyway)
     left = rows if anyway else rows[~rows.path.isin(copies.path)].reset_index(drop=True)
     if left.empty:
-        raise SmileError('All images of the source are training images of this run.', 'Name another source, or measure them with --anyway.')
+        raise SmileError('All images of the source are training images of this run.',
+                         'Name another source, or measure them with --anyway.')
     return left, copies.to_dict('records')
 
-def _report_copies(copies: pd.DataFrame, source: str | Path, anyway: bool):
-    example = f'{printable(copies.path.iloc[0])} is {printable(copies.training_path.iloc[0])}'
-    kept = 'They are measured all the same, and the figures are too good.' if anyway else 'They are left out.'
-    say(f'Training images of this run found in {printable(source)}: {len(copies)}, e.g. {example}. {kept}', style='yellow')
+# %% ../../nbs/runs/08_evaluate.ipynb #74f72332
+def _check_not_the_training_source(run: Path, source: str | Path, config: EvaluateConfig):
+    check_source_exists(source)
+    if read_json(run/'config.json').get('source') != absolute_source(source) or config.anyway: return
+    raise SmileError(f'{printable(source)} is what this run was trained on.',
+                     'Without a SOURCE, evaluate measures its held-out test rows; with --anyway all of them.')
 
 # %% ../../nbs/runs/08_evaluate.ipynb #23f64866
-def _read_rows_to_measure(run: Path, source: str | Path, config: EvaluateConfig, model: 'Model') -> tuple['Source', pd.DataFrame]:
-    "A labelled source and its rows; a `SmileError` where it is the run's own, or where the model does not have its classes"
+def _read_rows_to_measure(
+    run: Path,
+    source: str | Path,
+    config: EvaluateConfig,
+    model: 'Model',
+) -> tuple['Source', pd.DataFrame]:
+    "A labelled source and its rows; a `SmileError` where the model does not have its classes"
     from fastsmile.data.faces import crop_faces, warn_face_options
     from fastsmile.data.source import read_source
     read = crop_faces(read_source(source, config), config, trained=model.facts.origin)
@@ -145,16 +166,11 @@ def _read_rows_to_measure(run: Path, source: str | Path, config: EvaluateConfig,
         say(f'{len(aside)} of {len(read.frame)} rows are not measured: {reasons}.', style='yellow')
     unknown = sorted(set(rows.label) - set(model.spec.classes))
     if unknown:
-        raise SmileError(f'The model does not know {", ".join(map(printable, unknown))}; it knows {", ".join(map(printable, model.spec.classes))}.',
+        known = ', '.join(map(printable, model.spec.classes))
+        raise SmileError(f'The model does not know {", ".join(map(printable, unknown))}; it knows {known}.',
                          'Rename classes with --rename OLD=NEW, or leave them out with --drop-class.')
     say(f'{len(rows)} rows of {printable(source)}, {model.spec.arch}')
     return read, rows
-
-def _check_not_the_training_source(run: Path, source: str | Path, config: EvaluateConfig):
-    check_source_exists(source)
-    if read_json(run/'config.json').get('source') != absolute_source(source) or config.anyway: return
-    raise SmileError(f'{printable(source)} is what this run was trained on.',
-                     'Without a SOURCE, evaluate measures its held-out test rows; with --anyway all of them.')
 
 # %% ../../nbs/runs/08_evaluate.ipynb #a0abd086
 def _predict_source(run: Path, source: str | Path, config: EvaluateConfig) -> MeasuredRows:
@@ -168,12 +184,41 @@ def _predict_source(run: Path, source: str | Path, config: EvaluateConfig) -> Me
     tta = _predict_rows_of_source(model, read.reader, rows, config.tta, config) if config.tta != 'none' else None
     return MeasuredRows(single_view, tta, str(source), tuple(copies))
 
-def _predict_rows_of_source(model: 'Model', reader: object, rows: pd.DataFrame, tta: str, config: EvaluateConfig) -> SavedPredictions:
+def _predict_rows_of_source(
+    model: 'Model',
+    reader: object,
+    rows: pd.DataFrame,
+    tta: str,
+    config: EvaluateConfig,
+) -> SavedPredictions:
     from fastsmile.runs.results import predict_labelled
     frame = predict_labelled(model, reader, rows, tta, config.bs, config.device)
     more = rows.drop(columns=[c for c in rows if c in frame and c != 'target'])
-    more = more.rename(columns=lambda c: f'given_{c}' if c == 'target' or c.startswith('p_') else c)  # the frame has the model's
+    # the frame has the model's
+    more = more.rename(columns=lambda c: f'given_{c}' if c == 'target' or c.startswith('p_') else c)
     return predictions_from_table(frame.join(more), model.spec.classes)
+
+# %% ../../nbs/runs/08_evaluate.ipynb #c9323d98
+def _output_folder(run: Path, source: str | Path | None, config: EvaluateConfig) -> Path | None:
+    "Where the result is written, if anywhere; an `OptionError` where that would replace a run or a foreign table"
+    if config.out: out = local_path(config.out)
+    elif source is None: return None
+    else: out = run/'evaluations'/(Path(source).stem or 'source')
+    if (out/'config.json').exists():
+        raise OptionError(f'--out {printable(out)} is a run or a model folder.', 'Name another folder.')
+    check_replaceable(out/'predictions.csv', 'csv')
+    return out
+
+# %% ../../nbs/runs/08_evaluate.ipynb #cf0c396c
+def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
+    saved, copies = rows.single_view, list(rows.copies)
+    result = dict(metrics=measure_predictions(saved, calibration, draws=config.draws),
+                  calibration=measure_calibration(saved, calibration, config.draws), copies=copies,
+                  left_out=0 if config.anyway else len(copies),
+                  slices={by: measure_slices(saved, calibration, by, config.draws) for by in config.by})
+    if rows.tta is None: return result
+    gain = tta_gain(saved, rows.tta, calibration, config.draws)
+    return result | dict(tta=measure_predictions(rows.tta, calibration, draws=config.draws) | dict(difference=gain))
 
 # %% ../../nbs/runs/08_evaluate.ipynb #e9f4d500
 def evaluate(
@@ -182,7 +227,7 @@ def evaluate(
     config: EvaluateConfig | None = None,
     **options: object,  # those of `EvaluateConfig` by name, instead of `config`
 ) -> dict: # run, measured_on, metrics, calibration, copies, left_out, slices, tta, out
-    "Measure a run: on its saved predictions, or on a source that it predicts first; raises `OptionError` and `SmileError`"
+    "Measure a run on its saved predictions, or on a source; raises `OptionError` and `SmileError`"
     config = options_or(config, EvaluateConfig, options)
     check_source_options(config, source is not None)
     run = finished_run(run, folds=source is None)
@@ -196,22 +241,3 @@ def evaluate(
         write_prediction_table(relabel_predictions(rows.single_view.frame, calibration), out/'predictions.csv')
         write_json(out/'metrics.json', result)
     return result | dict(out=str(out) if out else None)
-
-def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
-    saved, copies = rows.single_view, list(rows.copies)
-    result = dict(metrics=measure_predictions(saved, calibration, draws=config.draws),
-                  calibration=measure_calibration(saved, calibration, config.draws), copies=copies,
-                  left_out=0 if config.anyway else len(copies),
-                  slices={by: measure_slices(saved, calibration, by, config.draws) for by in config.by})
-    if rows.tta is None: return result
-    gain = tta_gain(saved, rows.tta, calibration, config.draws)
-    return result | dict(tta=measure_predictions(rows.tta, calibration, draws=config.draws) | dict(difference=gain))
-
-def _output_folder(run: Path, source: str | Path | None, config: EvaluateConfig) -> Path | None:
-    "Where the result is written, if anywhere; an `OptionError` where that would replace a run, or a table of somebody else's"
-    if config.out: out = local_path(config.out)
-    elif source is None: return None
-    else: out = run/'evaluations'/(Path(source).stem or 'source')
-    if (out/'config.json').exists(): raise OptionError(f'--out {printable(out)} is a run or a model folder.', 'Name another folder.')
-    check_replaceable(out/'predictions.csv', 'csv')
-    return out

@@ -38,7 +38,8 @@ def explain_run(
     rows = data.rows[data.rows.split == 'train']
     train = TrainingImages(data.source.reader, rows.path.tolist(), rows.label.tolist())
     part = next(p for p in ('test', 'valid', 'calib') if has_predictions(path, p))
-    return write_explanations(model, train, read_saved_predictions(path, part), out or path/'explain', config, requested)
+    return write_explanations(model, train, read_saved_predictions(path, part), out or path/'explain', config,
+                              requested)
 
 def explain_for_report(
     model: Model,
@@ -48,7 +49,8 @@ def explain_for_report(
     seed: int,
 ) -> Explanations:
     "What the report shows: the method that costs one pass, and no neighbours"
-    return explain_run(model, data, path, ExplainConfig(methods=default_methods(model), neighbours=0, device=device, seed=seed))
+    return explain_run(model, data, path, ExplainConfig(methods=default_methods(model), neighbours=0, device=device,
+                                                        seed=seed))
 
 # %% ../../nbs/runs/02_explain.ipynb #5b8c5f85
 def _open_images(
@@ -59,7 +61,8 @@ def _open_images(
     "Files, folders and zips as one reader; the faces in them where these are wanted"
     inputs = open_inputs(list(images) if len(images) > 1 else images[0])
     warn_face_options(origin, config)
-    rows = import_pandas().DataFrame([dict(path=name, reason='', group='') for name in inputs.names], columns=['path', 'reason', 'group'])
+    rows = import_pandas().DataFrame([dict(path=name, reason='', group='') for name in inputs.names],
+                                     columns=['path', 'reason', 'group'])
     frame = crop_faces(Source('', 'folders', inputs.reader, rows), config, trained=origin).frame
     failed = frame[frame.reason != '']
     for path, reason in zip(failed.path, failed.reason): say(f'{printable(path)}: {reason}', style='yellow')
@@ -74,6 +77,8 @@ def _claimed_output(out: Path) -> Iterator[None]:
         except BaseException:
             with suppress(OSError): (out/LOCK_FILE).unlink()
             raise
+
+def _describe_row(row: dict) -> dict: return {k: row[k] for k in ('path', 'label', 'target', 'confidence')}
 
 def _check_output_folder(out: Path):
     if foreign_files(out) and not (out/'explain.json').exists():
@@ -98,6 +103,6 @@ def explain(
         explain_run(opened.model, opened.data, path, config, out, requested)
         album = inline_explanations(out)
         write_text(out/'explain.html', render_template('explain.html.j2', dict(run=path.name, album=album)))
-    columns = ('path', 'label', 'target', 'confidence')
-    shown = {group: [{k: row[k] for k in columns} for row in rows] for group, rows in album['groups'].items()}
-    return dict(page=str(out/'explain.html'), corner_share=album['corner_share'], warnings=album['warnings'], images=shown)
+    shown = {group: list(map(_describe_row, rows)) for group, rows in album['groups'].items()}
+    return dict(page=str(out/'explain.html'), corner_share=album['corner_share'], warnings=album['warnings'],
+                images=shown)

@@ -63,6 +63,7 @@ def audit_and_build(
     calibration_settings(config, config.monitor, left)
     return audited, build(left)
 
+# %% ../../nbs/runs/06_fit.ipynb #c207d2ee
 def new_network(
     spec: ModelSpec,
     config: FitConfig,
@@ -71,8 +72,12 @@ def new_network(
     seed_everything(config.training_seed)
     return freeze_before(build_network(spec, config.weights, config.init), config.freeze)
 
-def _audit_and_build_network(source: object, config: FitConfig, device: str) -> tuple[AuditedSource, ModelSpec, nn.Module]:
-    def build(classes):
+def _audit_and_build_network(
+    source: object,
+    config: FitConfig,
+    device: str,
+) -> tuple[AuditedSource, ModelSpec, nn.Module]:
+    def build(classes: Sequence[str]):
         spec = spec_from_config(config, classes)
         return spec, new_network(spec, config)
     check_precision(config.precision, device)
@@ -112,6 +117,12 @@ def _train_and_write(
     calibrate_and_save(model, data, config, path)
     return dict(training=training)
 
+# %% ../../nbs/runs/06_fit.ipynb #4db4f633
+def _delete_training_state(path: Path):
+    "Delete the state of a finished training; the checkpoints best and last stay"
+    with folder_lock(path):
+        for f in (path/'checkpoints').rglob(STATE_FILE): f.unlink()
+
 # %% ../../nbs/runs/06_fit.ipynb #fa4e3b8c
 def fit_data(
     source: object,
@@ -136,11 +147,6 @@ def fit_data(
         run = finish_run(path, record)
     _delete_training_state(path)
     return run
-
-def _delete_training_state(path: Path):
-    "Delete what a finished run does not need: the state of its training, what a killed process left. Best and last stay"
-    with folder_lock(path):
-        for f in (path/'checkpoints').rglob(STATE_FILE): f.unlink()
 
 # %% ../../nbs/runs/06_fit.ipynb #d06c4b7b
 def fit(
@@ -168,23 +174,11 @@ def _write_fit_options(config: FitConfig, path: Path, source: object):
     file = path/'options.toml'
     write_options(config, file, f'fastsmile fit {shell_quote(source)} --config {shell_quote(file)}')
 
-# %% ../../nbs/runs/06_fit.ipynb #763ae11c
-def _fit_distributed(source: object, config: FitConfig) -> Run | None: # None in all but the first process
-    "`fit` in one of several processes"
-    with process_group():
-        from fastsmile.training.ddp import rank_device  # needs Accelerate
-        first = _FirstProcess(source, config)
-        source, options, data, spec, resume = from_rank_zero(first.prepare, patient=True)
-        device = rank_device(options.device)
-        if not rank(): return fit_data(source, data, spec, first.net, options, first.path, device)
-        check_source_exists(source)  # here, too
-        net = freeze_before(build_network(spec, init=options.init), options.freeze)  # the first process's weights replace its own
-        learn, _ = build_learner(data, spec, net, options, Path(), device)  # it writes nowhere
-        train_learner(learn, options, Path(), resume)
-
+# %% ../../nbs/runs/06_fit.ipynb #942a8024
 class _FirstProcess:
     "What the first process does before all train; its network and its folder stay with it"
-    def __init__(self, source: object, config: FitConfig): self.source, self.config, self.net, self.path = source, config, None, None
+    def __init__(self, source: object, config: FitConfig):
+        self.source, self.config, self.net, self.path = source, config, None, None
 
     def prepare(self) -> tuple: # source, options, data, spec, resumed or not
         from fastsmile.training.ddp import check_distributed_options, rank_device
@@ -197,6 +191,45 @@ class _FirstProcess:
         self.path = into or new_run_folder(options.out, spec.arch)
         _write_fit_options(options, self.path, source)
         return source, options, data, spec, into is not None
+
+# %% ../../nbs/runs/06_fit.ipynb #763ae11c
+def _fit_distributed(source: object, config: FitConfig) -> Run | None: # None in all but the first process
+    "`fit` in one of several processes"
+    with process_group():
+        from fastsmile.training.ddp import rank_device  # needs Accelerate
+        first = _FirstProcess(source, config)
+        source, options, data, spec, resume = from_rank_zero(first.prepare, patient=True)
+        device = rank_device(options.device)
+        if not rank(): return fit_data(source, data, spec, first.net, options, first.path, device)
+        check_source_exists(source)  # here, too
+        # the first process's weights replace its own
+        net = freeze_before(build_network(spec, init=options.init), options.freeze)
+        learn, _ = build_learner(data, spec, net, options, Path(), device)  # it writes nowhere
+        train_learner(learn, options, Path(), resume)
+
+# %% ../../nbs/runs/06_fit.ipynb #420b0325
+def _variants_of(data: SplitData, spec: ModelSpec, config: FitConfig) -> list[Variant]:
+    labels = data.rows[data.rows.split == 'train'].label
+    return make_variants(config, labels.map(spec.classes.index).to_numpy(), len(spec.classes))
+
+def _fit_variant(
+    source: object,
+    data: SplitData,
+    spec: ModelSpec,
+    variant: Variant,
+    folder: Path,
+    device: str,
+    images: PreparedImages,
+) -> str:
+    "Train one variant; returns why it failed, or nothing"
+    if run_status(folder): check_same_rows(folder, data, source)  # other rows are no failure of one training
+    else: new_run_folder(folder, spec.arch)
+    try: fit_data(source, data, spec, new_network(spec, variant.config), variant.config, folder, device, images)
+    except WriteError: raise
+    except SmileError as e:
+        say(f'{variant.name} failed: {e.message}', style='red')
+        return e.message
+    return ''
 
 # %% ../../nbs/runs/06_fit.ipynb #947dba32
 def _fit_variants(
@@ -218,23 +251,9 @@ def _fit_variants(
             failed = _fit_variant(source, data, spec, variant, folder, device, images) or failed
             rows.append(variant_row(variant, *read_variant_result(folder)))
         best = write_comparison(path, rows, config.monitor)
-        if best is None: raise SmileError(f'Every training failed, the last one so: {failed}', 'See the folders under fits/.')
+        if best is None:
+            raise SmileError(f'Every training failed, the last one so: {failed}', 'See the folders under fits/.')
         return write_report_and_config(path, adopt_best_variant(path, best, command, config.as_dict()))
-
-def _variants_of(data: SplitData, spec: ModelSpec, config: FitConfig) -> list[Variant]:
-    labels = data.rows[data.rows.split == 'train'].label
-    return make_variants(config, labels.map(spec.classes.index).to_numpy(), len(spec.classes))
-
-def _fit_variant(source: object, data: SplitData, spec: ModelSpec, variant: Variant, folder: Path, device: str, images: PreparedImages) -> str:
-    "Train one variant; returns why it failed, or nothing"
-    if run_status(folder): check_same_rows(folder, data, source)  # other rows are no failure of one training
-    else: new_run_folder(folder, spec.arch)
-    try: fit_data(source, data, spec, new_network(spec, variant.config), variant.config, folder, device, images)
-    except WriteError: raise
-    except SmileError as e:
-        say(f'{variant.name} failed: {e.message}', style='red')
-        return e.message
-    return ''
 
 # %% ../../nbs/runs/06_fit.ipynb #5472e2e2
 def _fit_folds(
@@ -262,6 +281,15 @@ def _fit_folds(
         write_json(path/'config.json', record | dict(status='cross-validated', finished=iso_now()))
     return Run(path)
 
+# %% ../../nbs/runs/06_fit.ipynb #d1b21426
+def _check_resumable(path: Path, record: dict, source: object):
+    if (kind := record.get('kind', 'fit')) != 'fit':
+        raise SmileError(f'{printable(path)} was made by `fastsmile {kind}`, which --resume does not continue.',
+                         'Give its command again.')
+    if str(source) != '.' and absolute_source(source) != record['source']:
+        raise SmileError(f'{printable(path)} was trained on {printable(record["source"])}, not on {printable(source)}.',
+                         f'fastsmile fit --resume {shell_quote(path)}')
+
 # %% ../../nbs/runs/06_fit.ipynb #73f49269
 def resume_arguments(
     source: object,    # where it was; '.' means the one of the run
@@ -277,17 +305,11 @@ def resume_arguments(
         _delete_training_state(path)
         raise SmileError(f'{printable(path)} is finished.', 'There is nothing to resume.')
     if replace(config, resume=None) != FitConfig():
-        raise OptionError('--resume goes with no other option.', 'A run is resumed with the options that it was started with.')
+        raise OptionError('--resume goes with no other option.',
+                          'A run is resumed with the options that it was started with.')
     record = read_run_config(path)
     _check_resumable(path, record, source)
     return record['source'], Run(path).options, path
-
-def _check_resumable(path: Path, record: dict, source: object):
-    if (kind := record.get('kind', 'fit')) != 'fit':
-        raise SmileError(f'{printable(path)} was made by `fastsmile {kind}`, which --resume does not continue.', 'Give its command again.')
-    if str(source) != '.' and absolute_source(source) != record['source']:
-        raise SmileError(f'{printable(path)} was trained on {printable(record["source"])}, not on {printable(source)}.',
-                         f'fastsmile fit --resume {shell_quote(path)}')
 
 def _resume(source: object, config: FitConfig) -> Run: return fit(*resume_arguments(source, config))
 
@@ -296,5 +318,6 @@ def demo_config(
     config: DemoConfig = DemoConfig(),
 ) -> FitConfig:
     "What the demo trains: about 1.2 million parameters, from scratch, in about a minute and a half on two cores"
-    return FitConfig(arch='resnet10t', weights='none', model_args='{"channels": [32, 64, 128, 256]}', size=48, epochs=25, bs=16, augment='light',
+    return FitConfig(arch='resnet10t', weights='none', model_args='{"channels": [32, 64, 128, 256]}', size=48,
+                     epochs=25, bs=16, augment='light',
                      out=str(local_path(config.out)/'run'), seed=config.seed)

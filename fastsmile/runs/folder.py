@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['base_record', 'run_status', 'recording_status', 'finished_run', 'check_same_rows', 'Run', 'load_run']
 
-# %% ../../nbs/runs/01_folder.ipynb #c933fc6e
+# %% ../../nbs/runs/01_folder.ipynb #f3ef10f8
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -17,10 +17,12 @@ import pandas as pd
 
 from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, shell_quote
-from ..core.files import absolute_source, folder_lock, newest_run, read_json, read_run_config, read_safe_csv, write_json
+from ..core.files import absolute_source, folder_lock, newest_run, read_json, read_run_config
+from ..core.files import read_safe_csv, write_json
 from ..core.system import Interrupted, iso_now
 from ..metrics.predictions import fold_folders
 
+# %% ../../nbs/runs/01_folder.ipynb #74601a4e
 if TYPE_CHECKING:
     from fastai.learner import Learner
     from fastsmile.data.audit import SplitData
@@ -34,16 +36,18 @@ def base_record(
     options: dict,
 ) -> dict:
     "What config.json holds of every run that begins"
-    return dict(status='running', kind=kind, started=iso_now(), command=command, source=absolute_source(source), options=options)
+    return dict(status='running', kind=kind, started=iso_now(), command=command, source=absolute_source(source),
+                options=options)
 
 def run_status(
     path: Path,
 ) -> str | None:
-    "The status of a run folder: running, stopped, failed, calibrating, finished, cross-validated; None where it is no run"
+    "running, stopped, failed, calibrating, finished or cross-validated; None where it is no run folder"
     return read_run_config(path).get('status') if (path/'config.json').exists() else None
 
 # %% ../../nbs/runs/01_folder.ipynb #4e5008df
-_RESUME_HINTS = dict(fit='fastsmile fit --resume {} resumes it.', tune='Run the same command to resume.', study='Run the same command to resume.')
+_RESUME_HINTS = dict(fit='fastsmile fit --resume {} resumes it.', tune='Run the same command to resume.',
+                     study='Run the same command to resume.')
 
 def _resume_hint(record: dict, path: Path) -> str:
     is_study = record.get('command', '').startswith('fastsmile study')  # its rows are not those of `fit`
@@ -55,7 +59,7 @@ def recording_status(
     path: Path,
     record: dict,  # config.json, as long as nothing else is known
 ) -> Iterator[None]:
-    "Record that a run is made, and how it ended; a `SmileError` where another process works there; `Interrupted` after Ctrl-C"
+    "Record how a run ends; a `SmileError` where another process works there, `Interrupted` after Ctrl-C"
     with folder_lock(path):
         write_json(path/'config.json', record)
         try: yield
@@ -65,6 +69,19 @@ def recording_status(
             with suppress(SmileError): write_json(path/'config.json', record | ended)
             if not stopped: raise
             raise Interrupted(f'What is finished is kept in {printable(path)}.', _resume_hint(record, path)) from None
+
+# %% ../../nbs/runs/01_folder.ipynb #57325198
+def _is_readable(record: dict, folds: bool) -> bool:
+    status = record.get('status')
+    made = status == 'finished' and 'model' in record or folds and status == 'cross-validated'
+    return made and 'options' in record
+
+def _not_finished(path: Path, status: str | None) -> SmileError:
+    if status == 'cross-validated':
+        return SmileError(f'{printable(path)} is a cross-validation, which has no model of its own.',
+                          f'Name one of its runs, e.g. {printable(path/"fold_0")}.')
+    return SmileError(f'{printable(path)} is not a finished run' + (f' (its status is {status}).' if status else '.'),
+                      'Name a folder that `fastsmile fit` has finished.')
 
 # %% ../../nbs/runs/01_folder.ipynb #ff5a31ab
 def finished_run(
@@ -83,19 +100,9 @@ def finished_run(
         raise SmileError(f'{printable(path)} is being calibrated, or was when the process ended.',
                          f'Wait, or do it again: {printable(record.get("calibrate_command", ""))}')
     if not _is_readable(record, folds): raise _not_finished(path, status)
-    for fold in fold_folders(path): finished_run(fold, calibrating=calibrating)  # one may have been stopped in the middle of its calibration
+    # one may have been stopped in the middle of its calibration
+    for fold in fold_folders(path): finished_run(fold, calibrating=calibrating)
     return path
-
-def _is_readable(record: dict, folds: bool) -> bool:
-    made = record.get('status') == 'finished' and 'model' in record or folds and record.get('status') == 'cross-validated'
-    return made and 'options' in record
-
-def _not_finished(path: Path, status: str | None) -> SmileError:
-    if status == 'cross-validated':
-        return SmileError(f'{printable(path)} is a cross-validation, which has no model of its own.',
-                          f'Name one of its runs, e.g. {printable(path/"fold_0")}.')
-    return SmileError(f'{printable(path)} is not a finished run' + (f' (its status is {status}).' if status else '.'),
-                      'Name a folder that `fastsmile fit` has finished.')
 
 # %% ../../nbs/runs/01_folder.ipynb #177c4cc6
 def check_same_rows(
@@ -106,7 +113,8 @@ def check_same_rows(
     "A `SmileError` where a run that is resumed was trained on other rows"
     earlier = read_run_config(path).get('origin', {}).get('data')
     if earlier == data.fingerprint: return
-    raise SmileError(f'The rows of {printable(source)} are not those that {printable(path)} was trained on (fingerprint {data.fingerprint}, then {earlier}).',
+    raise SmileError(f'The rows of {printable(source)} are not those that {printable(path)} was trained on '
+                     f'(fingerprint {data.fingerprint}, then {earlier}).',
                      'Give the source as it was, or start again in another folder.')
 
 # %% ../../nbs/runs/01_folder.ipynb #61926cca
@@ -171,14 +179,16 @@ def _read_run_data(run: Run) -> 'SplitData':
     from fastsmile.data.source import read_source
     from fastsmile.data.splits import digests_by_path, read_training_fingerprints
     table, source = read_safe_csv(run.path/'table.csv'), read_source(run.config['source'], run.options)
-    return SplitData(source, table, [], run.config['origin']['data'], digests=digests_by_path(read_training_fingerprints(run.path)))
+    return SplitData(source, table, [], run.config['origin']['data'],
+                     digests=digests_by_path(read_training_fingerprints(run.path)))
 
 def _build_run_learner(run: Run) -> 'Learner':
     from fastsmile.models.bundle import load_bundle
     from fastsmile.models.device import pick_device
     from fastsmile.training.learner import build_learner
     if (kind := run.config.get('kind', 'fit')) != 'fit':
-        raise SmileError(f'{printable(run.path)} was made by `fastsmile {kind}`: it has no learner.', 'Runs of `fastsmile fit` have one.')
+        raise SmileError(f'{printable(run.path)} was made by `fastsmile {kind}`: it has no learner.',
+                         'Runs of `fastsmile fit` have one.')
     net, device = load_bundle(run.path).net, pick_device(run.options.device)
     learn, _ = build_learner(run.data, run.model.spec, net, run.options, run.path, device)
     learn.remove_cbs([learn.checkpoint_saver, learn.history])  # what is tried with it must not overwrite the run

@@ -36,13 +36,15 @@ def _check_output_paths(
 ):
     "An `OptionError` where the output would replace an input, or a file that fastsmile did not write"
     if is_url(out):
-        raise OptionError(f'--out {printable(out)} is a URL, and rows are appended to a file.', 'Name a file on this machine, and copy it there.')
+        raise OptionError(f'--out {printable(out)} is a URL, and rows are appended to a file.',
+                          'Name a file on this machine, and copy it there.')
     for one in where if isinstance(where, list | tuple) else [where]:
         if Path(one).resolve() == Path(out).resolve():
             raise OptionError(f'--out {printable(out)} is the input, and would replace it.', 'Name another.')
     check_replaceable(out, output_format(out))
     if not page: return
-    if Path(page).resolve() == Path(out).resolve(): raise OptionError(f'--out and --html both name {printable(out)}.', 'Name two files.')
+    if Path(page).resolve() == Path(out).resolve():
+        raise OptionError(f'--out and --html both name {printable(out)}.', 'Name two files.')
     check_replaceable(page, 'html', '--html')
 
 # %% ../../nbs/runs/07_predict.ipynb #6b4320da
@@ -62,18 +64,21 @@ def _resume_key(
 ) -> dict:
     "What must be the same for a file to be resumed"
     backend, known, faces = job.backend, job.row_format.known, job.faces
-    return dict(model=file_sha256(_model_file(backend.model)), precision=backend.precision, device=_compute_device(job, config),
+    return dict(model=file_sha256(_model_file(backend.model)), precision=backend.precision,
+                device=_compute_device(job, config),
                 ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),
                 threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.call,
                 root=job.reader.place, tta=config.tta, mean=config.tta_mean)
 
+# %% ../../nbs/runs/07_predict.ipynb #61bf0628
 def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
     "Model, precision, views and probabilities, for people"
     backend, model = job.backend, job.backend.model
     where = _compute_device(job, config) + (f', Ray ({printable(config.ray)})' if config.ray else '')
     views = config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}'
     return dict(model=f'{printable(model.where)} ({model.spec.arch}, {model.spec.prep.size} px)',
-                precision=f'{backend.precision} on {where}{backend.by}', views=views, probabilities=job.row_format.description)
+                precision=f'{backend.precision} on {where}{backend.by}', views=views,
+                probabilities=job.row_format.description)
 
 # %% ../../nbs/runs/07_predict.ipynb #1a977ce1
 def _choose_batch_size(job: PredictionJob, config: PredictConfig, threads: int, total: int | None) -> int: # images
@@ -100,34 +105,14 @@ def _write_rows(
             tick(starts_image(row))
             if sheet.counts.images % sheet.batch == 0: leave()
 
+# %% ../../nbs/runs/07_predict.ipynb #e3a5e02e
 def _write_gallery_page(config: PredictConfig, picked: dict, inputs: ImageInputs, done: PredictionSummary):
     "The page of thumbnails; who stops it is told that the rows are whole"
     try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.what}')
     except KeyboardInterrupt:
         raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
 
-# %% ../../nbs/runs/07_predict.ipynb #2d7af0f9
-def predict(
-    where: object,             # a folder, a zip, a list, a table, images: what `open_inputs` takes
-    config: PredictConfig | None = None,
-    progress: Callable | None = None, # called with the number of images, or None; returns a function that is called with images done
-    **options: object,  # those of `PredictConfig` by name, instead of `config`
-) -> PredictionSummary:
-    "Write a row for every image; raises `OptionError` and `SmileError` where options or inputs are at fault"
-    config = options_or(config, PredictConfig, options)
-    output_format(config.out)
-    _check_output_paths(where, config.out, config.html)
-    inputs = open_inputs(where, config.image_col, config.root)
-    job = open_prediction_job(replace(config, device='cpu') if config.ray else config, inputs.reader)
-    threads, run_info = _worker_threads(config), _describe_job(job, config)
-    bs = _choose_batch_size(job, config, threads, inputs.total)
-    say(f"model: {run_info['model']}, {run_info['precision']}")
-    warn_face_options(job.backend.model.facts.origin, config)
-    tick = progress(inputs.total) if progress else lambda n: None
-    done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
-    if config.html: _write_gallery_page(config, picked, inputs, done)
-    return done
-
+# %% ../../nbs/runs/07_predict.ipynb #f16b644a
 def _predict_to_file(
     job: PredictionJob,
     config: PredictConfig,
@@ -145,5 +130,29 @@ def _predict_to_file(
         _write_rows(sheet, rows, tick)
         seconds = time.perf_counter() - start
         picked = pick_gallery_rows(sheet.read(), classes, config.thumbs) if config.html else {}
-        if backend.again: run_info = run_info | dict(precision=f"{run_info['precision']}, {backend.again} uncertain rows recomputed in fp32")
+        if backend.again:
+            run_info = run_info | dict(precision=f"{run_info['precision']}, "
+                                       f"{backend.again} uncertain rows recomputed in fp32")
         return sheet.finish(seconds, run_info), picked
+
+# %% ../../nbs/runs/07_predict.ipynb #2d7af0f9
+def predict(
+    where: object,             # a folder, a zip, a list, a table, images: what `open_inputs` takes
+    config: PredictConfig | None = None,
+    progress: Callable | None = None, # of the number of images: gives what is called with images done
+    **options: object,  # those of `PredictConfig` by name, instead of `config`
+) -> PredictionSummary:
+    "Write a row for every image; raises `OptionError` and `SmileError` where options or inputs are at fault"
+    config = options_or(config, PredictConfig, options)
+    output_format(config.out)
+    _check_output_paths(where, config.out, config.html)
+    inputs = open_inputs(where, config.image_col, config.root)
+    job = open_prediction_job(replace(config, device='cpu') if config.ray else config, inputs.reader)
+    threads, run_info = _worker_threads(config), _describe_job(job, config)
+    bs = _choose_batch_size(job, config, threads, inputs.total)
+    say(f"model: {run_info['model']}, {run_info['precision']}")
+    warn_face_options(job.backend.model.facts.origin, config)
+    tick = progress(inputs.total) if progress else lambda n: None
+    done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
+    if config.html: _write_gallery_page(config, picked, inputs, done)
+    return done

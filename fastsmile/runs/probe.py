@@ -77,9 +77,22 @@ def _fit_forest(
     "scikit-learn's random forest"
     from sklearn.ensemble import RandomForestClassifier
     rows = training.rows
-    forest = RandomForestClassifier(trees, min_samples_leaf=leaf, random_state=sub_seed(training.seed, 'forest'), n_jobs=-1)
+    forest = RandomForestClassifier(trees, min_samples_leaf=leaf, random_state=sub_seed(training.seed, 'forest'),
+                                    n_jobs=-1)
     forest.fit(training.features[rows], training.labels[rows], training.balance.weights[training.labels[rows]])
     return forest_from_sklearn(forest, training.n_classes), training.balance.prior
+
+# %% ../../nbs/runs/12_probe.ipynb #c62a46ae
+def _linear_head(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, std: np.ndarray) -> nn.Linear:
+    "A layer on features, of weights on standardised features"
+    # two classes: one logit for each
+    if len(weight) == 1: weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
+    weight = weight / std
+    head = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias - weight @ mean))
+    return head
 
 # %% ../../nbs/runs/12_probe.ipynb #5b902baa
 def _fit_logistic(
@@ -94,19 +107,10 @@ def _fit_logistic(
     std, labels = np.where(std > 1e-6 * std.max(), std, 1.), training.labels[rows]
     fitted = LogisticRegression(C=c, max_iter=1000)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # a weak penalty may not converge; valid decides whether it was worth it
+        # a weak penalty may not converge; valid decides whether it was worth it
+        warnings.simplefilter('ignore', ConvergenceWarning)
         fitted.fit((x[rows] - mean) / std, labels, training.balance.weights[labels])
     return _linear_head(fitted.coef_, fitted.intercept_, mean, std), training.balance.prior
-
-def _linear_head(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, std: np.ndarray) -> nn.Linear:
-    "A layer on features, of weights on standardised features"
-    if len(weight) == 1: weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2  # two classes: one logit for each
-    weight = weight / std
-    head = nn.Linear(weight.shape[1], len(weight))
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias - weight @ mean))
-    return head
 
 _PROBE_FITTERS = dict(knn=_fit_knn, forest=_fit_forest, logistic=_fit_logistic)
 
@@ -135,6 +139,27 @@ def _head_logits(
     batches = [torch.from_numpy(features[i:i + 512]) for i in range(0, len(features), 512)]
     with torch.inference_mode(): return np.concatenate([head(b).numpy() for b in batches])
 
+# %% ../../nbs/runs/12_probe.ipynb #fe41a100
+def _fit_candidate(
+    training: TrainingFeatures,
+    valid: tuple,
+    config: ProbeConfig,
+    classes: tuple,
+    probe: str,
+    settings: dict,
+) -> FittedProbe:
+    start = time.perf_counter()
+    head, implied = _PROBE_FITTERS[probe](training, **settings)
+    shares = class_prior(training.labels, len(classes))
+    rule = rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))
+    target = target_prior(config.prior, shares, classes)
+    metadata = ModelMetadata(target.tolist(), prior_shift(target, implied).tolist(),
+                             decision_offset(rule, target).tolist(), rule)
+    measure = ValidationMetrics(prior_shift(shares, implied), decision_offset(rule, target) + prior_shift(target,
+                                                                                                          shares))
+    metrics = measure(_head_logits(head, valid[0]), valid[1])
+    return FittedProbe(probe, settings, head, metadata, metrics, time.perf_counter() - start)
+
 # %% ../../nbs/runs/12_probe.ipynb #5b2abd57
 def fit_probes(
     training: TrainingFeatures,
@@ -153,20 +178,11 @@ def fit_probes(
                 report(e.message, style='yellow')
                 continue
             m = fitted[-1].valid_metrics
-            report(f"{fitted[-1].name}: on valid macro F1 {m['macro_f1']:.3f}, balanced accuracy {m['balanced_accuracy']:.3f}, "
+            report(f"{fitted[-1].name}: on valid macro F1 {m['macro_f1']:.3f}, "
+                   f"balanced accuracy {m['balanced_accuracy']:.3f}, "
                    f"accuracy {m['accuracy']:.3f}, log loss {m['loss']:.3f}")
     if not fitted: raise refused
     return fitted
-
-def _fit_candidate(training: TrainingFeatures, valid: tuple, config: ProbeConfig, classes: tuple, probe: str, settings: dict) -> FittedProbe:
-    start = time.perf_counter()
-    head, implied = _PROBE_FITTERS[probe](training, **settings)
-    shares, rule = class_prior(training.labels, len(classes)), rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))
-    target = target_prior(config.prior, shares, classes)
-    metadata = ModelMetadata(target.tolist(), prior_shift(target, implied).tolist(), decision_offset(rule, target).tolist(), rule)
-    measure = ValidationMetrics(prior_shift(shares, implied), decision_offset(rule, target) + prior_shift(target, shares))
-    metrics = measure(_head_logits(head, valid[0]), valid[1])
-    return FittedProbe(probe, settings, head, metadata, metrics, time.perf_counter() - start)
 
 # %% ../../nbs/runs/12_probe.ipynb #c5df6aef
 def best_probe(
@@ -197,7 +213,8 @@ def probe_spec(
 ) -> ModelSpec:
     "The network whose features are probed, with its last layer for `classes`; raises `OptionError` or `SmileError`"
     if config.features == 'pixels': return make_spec('smilepixels', classes, config.size, config.resize)
-    spec = make_spec(config.arch or 'resnet18', classes, config.size, config.resize, config.model_args, pool=config.pool)
+    spec = make_spec(config.arch or 'resnet18', classes, config.size, config.resize, config.model_args,
+                     pool=config.pool)
     if config.arch or config.weights in ('hub', 'none') or not Path(config.weights).is_dir(): return spec
     own = load_bundle(config.weights).spec
     given = [name for name in ('size', 'pool', 'model_args') if getattr(config, name)]
@@ -218,7 +235,8 @@ class ProbeFeatures:
     features: dict = field(default_factory=dict) # calib, valid, test, test_tta, train -> (K, N, F), of each view
     seconds: float = 0. # that they took
 
-    def rows(self, split: str) -> pd.DataFrame: return self.data.rows[self.data.rows.split == split].reset_index(drop=True)
+    def rows(self, split: str) -> pd.DataFrame:
+        return self.data.rows[self.data.rows.split == split].reset_index(drop=True)
     def labels(self, split: str) -> np.ndarray: return self.rows(split).label.map(self.spec.classes.index).to_numpy()
 
     @property
@@ -253,7 +271,8 @@ def _probe_model(probed: ProbeFeatures, chosen: FittedProbe) -> Model:
     "The network with a fitted head"
     net = copy.deepcopy(probed.model.net)
     net.set_submodule(classifier_name(net), chosen.head)
-    return Model(replace(probed.spec, hidden=(), dropout=0., head=head_settings(chosen.head)), chosen.metadata, net.eval())
+    return Model(replace(probed.spec, hidden=(), dropout=0., head=head_settings(chosen.head)), chosen.metadata,
+                 net.eval())
 
 def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: Model, path: Path):
     "predictions_PART.csv from the features that are there"
@@ -261,7 +280,14 @@ def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: 
         if part == 'train': continue
         rows = probed.rows(part.partition('_')[0])
         logits = [_head_logits(chosen.head, view).astype(np.float64) for view in features]
-        write_prediction_table(add_labels(frame_from_logits(model, rows.path, logits), rows), path/f'predictions_{part}.csv')
+        write_prediction_table(add_labels(frame_from_logits(model, rows.path, logits), rows),
+                               path/f'predictions_{part}.csv')
+
+# %% ../../nbs/runs/12_probe.ipynb #acc6d07d
+def _write_probe_balance(probed: ProbeFeatures, chosen: FittedProbe, path: Path):
+    balance, classes = probed.training.balance, probed.spec.classes
+    rows = np.bincount(balance.draw.labels, minlength=len(classes))
+    write_json(path/'balance.json', balance_record(balance, rows, np.array(chosen.metadata.prior), classes, []))
 
 # %% ../../nbs/runs/12_probe.ipynb #80db2455
 def _write_probe_run(
@@ -284,13 +310,9 @@ def _write_probe_run(
         calibrate_and_save(model, probed.data, config, path)
         seconds = probed.seconds + sum(f.seconds for f in fitted if f.probe == chosen.probe)
         summary = _probe_summary(probed, chosen, fitted)
-        record['training'] = dict(summary=summary, table_caption=_CANDIDATES_CAPTION, seconds=seconds, device=probed.device)
+        record['training'] = dict(summary=summary, table_caption=_CANDIDATES_CAPTION, seconds=seconds,
+                                  device=probed.device)
         return finish_run(path, record)
-
-def _write_probe_balance(probed: ProbeFeatures, chosen: FittedProbe, path: Path):
-    balance, classes = probed.training.balance, probed.spec.classes
-    rows = np.bincount(balance.draw.labels, minlength=len(classes))
-    write_json(path/'balance.json', balance_record(balance, rows, np.array(chosen.metadata.prior), classes, []))
 
 # %% ../../nbs/runs/12_probe.ipynb #0cf66aeb
 _CANDIDATES_CAPTION = ('Every probe and setting that was fitted, on valid under the plain decision rule. '
@@ -305,10 +327,17 @@ def _probe_summary(probed: ProbeFeatures, chosen: FittedProbe, fitted: list[Fitt
     else: features = f'{n:,} features of {probed.spec.arch} ({start}), frozen'
     settings = sum(f.probe == chosen.probe for f in fitted)
     return (f"A probe: {chosen.name}, on {features}. It is the best on valid in {config.monitor.replace('_', ' ')} of "
-            f"{settings} settings of its kind, fitted on {len(probed.rows('train')):,} rows. Balance: {config.balance}.")
+            f"{settings} settings of its kind, fitted on {len(probed.rows('train')):,} rows. "
+            f"Balance: {config.balance}.")
 
 # %% ../../nbs/runs/12_probe.ipynb #0d981d08
-def _write_probe_comparison(source: object, probed: ProbeFeatures, fitted: list[FittedProbe], path: Path, command: str) -> Run:
+def _write_probe_comparison(
+    source: object,
+    probed: ProbeFeatures,
+    fitted: list[FittedProbe],
+    path: Path,
+    command: str,
+) -> Run:
     "A run folder for the best candidate of each kind, and the best of them as the run itself"
     config, rows = probed.config, []
     with recording_status(path, base_record('probe', command, source, config.as_dict())):
@@ -321,6 +350,7 @@ def _write_probe_comparison(source: object, probed: ProbeFeatures, fitted: list[
         best = write_comparison(path, rows, config.monitor)
         return write_report_and_config(path, adopt_best_variant(path, best, command, config.as_dict()))
 
+# %% ../../nbs/runs/12_probe.ipynb #5afe481a
 def probe_data(
     source: object,
     data: SplitData,       # audited and divided
@@ -332,7 +362,8 @@ def probe_data(
     "Fit probes on rows that are divided already, as `probe` does"
     probed = extract_probe_features(data, spec, config, pick_device(config.device), progress)
     features = probed.features['train'].shape[2]
-    say(f"features of {len(data.rows)} images in {probed.seconds:.1f} s: {features} each, from {spec.arch} at {spec.prep.size} px")
+    say(f'features of {len(data.rows)} images in {probed.seconds:.1f} s: '
+        f'{features} each, from {spec.arch} at {spec.prep.size} px')
     fitted = fit_probes(probed.training, (probed.features['valid'][0], probed.labels('valid')), config, spec.classes)
     path, command = new_run_folder(config.out, f'probe-{spec.arch}'), command or command_line('probe', [source], config)
     if len({f.probe for f in fitted}) > 1: return _write_probe_comparison(source, probed, fitted, path, command)
@@ -342,10 +373,10 @@ def probe_data(
 def probe(
     source: object,                   # a folder, a zip, a CSV or an array file
     config: ProbeConfig | None = None,
-    progress: Callable | None = None, # called with the number of images; returns a function that is called with images done
+    progress: Callable | None = None, # of the number of images: gives what is called with images done
     **options: object,  # those of `ProbeConfig` by name, instead of `config`
 ) -> Run:
-    "Fit probes on frozen features, choose on valid, report on test; raises `OptionError` and `SmileError` where options or input are at fault"
+    "Fit probes on frozen features, choose on valid, report on test; raises `OptionError` and `SmileError`"
     config = options_or(config, ProbeConfig, options)
     check_run_folder_free(config.out)
     pick_device(config.device)

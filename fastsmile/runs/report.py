@@ -36,7 +36,7 @@ def report(
     config: ReportConfig | None = None,
     **options: object,  # those of `ReportConfig` by name, instead of `config`
 ) -> Path: # report.html
-    "Measure again from the saved predictions; write metrics.json, the page and the model card; a `SmileError` where the run is not finished"
+    "Write metrics.json, the page and the model card again; a `SmileError` where the run is not finished"
     config = options_or(config, ReportConfig, options)
     run = finished_run(run, folds=True)
     with folder_lock(run):

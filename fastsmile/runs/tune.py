@@ -6,7 +6,7 @@
 __all__ = ['trial_config', 'search_space', 'train_trial', 'sampler_for', 'pruner_for', 'search_folder', 'run_next_trial',
            'trial_table', 'option_importance', 'tune']
 
-# %% ../../nbs/runs/13_tune.ipynb #79c712cc
+# %% ../../nbs/runs/13_tune.ipynb #042e4772
 import shutil
 import time
 from collections.abc import Callable
@@ -38,13 +38,15 @@ from ..training.learner import build_learner, prepare_images, spec_from_config, 
 from ..training.loaders import PreparedImages
 from ..training.resume import STATE_FILE
 
+# %% ../../nbs/runs/13_tune.ipynb #2a0333e4
 if TYPE_CHECKING: import optuna
 
 # %% ../../nbs/runs/13_tune.ipynb #971d8ae5
 def _import_optuna() -> ModuleType:
     "Optuna, quiet; an `OptionError` that names the extra where it is not installed"
     try: import optuna
-    except ImportError: raise OptionError('fastsmile tune needs Optuna.', 'Install it: pip install "fastsmile[tune]".') from None
+    except ImportError:
+        raise OptionError('fastsmile tune needs Optuna.', 'Install it: pip install "fastsmile[tune]".') from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -84,12 +86,15 @@ def search_space(
 ) -> dict: # option -> Optuna's distribution
     "What is searched, and where"
     d = _import_optuna().distributions
-    choices = dict(balance=_BALANCE_CHOICES, loss=_LOSS_CHOICES, size=_sizes_around(size), bs=_BATCH_SIZES, freeze=('none', 'head'))
+    choices = dict(balance=_BALANCE_CHOICES, loss=_LOSS_CHOICES, size=_sizes_around(size), bs=_BATCH_SIZES,
+                   freeze=('none', 'head'))
     space = {}
     for name in config.search_space:
         if name == 'lr': space[name] = d.FloatDistribution(1e-4 if config.weights == 'none' else 1e-5, 1e-2, log=True)
         elif name == 'dropout': space[name] = d.FloatDistribution(0., 0.5, step=0.1)
-        else: space[name] = d.CategoricalDistribution([v for v in choices[name] if _invalid_reason(config, {name: v}) is None])
+        else:
+            space[name] = d.CategoricalDistribution([v for v in choices[name] if _invalid_reason(config,
+                                                                                                 {name: v}) is None])
     return space
 
 # %% ../../nbs/runs/13_tune.ipynb #8e342f98
@@ -108,9 +113,11 @@ class _TuneSearch:
 
     def images(self, spec: ModelSpec, config: FitConfig) -> PreparedImages:
         "The images at one size"
-        if spec.prep not in self.images_by_prep: self.images_by_prep[spec.prep] = prepare_images(self.data, spec, config)
+        if spec.prep not in self.images_by_prep:
+            self.images_by_prep[spec.prep] = prepare_images(self.data, spec, config)
         return self.images_by_prep[spec.prep]
 
+# %% ../../nbs/runs/13_tune.ipynb #4274da37
 def train_trial(
     search: _TuneSearch,
     trial: 'optuna.Trial', # with its parameters
@@ -119,7 +126,8 @@ def train_trial(
     "Train one trial; raises `TrialPruned`, or `SmileError` where it fails"
     config, folder = trial_config(search.config, trial.params), search.folder(trial.number)
     spec = spec_from_config(config, search.data.classes)
-    learn, _ = build_learner(search.data, spec, new_network(spec, config), config, folder, search.device, search.images(spec, config))
+    learn, _ = build_learner(search.data, spec, new_network(spec, config), config, folder, search.device,
+                             search.images(spec, config))
     reporter = TrialReporter(trial.report, trial.should_prune, config.monitor, reported)
     learn.add_cb(reporter)
     resume = (folder/'checkpoints'/STATE_FILE).exists()
@@ -166,8 +174,10 @@ def _open_study(source: object, config: TuneConfig, path: Path, fingerprint: str
     "The study in a run folder, created where it does not exist; a `SmileError` where it is another's"
     optuna = _import_optuna()
     if not (path/'tune.db').exists(): new_run_folder(path, 'tune')
-    study = optuna.create_study(storage=f'sqlite:///{path.absolute()/"tune.db"}', study_name='fastsmile', load_if_exists=True,
-                                pruner=pruner_for(config), direction='minimize' if config.monitor == 'loss' else 'maximize')
+    study = optuna.create_study(storage=f'sqlite:///{path.absolute()/"tune.db"}', study_name='fastsmile',
+                                load_if_exists=True,
+                                pruner=pruner_for(config),
+                                direction='minimize' if config.monitor == 'loss' else 'maximize')
     options = _search_identity(source, config) | dict(data=fingerprint)
     earlier = study.user_attrs.get('options', options)
     differ = [k for k, v in options.items() if v != earlier.get(k)]
@@ -201,6 +211,19 @@ def _valid_trials(study: 'optuna.Study') -> list['optuna.trial.FrozenTrial']:
 
 def _ended_trials(study: 'optuna.Study') -> int: return sum(t.state.name in _ENDED_STATES for t in _valid_trials(study))
 
+# %% ../../nbs/runs/13_tune.ipynb #80ab11e0
+def _best_trial_number(study: 'optuna.Study') -> int | None:
+    "The number of the best complete trial"
+    complete = any(t.state.name == 'COMPLETE' for t in study.trials)
+    return study.best_trial.number if complete else None
+
+def _keep_best_checkpoints(search: _TuneSearch):
+    "Keep the weights of the best trial alone"
+    best = _best_trial_number(search.study)
+    for t in search.study.trials:
+        if t.number == best or t.state.name not in _ENDED_STATES: continue
+        shutil.rmtree(search.folder(t.number)/'checkpoints', ignore_errors=True)
+
 # %% ../../nbs/runs/13_tune.ipynb #f98cf78e
 def run_next_trial(search: _TuneSearch):
     "Run one trial and record in the study how it ended"
@@ -220,18 +243,6 @@ def run_next_trial(search: _TuneSearch):
     else: say('pruned' if state == TrialState.PRUNED else f'failed: {error}')
     _keep_best_checkpoints(search)
 
-def _best_trial_number(study: 'optuna.Study') -> int | None:
-    "The number of the best complete trial"
-    complete = any(t.state.name == 'COMPLETE' for t in study.trials)
-    return study.best_trial.number if complete else None
-
-def _keep_best_checkpoints(search: _TuneSearch):
-    "Keep the weights of the best trial alone"
-    best = _best_trial_number(search.study)
-    for t in search.study.trials:
-        if t.number == best or t.state.name not in _ENDED_STATES: continue
-        shutil.rmtree(search.folder(t.number)/'checkpoints', ignore_errors=True)
-
 # %% ../../nbs/runs/13_tune.ipynb #243d21ad
 def trial_table(
     study: 'optuna.Study',
@@ -241,11 +252,13 @@ def trial_table(
     metric, lower = f'valid_{monitor}', monitor == 'loss'
     rows = []
     for t in _valid_trials(study):
-        row = {'trial': t.number, 'state': t.state.name.lower(), metric: _best_value(t, lower), 'epochs': len(t.intermediate_values),
+        row = {'trial': t.number, 'state': t.state.name.lower(), metric: _best_value(t, lower),
+               'epochs': len(t.intermediate_values),
                'seconds': round(t.user_attrs.get('seconds', 0.), 1)}
         rows.append(row | {k: f'{v:.4g}' if isinstance(v, float) else v for k, v in t.params.items()})
     table = pd.DataFrame(rows)
-    table = table.assign(ended=table.state != 'complete').sort_values(['ended', metric], ascending=[True, lower], kind='stable')
+    table = table.assign(ended=table.state != 'complete').sort_values(['ended', metric], ascending=[True, lower],
+                                                                      kind='stable')
     return table.drop(columns='ended').reset_index(drop=True)
 
 def _best_value(trial: 'optuna.trial.FrozenTrial', lower: bool) -> float:
@@ -255,6 +268,7 @@ def _best_value(trial: 'optuna.trial.FrozenTrial', lower: bool) -> float:
     if not epochs: return float('nan')
     return min(epochs) if lower else max(epochs)
 
+# %% ../../nbs/runs/13_tune.ipynb #81004eb1
 def option_importance(
     study: 'optuna.Study',
 ) -> dict: # option -> its share, the largest first; empty where it is not known
@@ -280,22 +294,34 @@ def _save_plot(path: Path, draw: Callable, values: object):
     save_figure(fig, path)
 
 # %% ../../nbs/runs/13_tune.ipynb #2dc3f80c
-_TRIALS_CAPTION = 'Trials of the search, the best on valid first. No trial has seen a test row; test measured the first one, once.'
+_TRIALS_CAPTION = ('Trials of the search, the best on valid first. '
+                   'No trial has seen a test row; test measured the first one, once.')
 
 def _finish_best_trial(search: _TuneSearch, command: str):
     "Make the best trial the run: measured on test, with the table and the plots of the search"
     path, config, study = search.path, search.config, search.study
     _write_search_results(path, study, config.monitor)
     best = _best_trial_number(study)
-    if best is None: raise SmileError('No trial ended well.', f'The reasons are in {printable(path/"candidates.csv")} and above; see --space.')
+    if best is None:
+        reasons = printable(path/'candidates.csv')
+        raise SmileError('No trial ended well.', f'The reasons are in {reasons} and above; see --space.')
     chosen = trial_config(config, study.trials[best].params)
     folder, spec = search.folder(best), spec_from_config(chosen, search.data.classes)
-    if run_status(folder) is None: write_json(folder/'config.json', dict(status='searched', origin=dict(data=search.data.fingerprint)))
+    if run_status(folder) is None:
+        write_json(folder/'config.json', dict(status='searched', origin=dict(data=search.data.fingerprint)))
     say(f'trial {best} is the best; it is measured on test', style='bold')
     images = search.images(spec, chosen)
-    fit_data(search.source, search.data, spec, new_network(spec, chosen), chosen, folder, search.device, images, command)
+    fit_data(search.source, search.data, spec, new_network(spec, chosen), chosen, folder, search.device, images,
+             command)
     record = adopt_best_variant(path, folder.name, command, config.as_dict())
     write_report_and_config(path, record | dict(training=record['training'] | dict(table_caption=_TRIALS_CAPTION)))
+
+# %% ../../nbs/runs/13_tune.ipynb #8a84eee5
+def _has_budget(search: _TuneSearch, seconds: float) -> bool:
+    "Is another trial due? One at the least is run, however long the audit took"
+    config, done = search.config, _ended_trials(search.study)
+    if done >= config.trials: return False
+    return config.minutes is None or not done or seconds < 60 * config.minutes
 
 # %% ../../nbs/runs/13_tune.ipynb #a1a1d59f
 def tune(
@@ -319,9 +345,3 @@ def tune(
         while _has_budget(search, time.perf_counter() - start): each(search)
         _finish_best_trial(search, command)
     return Run(path)
-
-def _has_budget(search: _TuneSearch, seconds: float) -> bool:
-    "Is another trial due? One at the least is run, however long the audit took"
-    config, done = search.config, _ended_trials(search.study)
-    if done >= config.trials: return False
-    return config.minutes is None or not done or seconds < 60 * config.minutes
