@@ -135,7 +135,7 @@ def test_resume_with_known(there, ask, monkeypatch):
     real = PredictionFile.add
     def stopping(self, row):
         real(self, row)
-        if self.rows == 5: raise KeyboardInterrupt
+        if self.counts.rows == 5: raise KeyboardInterrupt
     monkeypatch.setattr(PredictionFile, 'add', stopping)
     with pytest.raises(KeyboardInterrupt): predict(there/'new', ask)
     monkeypatch.setattr(PredictionFile, 'add', real)
