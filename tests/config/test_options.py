@@ -142,7 +142,9 @@ def test_calibration_with_and_without_the_way_back(way, loss):
     def error(p):
         cell = (p[:, 1] * 10).astype(int).clip(0, 9)
         return sum(abs((p[:, 1] - target)[cell == b].sum()) for b in range(10)) / len(p)
-    raw, honest = error(probabilities_from_logits(z, np.zeros(2))), error(probabilities_from_logits(z, prior_shift(class_prior(y, 2), plan.prior), loss_link(loss, value)))
+    shift = prior_shift(class_prior(y, 2), plan.prior)
+    raw = error(probabilities_from_logits(z, np.zeros(2)))
+    honest = error(probabilities_from_logits(z, shift, loss_link(loss, value)))
     assert raw > 0.05 and honest < 0.02
 
 
@@ -157,7 +159,7 @@ def test_the_prior_that_is_asked_for(data, tiny, tmp_path):
     assert np.allclose(moved(p['uniform'], facts['data'].prior), p['data']) and np.allclose(moved(p['uniform'], [.2, .2, .6]), p[str(share)])
     labels = {tuple((np.log(p[k]) + facts[k].offset).argmax(1)) for k in p}
     assert len(labels) == 1  # the balanced decision is the same under each prior
-    judged = [m.history.judge(z, np.arange(5) % 3) for m, _ in made.values()]
+    judged = [m.history.validation_metrics(z, np.arange(5) % 3) for m, _ in made.values()]
     assert all(np.isclose(j['loss'], judged[0]['loss']) and j['macro_f1'] == judged[0]['macro_f1'] for j in judged)  # validation rows have the data's shares
     with pytest.raises(OptionError, match='uniform'): learner(data, replace(tiny, prior='even'), tmp_path)
 
@@ -173,9 +175,9 @@ def test_each_refusal_is_reached():
              dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'),
              dict(lr='1e-3', lr_sweep='1e-3,1e-2'), dict(balance='all', patience=2), dict(folds=3, seeds=2), dict(folds=3, test=0.3)]
     assert len(asked) == len(INCOMPATIBLE_OPTIONS)
-    for change, (what, _, why) in zip(asked, INCOMPATIBLE_OPTIONS):
+    for change, rule in zip(asked, INCOMPATIBLE_OPTIONS):
         with pytest.raises(OptionError) as e: FitConfig(**base | change)
-        assert what in e.value.message and e.value.hint == why
+        assert rule.options in e.value.message and e.value.hint == rule.reason
 
 
 @pytest.mark.parametrize('change', [dict(balance='both'), dict(balance='both:0'), dict(balance='weighted:3'), dict(loss='focal:-1'), dict(loss='mse'),
@@ -291,7 +293,7 @@ def test_weights_of_a_vision_transformer_reach_another_size(tmp_path):
 def test_patience_ends_early_and_says_so(data, tiny, tmp_path):
     learn, _ = learner(data, replace(tiny, patience=2), tmp_path)
     said = []
-    learn.history.talk = said.append
+    learn.history.print_line = said.append
     train_learner(learn, replace(tiny, lr='1e-9', patience=2, epochs=30, monitor='accuracy'), tmp_path)
     assert 3 <= len(learn.history.rows) < 20 and 'No improvement for 2 epochs' in said[-1]
 
@@ -301,7 +303,7 @@ def test_the_average_is_what_is_measured_and_kept(data, tiny, tmp_path, plain_lo
     plain = trained(data, tiny, tmp_path)[1]
     assert h.train_loss.tolist() == plain_losses and h.valid_loss.tolist() != plain.valid_loss.tolist()
     kept = learn.model.state_dict()
-    if learn.checkpoint_saver.best_epoch == len(h): assert kept['fc.weight'].allclose(learn.weight_ema.mean['fc.weight'])
+    if learn.checkpoint_saver.best_epoch == len(h): assert kept['fc.weight'].allclose(learn.weight_ema.average['fc.weight'])
 
 
 def test_more_accumulation_than_batches_is_refused(data, tiny, tmp_path):
@@ -363,7 +365,7 @@ def test_a_display_on_a_terminal_that_moves_and_lines_elsewhere(data, tiny, tmp_
     trained(data, replace(tiny, epochs=1), tmp_path)
     said = capsys.readouterr().err
     assert 'epoch   1 all' in said and 'macro F1' in said
-    assert ('pictures/s' in said) == ('\x1b[' in said) == ((terminal, term) == ('1', 'xterm'))
+    assert ('images/s' in said) == ('\x1b[' in said) == ((terminal, term) == ('1', 'xterm'))
 
 
 # Probabilities, decisions, words

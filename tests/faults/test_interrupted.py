@@ -250,7 +250,7 @@ def test_two_runs_with_one_name(faces, tmp_path):
     args = ['fit', faces, *TINY, '--epochs', 2, '--out', tmp_path/'run']
     both = [start(args) for _ in range(2)]
     ends = sorted(ended(p, LIMIT) for p in both)
-    assert [c for c, _ in ends] == [0, 1] and re.search('already holds something|Another process is writing', ends[1][1]), ends
+    assert [c for c, _ in ends] == [0, 1] and re.search('is not empty|Another process is writing', ends[1][1]), ends
     assert broken(tmp_path) == [] and read_json(tmp_path/'run'/'config.json')['status'] == 'finished'
 
 
@@ -270,7 +270,7 @@ def test_a_folder_whose_owner_was_killed_is_taken_again(tmp_path):
     assert new_run_folder(tmp_path/'run', 'x') == tmp_path/'run'
     with folder_lock(tmp_path/'run'): assert [p.name for p in (tmp_path/'run').iterdir()] == [LOCK_FILE]
     (tmp_path/'run'/'letter.txt').touch()
-    with pytest.raises(SmileError, match='already holds something'): new_run_folder(tmp_path/'run', 'x')
+    with pytest.raises(SmileError, match='is not empty'): new_run_folder(tmp_path/'run', 'x')
 
 
 def as_bundle(net, spec, folder): save_bundle(Model(spec, ModelMetadata([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)
@@ -319,7 +319,7 @@ def test_writers_at_once_spoil_nothing(tmp_path):
     "Each clears what killed ones left, and none what another is writing"
     def work(i):
         for _ in range(60):
-            with atomic_write(tmp_path/'a.txt', room=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
+            with atomic_write(tmp_path/'a.txt', own_folder=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
     with ThreadPoolExecutor(4) as pool: list(pool.map(work, range(4)))
     assert len(set((tmp_path/'a.txt').read_text())) == 1 and [p.name for p in tmp_path.iterdir()] == ['a.txt']
     with pytest.raises(Interrupted), atomic_write(tmp_path/'b.txt'): raise Interrupted('a', 'b')
@@ -337,7 +337,7 @@ def test_a_loading_process_that_is_killed(faces, tmp_path):
     wait_for(lambda: len(children(p.pid)) >= 2, p)
     os.kill(children(p.pid)[-1], signal.SIGKILL)
     code, said = ended(p, 60)
-    assert code == 1 and 'A process that loads pictures has ended' in said and '--workers 0' in said, said
+    assert code == 1 and 'A data-loader worker has ended' in said and '--workers 0' in said, said
     assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed' and (tmp_path/'run'/'checkpoints'/'state.safetensors').exists()
 
 
@@ -357,7 +357,7 @@ def test_an_examining_process_that_is_killed(faces, tmp_path):
 @pytest.mark.slow
 def test_shared_memory_that_is_full(faces, tiny, tmp_path):
     if os.geteuid() or shutil.which('unshare') is None: pytest.skip('a small /dev/shm of its own needs root')
-    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no other process')):
+    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no workers are used')):
         inside = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
         cmd = ['unshare', '-m', 'sh', '-c', inside, 'sh', sys.executable, '-m', 'fastsmile', 'fit', faces, *TINY, '--epochs', 2, '--seed', 1, '--cache', 'none',
                '--workers', 2, '--out', tmp_path/size]
