@@ -86,7 +86,7 @@ class GradientAveraging(DistributedTrainer):
         super().__init__(sync_bn=False, cpu=not self.sync, kwargs_handlers=[self.kind])
 
     def before_fit(self):
-        self.kind.find_unused_parameters = has_unused_parameters(self.learn.model, self.learn.dls.train.rows.pictures.prep.size)
+        self.kind.find_unused_parameters = has_unused_parameters(self.learn.model, self.learn.dls.train.rows.images.prep.size)
         if self.sync: self.learn.model, self.norms = sync_batchnorms(self.learn.model)
         super().before_fit()  # all begin with the weights and statistics of the first
         self.learn.model.broadcast_buffers = False  # from here on they are averaged

@@ -135,7 +135,7 @@ def _training_context(learn, config: FitConfig, snap: StateSaver, choice: Precis
     "Inside, the learner computes in its precision, compiled or on features where that was asked for; gives what the report says of it"
     device, views = str(learn.dls.device), config.parsed().cached_views
     if snap.saved_note('precision'): choice = PrecisionChoice(**snap.saved_note('precision'))
-    choice = choice or from_rank_zero(lambda: choose_precision(learn, config.precision, learn.dls.train.rows.pictures.prep.size))
+    choice = choice or from_rank_zero(lambda: choose_precision(learn, config.precision, learn.dls.train.rows.images.prep.size))
     say(f'precision: {choice.note}')
     if views == 0 and config.augment != 'none':
         say(f'--augment {config.augment} is not used: the features of the plain pictures are kept. --views N or fresh uses it.')
