@@ -6,10 +6,10 @@
 __all__ = ['Trained', 'EntryPredictions', 'entry_predictions', 'mean_scores', 'entry_metrics', 'metric_differences',
            'subsample_training_rows', 'study', 'write_study']
 
-# %% ../../nbs/studies/02_run.ipynb #025c3a53
+# %% ../../nbs/studies/02_run.ipynb #73ca9c47
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
