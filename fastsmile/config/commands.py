@@ -235,7 +235,7 @@ class ExplainConfig(Options):
     n: int = opt(10, 'images in each grid', minimum=1, maximum=100, short_flag='-n')
     neighbours: int = opt(5, 'nearest training images of each explained image', minimum=0, maximum=20)
     out: str | None = opt(
-        None, 'folder for the page and the images (default: RUN/explain, or RUN/explain-asked with IMAGES)',
+        None, 'folder for the page and the images (default: RUN/explain, or RUN/explain-images with IMAGES)',
         metavar='DIR')
     seed: int = seed_opt('seed of the ten images that are drawn and of the noise of smoothgrad')
     device: str | None = device_opt()
