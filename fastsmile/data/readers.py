@@ -42,11 +42,11 @@ class FolderReader:
     def __init__(self, root): self.root = Path(root)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         "Where that is, whatever folder a process stands in"
         return str(Path(self.root).absolute())
 
-    def __getstate__(self): return dict(root=self.place)
+    def __getstate__(self): return dict(root=self.location)
     def __setstate__(self, state): self.__init__(state['root'])
 
     def names(self) -> list[str]:
@@ -72,7 +72,7 @@ class FolderReader:
                 if rel and isinstance(e, FileNotFoundError | NotADirectoryError): continue  # it went away
                 raise SmileError(f'The folder {printable(self.root/rel)} cannot be listed: {e.strerror}.', 'Make it readable, or move it elsewhere.') from None
 
-    def raw(self, name: str) -> bytes:
+    def read_bytes(self, name: str) -> bytes:
         "The bytes of one file; raises `ImageError` with the reason"
         path = self.root/name
         try:
@@ -84,13 +84,13 @@ class FolderReader:
         except PermissionError: raise ImageError('a folder, not a file' if path.is_dir() else 'no permission to read it') from None
         except OSError as e: raise ImageError(f'cannot be opened: {e.strerror}') from None
 
-    def image(self,
+    def read_image(self,
         name: str,
         prep: Preprocessing | None = None, # what will be made of it, see `decode_image`
     ) -> Image.Image:
         "One decoded picture, or a part of one; raises `ImageError` with the reason"
         whole, box = parse_region(name)
-        return decode_image(self.raw(name), prep=prep) if box is None else crop_region(decode_image(self.raw(whole)), box)
+        return decode_image(self.read_bytes(name), prep=prep) if box is None else crop_region(decode_image(self.read_bytes(whole)), box)
 
 # %% ../../nbs/data/03_readers.ipynb #3893bcd1
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -117,7 +117,7 @@ class ZipReader(FolderReader):
     def names(self) -> list[str]:
         return sorted({i.filename for i in self.archive.infolist() if i.filename and not i.is_dir() and is_image_name(i.filename)})
 
-    def raw(self, name: str) -> bytes:
+    def read_bytes(self, name: str) -> bytes:
         try: return read_member(self.archive, name, MAX_IMAGE_BYTES)
         except KeyError: raise ImageError('no such file') from None
         except ValueError as e: raise ImageError(str(e)) from None
@@ -156,9 +156,9 @@ class ArrayReader:
 
     def names(self) -> list[str]: return [str(i) for i in range(len(self.data))]
 
-    def raw(self, name: str) -> bytes: return self.image(name).tobytes()
+    def read_bytes(self, name: str) -> bytes: return self.read_image(name).tobytes()
 
-    def image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
+    def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
         name, box = parse_region(name)
         if not name.isdigit() or int(name) >= len(self.data): raise ImageError('no such index')
         a = self.data[int(name)]
@@ -173,7 +173,7 @@ class RemoteFolderReader(FolderReader):
         self.root, self._open, self._names, self._lock = str(root), None, None, threading.Lock()
 
     @property
-    def place(self) -> str: return self.root
+    def location(self) -> str: return self.root
 
     @property
     def opened(self) -> tuple: # fsspec's file system, path of the root on it
@@ -209,7 +209,7 @@ class RemoteFolderReader(FolderReader):
         each = ((e['name'].rstrip('/'), e['type'] == 'directory') for e in found)
         return [e for e in each if e[0] != path.rstrip('/')]
 
-    def raw(self, name: str) -> bytes:
+    def read_bytes(self, name: str) -> bytes:
         fs, root = self.opened
         try: data = fs.cat_file(f'{root}/{name}', end=MAX_IMAGE_BYTES + 1)
         except FileNotFoundError: raise ImageError('no such file') from None
@@ -226,7 +226,7 @@ class RemoteZipReader(ZipReader):
         self.root = str(root)
 
     @property
-    def place(self) -> str: return self.root
+    def location(self) -> str: return self.root
 
     @property
     def archive(self) -> zipfile.ZipFile:
@@ -285,12 +285,12 @@ _GUESSED_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.JPG', '.JPEG', '.PNG'
 
 class ListedFiles(FolderReader):
     "Pictures that a list names, relative to `root`; an extension that is missing is tried"
-    def raw(self, name: str) -> bytes:
+    def read_bytes(self, name: str) -> bytes:
         if not name.strip(): raise ImageError('the row names no file')
         if '\0' in name: raise ImageError('no such file')
         path = os.path.join(self.root, name)
         if not Path(name).suffix and not os.path.exists(path): name = next((name + s for s in _GUESSED_EXTENSIONS if os.path.exists(path + s)), name)
-        return super().raw(name)
+        return super().read_bytes(name)
 
 def reader_for_list(root: str | None, default) -> FolderReader:
     "Where the names of a list lead: a folder, or a zip, here or at a URL"

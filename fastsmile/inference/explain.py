@@ -83,7 +83,7 @@ def _read_images(
     "Prepared pictures, without those that cannot be read"
     good, got = [], []
     for n in names:
-        try: got.append(resize_and_crop(reader.image(n), prep))
+        try: got.append(resize_and_crop(reader.read_image(n), prep))
         except ImageError as e: say(f'{n}: {e}', style='yellow'); continue
         good.append(n)
     return good, np.stack(got) if got else np.zeros((0, prep.size, prep.size, 3), np.uint8)
@@ -335,7 +335,7 @@ def _class_mean_images(
         rows = [n for n, v in zip(names, labels) if v == c]
         got = []
         for i in rng.permutation(len(rows))[:most]:
-            try: got.append(resize_and_crop(reader.image(rows[i]), prep).astype(np.float32))
+            try: got.append(resize_and_crop(reader.read_image(rows[i]), prep).astype(np.float32))
             except ImageError: continue
         if got: out[c] = (np.mean(got, 0), len(got))
     return out

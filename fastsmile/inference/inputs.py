@@ -144,7 +144,7 @@ def _open_csv(path: Path, column: str | None, root: str | None) -> ImageInputs:
 def _existing_name(reader: FolderReader, cell: str) -> str:
     "What a cell names: where there is no such file, the text that a CSV of ours made harmless"
     if (text := unescape_formula(cell)) == cell: return cell
-    try: reader.raw(parse_region(cell)[0])
+    try: reader.read_bytes(parse_region(cell)[0])
     except ImageError as e: return text if str(e) == 'no such file' else cell
     return cell
 

@@ -175,10 +175,10 @@ class UploadReader(FolderReader):
         self.files, self.max_pixels = files, max_pixels
 
     def names(self) -> list[int]: return list(range(len(self.files)))
-    def raw(self, name: int) -> bytes: return self.files[name].data
+    def read_bytes(self, name: int) -> bytes: return self.files[name].data
 
-    def image(self, name: int, prep=None) -> Image.Image:
-        data = self.raw(name)
+    def read_image(self, name: int, prep=None) -> Image.Image:
+        data = self.read_bytes(name)
         large = data and _check_upload(data) > _LARGE_PIXELS
         with _large_decodes if large else nullcontext(): return decode_image(data, self.max_pixels, prep)
 

@@ -90,9 +90,9 @@ def test_numbers_in_other_scripts_are_none(tmp_path):
 def test_pictures_beside_class_folders_are_accounted_for(tmp_path):
     files = {f'{split}{c}/{i}.png': picture(seed=i) for split in ('train/', 'test/') for c in 'ab' for i in range(2)} | {'train/x.png': picture(seed=9)}
     divided = read_source(folder(tmp_path/'divided', files))
-    assert set(divided.frame.label) == {'a', 'b'} and divided.orphans == ['train/x.png']
+    assert set(divided.frame.label) == {'a', 'b'} and divided.images_without_row == ['train/x.png']
     plain = read_source(folder(tmp_path/'plain', {n.removeprefix('train/'): v for n, v in files.items() if not n.startswith('test/')}))
-    assert plain.orphans == ['x.png']
+    assert plain.images_without_row == ['x.png']
     found = {f.kind: f.count for f in audit(tmp_path/'divided', AuditConfig(out=str(tmp_path/'audit'))).found}
     assert found['image-without-row'] == 1
 

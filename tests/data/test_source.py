@@ -48,7 +48,7 @@ def test_windows_and_absolute_paths(tmp_path):
 def test_a_picture_outside_the_root(tmp_path):
     out = folder(tmp_path/'out', {'x.png': P})
     s = read(tmp_path, {'labels.csv': f'file,label\n{out}/x.png,yes\na.png,no\n', 'a.png': P})
-    assert (s.kept.path.iloc[0] == f'{out}/x.png') and s.reader.image(s.kept.path.iloc[0]).size == (24, 24)
+    assert (s.kept.path.iloc[0] == f'{out}/x.png') and s.reader.read_image(s.kept.path.iloc[0]).size == (24, 24)
 
 
 def test_class_folders_in_a_zip(tmp_path):
@@ -148,7 +148,7 @@ def test_npz_with_splits_and_without(tmp_path):
     np.savez(tmp_path/'a.npz', x_train=x[:6], y_train=np.arange(6)[:, None] % 2, x_test=x[6:], y_test=np.arange(4) % 2, note=np.zeros(3))
     s = read_source(tmp_path/'a.npz')
     assert s.frame.split.tolist() == ['train'] * 6 + ['test'] * 4 and s.frame.label.tolist() == ['0', '1'] * 5
-    assert (np.asarray(s.reader.image('7')) == x[7]).all()
+    assert (np.asarray(s.reader.read_image('7')) == x[7]).all()
     np.savez_compressed(tmp_path/'b.npz', images=x, labels=np.array(['smile', 'Not smile'] * 5))
     assert read_source(tmp_path/'b.npz').kept.label.value_counts().to_dict() == {'smile': 5, 'Not smile': 5}
     np.savez(tmp_path/'c.npz', images=x, one=np.zeros(10, int), two=np.ones(10, int))
@@ -304,7 +304,7 @@ def test_accents_in_names(tmp_path):
     data = packed('Lächeln/Jürgen.png', 'ernst/a.png', flag=False)
     with zipfile.ZipFile(io.BytesIO(data)) as z: assert 'Lächeln/Jürgen.png' not in z.namelist()
     s = read_source(folder(tmp_path/'z', {'z.zip': data})/'z.zip')
-    assert set(s.frame.label) == {'Lächeln', 'ernst'} and s.reader.image('Lächeln/Jürgen.png').size
+    assert set(s.frame.label) == {'Lächeln', 'ernst'} and s.reader.read_image('Lächeln/Jürgen.png').size
     apart = unicodedata.normalize('NFD', 'Jürgen')
     assert apart != 'Jürgen'
     t = read(tmp_path, {'Jürgen.png': P, 'a.png': P, 'labels.csv': f'path,label\n{apart}.png,yes\na,no\n'})
