@@ -63,7 +63,7 @@ def _resume_key(
     return dict(model=file_sha256(_model_file(engine.model)), precision=engine.precision, device=_compute_device(job, config), ray=bool(config.ray),
                 workers=threads, bs=bs,
                 columns=prediction_columns((), job.reading), threshold=config.threshold, known=known and known.fingerprint, faces=job.faces and job.faces.call,
-                root=job.reader.place, tta=config.tta, mean=config.tta_mean)
+                root=job.reader.location, tta=config.tta, mean=config.tta_mean)
 
 def _describe_job(
     job: PredictionJob,
