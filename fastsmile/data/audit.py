@@ -22,7 +22,6 @@ from .findings import Finding, SEVERITIES, audit_record, class_findings, face_fi
 from .findings import finding_rows, sort_by_severity, suspect_finding, table_findings
 from .plan import apply_plan, merge_plans, note_overridden_actions, override_plan, plan_copies
 from .plan import plan_single_images, read_plan
-from .readers import ArrayReader
 from .scan import IMAGE_HASHES, ImageScanner, ScanResult, VerifiedReader, data_fingerprint, scan_images
 from .source import Source
 from .splits import assign_splits, find_training_copies, read_training_fingerprints, run_options
@@ -149,7 +148,7 @@ def write_audit(
     write_json(path/'audit.json', audit_record(made.table, made.found))
     write_safe_csv(made.plan, path/'plan.csv')
     names, root = sorted(set(made.table.path[made.table.reason == 'unlabelled'])), made.source.reader.root
-    if not names or isinstance(made.source.reader, ArrayReader): return
+    if not names or not made.source.reader.stores_files: return
     write_text(path/'unlabelled.txt', ''.join(f'{n}\n' for n in names))
     say(f'{len(names)} pictures without a label can be predicted: fastsmile predict {shell_quote(path/"unlabelled.txt")} --root {shell_quote(root)}')
 

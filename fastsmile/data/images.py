@@ -179,7 +179,7 @@ def _open_checked(data: bytes, max_pixels: int) -> Image.Image:
     if img.width * img.height <= max_pixels: return img
     raise ImageError(f'more than {max_pixels:,} pixels: {img.width} x {img.height}')
 
-# %% ../../nbs/data/01_images.ipynb #e9e308fc
+# %% ../../nbs/data/01_images.ipynb #965e6d8d
 def region_name(
     name: str,  # of the photograph
     box: tuple[int, int, int, int], # left, top, width, height, in pixels
@@ -193,7 +193,7 @@ def parse_region(
     name: str,
 ) -> tuple[str, tuple[int, int, int, int] | None]: # the image; left, top, width, height, or None
     "The image and the region that a name stands for"
-    found = _REGION.fullmatch(name)
+    found = _REGION.fullmatch(name) if '#xywh=' in name else None
     if not found: return name, None
     image, *box = found.groups()
     return image, tuple(map(int, box))

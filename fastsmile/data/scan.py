@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 
 import imagehash
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image
 from ..core.errors import SmileError
 from ..core.files import import_pandas
 from .images import ImageError, Preprocessing, decode_image, open_image_bytes, parse_region
-from .readers import ArrayReader
+from .readers import Reader
 
 # %% ../../nbs/data/08_scan.ipynb #13ac43b5
 def _dct_matrix(n: int, k: int) -> np.ndarray:
@@ -139,7 +140,7 @@ class ImageScanner:
         "The facts about one picture; `error` says why there are none"
         facts = dict.fromkeys(SCAN_COLUMNS, 0) | dict(error='', digest='', mode='', format='')
         try:
-            pixels = isinstance(reader, ArrayReader) or parse_region(name)[1]  # no file of its own: its pixels are its content
+            pixels = not reader.stores_files or parse_region(name)[1]  # no file of its own: its pixels are its content
             img = reader.read_image(name) if pixels else None
             data = img.tobytes() if pixels else reader.read_bytes(name)
             facts.update(digest=content_digest(data), bytes=len(data))
@@ -226,11 +227,22 @@ def _scan_chunk(ask: ImageScanner, reader, jobs: int, names: list[str]) -> tuple
 @dataclass(frozen=True)
 class VerifiedReader:
     "A reader whose files must be what a scan saw"
-    reader: object
+    reader: Reader
     digests: dict # name -> `content_digest`; a name that is not there is taken as it is
 
     @property
-    def root(self): return self.reader.root
+    def root(self) -> Path | str: return self.reader.root
+    @property
+    def location(self) -> str: return self.reader.location
+    @property
+    def stores_files(self) -> bool: return self.reader.stores_files
+    @property
+    def accepts_absolute(self) -> bool: return self.reader.accepts_absolute
+
+    def walk(self) -> Iterator[str]: return self.reader.walk()
+    def names(self) -> list[str]: return self.reader.names()
+    def root_files(self) -> list[str]: return self.reader.root_files()
+    def exists(self, name: str) -> bool: return self.reader.exists(name)
 
     def read_bytes(self, name: str) -> bytes:
         "The bytes of one file; raises `ImageError` where they have changed"
@@ -240,7 +252,7 @@ class VerifiedReader:
 
     def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
         "One decoded picture; raises `ImageError`"
-        if isinstance(self.reader, ArrayReader) or parse_region(name)[1]: return self.reader.read_image(name, prep)
+        if not self.reader.stores_files or parse_region(name)[1]: return self.reader.read_image(name, prep)
         return decode_image(self.read_bytes(name), prep=prep)
 
 # %% ../../nbs/data/08_scan.ipynb #7e0ff00c

@@ -25,7 +25,6 @@ from ..core.files import check_run_folder_free, folder_lock, jsonable, new_run_f
 from ..data.audit import AuditResult, AuditedSource, print_findings, run_audit, write_audit
 from ..data.findings import Finding, audit_record, read_out_of_fold
 from ..data.images import ImageError, decode_image, parse_region
-from ..data.readers import ArrayReader
 from ..data.source import read_source
 from .html import jpeg_data_url, render_template
 
@@ -45,7 +44,7 @@ class _SourceThumbnails:
 
     def _small(self, name: str) -> Image.Image | None:
         "A decoded picture, its longer side at most `_AUDIT_THUMBNAIL_SIZE`; None where there is none"
-        try: img = self.reader.read_image(name) if isinstance(self.reader, ArrayReader) or parse_region(name)[1] else decode_image(self.reader.read_bytes(name), at_least=_AUDIT_THUMBNAIL_SIZE)
+        try: img = self.reader.read_image(name) if not self.reader.stores_files or parse_region(name)[1] else decode_image(self.reader.read_bytes(name), at_least=_AUDIT_THUMBNAIL_SIZE)
         except ImageError: return None
         img.thumbnail((_AUDIT_THUMBNAIL_SIZE, _AUDIT_THUMBNAIL_SIZE))
         return img

@@ -77,7 +77,7 @@ def _describe_job(
 
 def _write_gallery_page(config, picked: dict, inputs, done: PredictionSummary):
     "The page of thumbnails; who stops it is told that the rows are whole"
-    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.what}')
+    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.description}')
     except KeyboardInterrupt: raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
 
 def predict(

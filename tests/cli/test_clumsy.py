@@ -16,7 +16,9 @@ from fastsmile.core.errors import OptionError, SmileError, shell_quote
 from fastsmile.core.files import folder_lock, new_run_folder, read_run_config, write_text
 from fastsmile.models.device import pick_device
 from fastsmile.data.images import parse_region
-from fastsmile.inference.inputs import find_path_column, open_inputs
+from fastsmile.data.tables import ColumnChoice, ImageFinder, detect_columns
+from fastsmile.data.readers import FolderReader
+from fastsmile.inference.inputs import open_inputs
 from fastsmile.serving.app import _listening_socket
 from fastsmile.config.commands import AuditConfig, CompareConfig, EvaluateConfig, PredictConfig, SampleConfig
 from fastsmile.config.fit import FitConfig
@@ -83,8 +85,8 @@ def test_a_box_with_a_number_that_no_picture_has(run, tmp_path):
 
 
 def test_numbers_in_other_scripts_are_none(tmp_path):
-    with pytest.raises(OptionError, match='is no column'): find_path_column(['a', 'b'], '²', 'x.csv')
-    with pytest.raises(OptionError, match='is no shape'): read_source(folder(tmp_path, {'x.bin': b'1' * 168})/'x.bin', FitConfig(raw_shape='5 6,56,3'))
+    with pytest.raises(OptionError, match='is no column'): detect_columns([["a", "b"]], ImageFinder(FolderReader(tmp_path)), ColumnChoice("²"), "x.csv", ("image",))
+    with pytest.raises(OptionError, match='is not a shape'): read_source(folder(tmp_path, {'x.bin': b'1' * 168})/'x.bin', FitConfig(raw_shape='5 6,56,3'))
 
 
 def test_pictures_beside_class_folders_are_accounted_for(tmp_path):

@@ -174,7 +174,7 @@ def test_options_that_say_nothing_about_the_source(tmp_path):
 
 
 def test_a_folder_alone(tmp_path):
-    with pytest.raises(SmileError, match='stand in only, one folder tells nothing apart, and no table stands beside it'):
+    with pytest.raises(SmileError, match='are in only, one folder tells nothing apart, and no table is next to it'):
         read_source(folder(tmp_path/'g', {'only/a.png': picture()}))
 
 

@@ -83,9 +83,9 @@ def test_a_prediction_is_gone_on_with_where_it_is_of_the_same_url(bucket, ask):
 
 
 @pytest.mark.parametrize('where,words,hint', [
-    ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.txt', 'holds no pictures', 'Name'),
+    ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.txt', 'holds no images', 'Pass'),
     ('memory://no.zip', 'does not exist', ''), ('memory://bucket/fake.zip', 'cannot be read as a zip', 'Unpack it'),
-    ('nothing://x', 'cannot be opened', 'fsspec knows'), ('memory://bucket/*.webp', 'holds no pictures', 'Name')])
+    ('nothing://x', 'cannot be opened', 'fsspec knows'), ('memory://bucket/*.webp', 'holds no images', 'Pass')])
 def test_what_is_not_there_is_said(bucket, where, words, hint):
     with pytest.raises(SmileError, match=words) as e: open_inputs(where)
     assert hint in e.value.hint and not isinstance(e.value, OptionError)
@@ -126,7 +126,7 @@ def test_a_picture_that_cannot_be_fetched_costs_its_own_row(monkeypatch, bucket)
     class Failing:
         def cat_file(self, *a, **k): raise RuntimeError('the line is\ncut')
     reader = remote_reader(bucket)
-    monkeypatch.setattr(RemoteFolderReader, 'opened', property(lambda self: (Failing(), '')))
+    monkeypatch.setattr(RemoteFolderReader, 'filesystem', property(lambda self: (Failing(), '')))
     with pytest.raises(ImageError, match=r'cannot be read: the line is\\x0acut'): reader.read_bytes('a b.png')
 
 
