@@ -7,10 +7,10 @@ __all__ = ['TABLE_COLUMNS', 'TABLES', 'TABLE_FILE', 'CLASS_FOLDERS', 'LABEL_HEAD
            'SourcePlace', 'is_table_name', 'TableFile', 'find_tables', 'read_tables', 'read_folders', 'read_array',
            'read_npz']
 
-# %% ../../nbs/data/05_layouts.ipynb #2091f0ba
+# %% ../../nbs/data/05_layouts.ipynb #ab31f51e
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ from .archives import open_zip
 from .images import ImageError
 from .readers import ArrayReader, FolderReader, Reader, ZipReader, remote_reader
 from .tables import (MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, SPLIT_NAMES, TABLE_EXTENSIONS, COLUMN_NAMES, ColumnChoice,
-                                   ImageFinder, TableColumns, detect_columns, label_key, parse_table, read_table_bytes)
+                                   ImageFinder, detect_columns, label_key, parse_table, read_table_bytes)
 
 # %% ../../nbs/data/05_layouts.ipynb #a96915f8
 TABLE_COLUMNS = ['path', 'label', 'split', 'group', 'reason']

@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'SOURCE_KINDS', 'COLUMN_OPTIONS', 'CLASS_LEFT_OUT', 'detect_layout', 'unify_labels', 'Source',
            'read_source']
 
-# %% ../../nbs/data/06_source.ipynb #a27f2a93
+# %% ../../nbs/data/06_source.ipynb #2dd0bd01
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from ..config.fields import SourceOptions
+from ..config.fields import SourceOptions, check_unused
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import check_source_exists, is_url
 from .images import parse_region
@@ -133,7 +133,7 @@ class Source:
         "The rows that are used"
         return self.frame[self.frame.reason == '']
 
-# %% ../../nbs/data/06_source.ipynb #15f37a56
+# %% ../../nbs/data/06_source.ipynb #7d5166b7
 def _source_notes(kind: str, frame: pd.DataFrame, options: SourceOptions) -> list[str]:
     "How the source was understood, for the person to check"
     classes = frame[frame.label != ''].label.nunique()
@@ -153,12 +153,12 @@ def _check_layout_options(place: SourcePlace, kind: str):
         raise OptionError(f'--layout {options.layout}: {printable(place.source)} is read as {what}.',
                           'Leave --layout out, or pass another source.')
     if kind != 'csv':
-        options.no_use_of(COLUMN_OPTIONS, f'with {what}',
+        check_unused(options, COLUMN_OPTIONS, f'with {what}',
                           'A table has columns: pass it with --labels FILE, or leave the option out.')
     hint = 'Leave the option out, or pass another source.'
-    if kind == 'folders': options.no_use_of(['labels'], 'with --layout folders', hint)
-    if place.extension in TABLE_EXTENSIONS: options.no_use_of(['labels'], 'with a table as the source', hint)
-    if place.extension == '.npz': options.no_use_of(['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
+    if kind == 'folders': check_unused(options, ['labels'], 'with --layout folders', hint)
+    if place.extension in TABLE_EXTENSIONS: check_unused(options, ['labels'], 'with a table as the source', hint)
+    if place.extension == '.npz': check_unused(options, ['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
 
 # %% ../../nbs/data/06_source.ipynb #2045243e
 def _check_has_rows(read: ReadSource, source: str | Path):

@@ -144,7 +144,7 @@ def test_predictions_are_those_of_one_machine_though_an_actor_dies_and_the_call_
     one = predict(album, replace(ask, **known))
     assert killed and two.resumed == 128 and Path(two.out).read_bytes() == Path(one.out).read_bytes()
     assert (two.rows, two.failed) == (one.rows, one.failed) == (202, 2)
-    assert 'Ray (local)' in two.how['precision'] and 'Ray' not in one.how['precision']
+    assert 'Ray (local)' in two.run_info['precision'] and 'Ray' not in one.run_info['precision']
 
 
 @needs_ray
@@ -163,7 +163,7 @@ def test_in_a_shell(album, run, tmp_path):
     assert r.returncode == 2 and '--precision auto' in r.stderr
 
 
-@pytest.mark.parametrize('kw,words', [(dict(actors=2), 'without --ray'), (dict(ray=''), 'is empty'), (dict(ray='ray://a:1'), 'is no cluster'),
+@pytest.mark.parametrize('kw,words', [(dict(actors=2), 'without --ray'), (dict(ray=''), 'is empty'), (dict(ray='ray://a:1'), 'is not a cluster'),
                                       (dict(ray='local', device='cuda:1'), 'one GPU per actor'), (dict(ray='local', device='cuda'), 'GPUs may differ')])
 def test_options_that_do_not_go_together(kw, words):
     with pytest.raises(OptionError, match=words) as e: PredictConfig(**kw); raise AssertionError(str(e))

@@ -83,7 +83,7 @@ def test_ctrl_c_leaves_a_training_that_goes_on(faces, tmp_path):
     wait_for((tmp_path/'cut'/'history.csv').exists, p)
     os.killpg(p.pid, signal.SIGINT)
     code, said = ended(p, 30)
-    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} goes on' in said, said
+    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} resumes it' in said, said
     assert read_json(tmp_path/'cut'/'config.json')['status'] == 'stopped' and broken(tmp_path) == []
     again = fit('.', FitConfig(resume=str(tmp_path/'cut')))
     config = replace(again.options, out=str(tmp_path/'whole'))
@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_predictions_that_go_on(faces, run, tmp_path):
     wait_for(lambda: part.exists() and part.stat().st_size > 5000, p)
     os.killpg(p.pid, signal.SIGINT)
     code, said = ended(p, 30)
-    assert code == 130 and 'stopped.' in said and 'with --resume goes on' in said and not (tmp_path/'p.csv').exists(), said
+    assert code == 130 and 'stopped.' in said and 'with --resume continues' in said and not (tmp_path/'p.csv').exists(), said
     kept = part.read_bytes()
     p = start([*args, '--resume'])
     wait_for(lambda: part.stat().st_size > len(kept) + 5000, p)
@@ -119,7 +119,7 @@ def test_ctrl_c_in_the_last_group(faces, run, tmp_path, monkeypatch):
             done.append(n)
             if sum(done) == 5: signal.raise_signal(signal.SIGINT)
         return tick
-    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume goes on'): predict(names, config, progress)
+    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume continues'): predict(names, config, progress)
     assert not (tmp_path/'p.csv').exists() and (tmp_path/'p.csv.part').exists()
     def stopped(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
@@ -201,7 +201,7 @@ def test_one_process_rewrites_a_run(run, tmp_path):
 
 
 def test_what_a_study_that_was_stopped_says(tmp_path):
-    for command, how in (('fastsmile study emotions faces', 'The same command goes on.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
+    for command, how in (('fastsmile study emotions faces', 'Run the same command to resume.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
         with pytest.raises(Interrupted) as e, recording_status(tmp_path/command[10:15], dict(kind='fit', command=command)): raise KeyboardInterrupt
         assert e.value.hint.startswith(how)
 
@@ -337,7 +337,7 @@ def test_a_loading_process_that_is_killed(faces, tmp_path):
     wait_for(lambda: len(children(p.pid)) >= 2, p)
     os.kill(children(p.pid)[-1], signal.SIGKILL)
     code, said = ended(p, 60)
-    assert code == 1 and 'A process that loads pictures has ended' in said and '--workers 0' in said, said
+    assert code == 1 and 'A data-loader worker has ended' in said and '--workers 0' in said, said
     assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed' and (tmp_path/'run'/'checkpoints'/'state.safetensors').exists()
 
 
@@ -357,7 +357,7 @@ def test_an_examining_process_that_is_killed(faces, tmp_path):
 @pytest.mark.slow
 def test_shared_memory_that_is_full(faces, tiny, tmp_path):
     if os.geteuid() or shutil.which('unshare') is None: pytest.skip('a small /dev/shm of its own needs root')
-    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no other process')):
+    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no workers are used')):
         inside = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
         cmd = ['unshare', '-m', 'sh', '-c', inside, 'sh', sys.executable, '-m', 'fastsmile', 'fit', faces, *TINY, '--epochs', 2, '--seed', 1, '--cache', 'none',
                '--workers', 2, '--out', tmp_path/size]

@@ -19,7 +19,7 @@ from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fastsmile.inference.rows import RowOptions, row_format
+from fastsmile.inference.rows import RowOptions, make_row_format
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json, write_json
 from fastsmile.data.images import Preprocessing, decode_image, resize_and_crop
@@ -169,12 +169,12 @@ def test_the_three_formats_say_the_same(album, ask, tmp_path):
 
 def test_raw_probabilities_have_columns_of_their_own(album, ask):
     done = predict(album, replace(ask, raw=True))
-    assert 'raw_ columns as the network gives them' in done.how['probabilities'] and 'corrected' in done.how['probabilities']
+    assert 'raw_ columns as the network gives them' in done.run_info['probabilities'] and 'corrected' in done.run_info['probabilities']
     row, model = rows_of(ask.out)[0], load_model(ask.model)
     raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
     shifted = raw * np.exp(model.facts.shift)
     assert np.abs(shifted / shifted.sum() - p).max() < 1e-9 < np.abs(raw - p).max()
-    assert 'as training saw them' in row_format(replace(model, facts=replace(model.facts, shift=[0.] * 3))).words
+    assert 'as training saw them' in make_row_format(replace(model, facts=replace(model.facts, shift=[0.] * 3))).description
 
 
 def killed(args, part, least, cwd=None):
@@ -396,17 +396,17 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
         net.get_classifier().weight.copy_(torch.from_numpy(np.concatenate([-fit.coef_, fit.coef_]) / 2))
         net.get_classifier().bias.copy_(torch.from_numpy(np.concatenate([-fit.intercept_, fit.intercept_]) / 2))
     model = Model(spec, ModelMetadata([.5, .5], [0, 0], [0, 0], 'argmax'), net)
-    said = row_format(model).said
+    said = make_row_format(model).decisions
     exact, quick = (predict_views(TorchBackend(model, p, 'cpu'), x[600:, None], TTA_VIEWS['none'], 'probs', said)[0].argmax(1) for p in ('fp32', precision))
     assert (exact == y[600:]).mean() > 0.8 and (exact == quick).mean() >= 0.995
 
 
 def test_what_a_class_threshold_is_compared_with_is_said(run):
-    from fastsmile.inference.rows import RowOptions, row_format
+    from fastsmile.inference.rows import RowOptions, make_row_format
     name = run.model.spec.classes[0]
-    words = row_format(run.model, request=RowOptions(threshold=f'{name}=0.8')).words
+    words = make_row_format(run.model, request=RowOptions(threshold=f'{name}=0.8')).description
     assert f'{name}=0.8 is compared with the calibrated probability, which --calibrated shows' in words
-    assert 'compared' not in row_format(run.model, request=RowOptions(threshold='argmax')).words
+    assert 'compared' not in make_row_format(run.model, request=RowOptions(threshold='argmax')).description
 
 
 COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
@@ -425,12 +425,12 @@ def test_what_is_asked_decides_which_calls_are_close(run, monkeypatch, kw, key, 
     x = np.zeros((500, 1, 32, 32, 3), np.uint8)
     x[:, 0, :, :, 0], x[:, 0, :, :, 1] = np.arange(500)[:, None, None] // 256, np.arange(500)[:, None, None] % 256
     def truth(pictures): return z[pictures[:, 0, 0, 0].astype(int) * 256 + pictures[:, 0, 0, 1]]
-    reading = row_format(model, request=RowOptions(**kw))
+    reading = make_row_format(model, request=RowOptions(**kw))
     def rows(precision):
         e = room.TorchBackend(model, precision, 'cpu')
         if e.exact: e.exact._forward, e._forward = truth, lambda v: truth(v) + rng.uniform(-.14, .14, (len(v), 3)).astype(np.float32)
         else: e._forward = truth
-        return [r[key] for r in reading.cells(*predict_views(e, x, TTA_VIEWS[tta], mean, reading.said))], e.again
+        return [r[key] for r in reading.format(*predict_views(e, x, TTA_VIEWS[tta], mean, reading.decisions))], e.again
     (exact, none), (quick, again) = rows('fp32'), rows('bf16')
     assert quick == exact and none == 0 < again < 350
     monkeypatch.setitem(room.UNCERTAIN_LEAD, 'bf16', 0.)
