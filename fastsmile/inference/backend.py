@@ -58,17 +58,17 @@ def _flips_within(
 # %% ../../nbs/inference/01_backend.ipynb #a9409c10
 class Backend:
     "Something that runs a model's network; a kind of it says how in `_forward`"
-    exact, close = None, 0.  # the same in fp32, where numbers are narrower; a lead in logits that rounding could turn
-    by = ''                  # what runs it, where that is worth a word
+    fp32_backend, uncertain_margin = None, 0.  # the same in fp32, where numbers are narrower; a lead in logits that rounding could turn
+    engine_name = ''                  # what runs it, where that is worth a word
 
     def __init__(self,
         model: Model,
         precision: str,    # of its numbers: fp32, bf16 or fp16
         device: str,
-        most: int = 10**9, # pictures that go through at once; halved when memory runs out
+        max_batch: int = 10**9, # pictures that go through at once; halved when memory runs out
     ):
-        self.model, self.precision, self.device, self.most = model, precision, device, most
-        self.again, self.lock, self.preps = 0, threading.Lock(), model.preps
+        self.model, self.precision, self.device, self.max_batch = model, precision, device, max_batch
+        self.recomputed, self.lock, self.preps = 0, threading.Lock(), model.preps
 
     def _forward(self,
         pictures: np.ndarray, # (n, size, size, 3), uint8
@@ -78,46 +78,46 @@ class Backend:
 
     def logits(self,
         pictures: np.ndarray,  # (n, size, size, 3), uint8; as `pack_inputs` made them where the model has several ways to prepare
-        mirror: bool = False,  # look at them the other way round
+        flip: bool = False,  # look at them the other way round
     ) -> np.ndarray: # (n, C), float32
         "What the network says"
-        if mirror: pictures = pack_inputs([p[:, :, ::-1] for p in unpack_inputs(pictures, self.preps)])
-        return np.concatenate([self._pass(pictures[i:i + self.most]) for i in range(0, len(pictures), self.most)])
+        if flip: pictures = pack_inputs([p[:, :, ::-1] for p in unpack_inputs(pictures, self.preps)])
+        return np.concatenate([self._forward_halving(pictures[i:i + self.max_batch]) for i in range(0, len(pictures), self.max_batch)])
 
-    def doubtful(self,
+    def uncertain_rows(self,
         probs: np.ndarray,  # (n, C), of this backend
         said: Callable,     # probabilities -> (n, K): what a row says, in numbers
     ) -> np.ndarray: # (n,) bool; never in fp32
         "Which rows a narrow precision could have turned, or has no number for; they are counted"
-        if self.exact is None: return np.zeros(len(probs), bool)
+        if self.fp32_backend is None: return np.zeros(len(probs), bool)
         finite = np.isfinite(probs).all(1)
-        again = ~finite | _flips_within(np.where(finite[:, None], probs, 1), said, self.close)
-        with self.lock: self.again += int(again.sum())
+        again = ~finite | _flips_within(np.where(finite[:, None], probs, 1), said, self.uncertain_margin)
+        with self.lock: self.recomputed += int(again.sum())
         return again
 
-    def full(self, e: BaseException) -> bool:
+    def is_out_of_memory(self, e: BaseException) -> bool:
         "Is this how it says that memory ran out?"
         return is_memory_error(e)
 
-    def make_room(self):
+    def free_cache(self):
         "Give back memory that is held for later"
 
-    def memory(self) -> int | None:
+    def free_memory(self) -> int | None:
         "Bytes that are free on a device of its own; None: it shares the system's"
 
     @contextmanager
-    def one_core_each(self, on: bool):
+    def single_core_threads(self, on: bool):
         "An initializer for threads that leaves each one core; the setting of before comes back at the end"
         yield lambda: None
 
-    def _pass(self, pictures: np.ndarray) -> np.ndarray:
+    def _forward_halving(self, pictures: np.ndarray) -> np.ndarray:
         "One pass, in two halves where memory runs out"
         try: return self._forward(pictures)
         except (RuntimeError, MemoryError) as e:
-            if not self.full(e): raise
+            if not self.is_out_of_memory(e): raise
             if len(pictures) == 1: raise SmileError(f'There is not enough memory on {self.device} for one picture.', 'Try --device cpu.') from None
         half = (len(pictures) + 1) // 2
-        if half < self.most: say(f'out of memory: {half} pictures at once from here', style='yellow')
-        self.most = min(self.most, half)
-        self.make_room()
-        return np.concatenate([self._pass(pictures[:half]), self._pass(pictures[half:])])
+        if half < self.max_batch: say(f'out of memory: {half} pictures at once from here', style='yellow')
+        self.max_batch = min(self.max_batch, half)
+        self.free_cache()
+        return np.concatenate([self._forward_halving(pictures[:half]), self._forward_halving(pictures[half:])])

@@ -160,7 +160,7 @@ def _save_class_means(model: Model, train: tuple, out: Path, config: ExplainConf
 
 def _chosen_groups(model: Model, saved, reader, config: ExplainConfig):
     "Yield the groups of rows that are worth looking at, with their pictures"
-    label = model.facts.calibration.read(saved.probs)[0]
+    label = model.metadata.calibration.read(saved.probs)[0]
     for name, rows in _choose_rows(saved.probs, saved.y, label, config.n, config.seed).items():
         good, pictures = _read_images(reader, saved.frame.path.iloc[rows], model.spec.prep)
         keep = [r for r in rows if saved.frame.path.iloc[r] in set(good)]
@@ -173,7 +173,7 @@ def _requested_group(model: Model, reader, names, config: ExplainConfig):
     net, device = model.net.to(config.device or 'cpu').eval(), config.device or 'cpu'
     with torch.inference_mode():
         logits = np.concatenate([net(pixels_to_tensor(pictures[i:i + 64], model.spec.prep, device)).float().cpu().numpy() for i in range(0, len(good), 64)])
-    probs, label = model.read(logits)
+    probs, label = model.probabilities_and_labels(logits)
     yield 'asked', _ExplainedImages(good, pictures, probs, label)
 
 def _warn_about_corners(album: Explanations, method: str, maps: np.ndarray):

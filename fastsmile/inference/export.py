@@ -62,7 +62,7 @@ def _onnx_metadata(
     opset: int,
 ) -> dict: # of texts
     "The metadata: everything under `fastsmile.config`, and what other programs need in plain words"
-    p, f = model.spec.prep, model.facts
+    p, f = model.spec.prep, model.metadata
     steps = f'RGB, upright; {p.crop_mode} to {p.size} x {p.size} ({p.interpolation}, crop_pct {p.crop_pct:g}); / 255, - mean, / std; float32, N x 3 x H x W'
     reading = f'logits through {f.link}, + shift, softmax: p; then p ** (1 / temperature), normalised; label: argmax of log p + offset of the rule'
     c = f.calibration
@@ -129,7 +129,7 @@ def _compare_backends(
     with torch.inference_mode(): want = model.net(torch.from_numpy(normalize_pixels(pictures, model.spec.prep))).numpy()
     engine = OnnxBackend(made)
     got = np.concatenate([engine.logits(part) for part in np.split(pictures, [g for g in _CHECK_BATCH_ENDS if g < len(pictures)])])
-    (p, label), (q, other) = model.read(want), made.read(got)
+    (p, label), (q, other) = model.probabilities_and_labels(want), made.probabilities_and_labels(got)
     return dict(logits=float(np.abs(want - got).max()), probs=float(np.abs(p - q).max()), labels=int((label != other).sum()), pictures=len(pictures))
 
 # %% ../../nbs/inference/11_export.ipynb #76dbdd9c
@@ -143,13 +143,13 @@ def export(
     if model.members:
         raise SmileError(f'{printable(run)} is an ensemble of {len(model.members)} models, and export writes single networks.',
                          'Export the runs it was made of, one by one; predict --model reads the ensemble as it is.')
-    out = local_path(config.out) if config.out else onnx_path(model.where)
+    out = local_path(config.out) if config.out else onnx_path(model.path)
     if out.suffix.lower() != '.onnx': raise OptionError(f'--out {printable(out)} has an extension that is not known.', 'Accepted: .onnx.')
     check_replaceable(out, 'onnx')
     pictures, on = _load_check_images(model, run, config.check)
     say(f'exporting {model.spec.arch}, {model.spec.prep.size} px, opset {config.opset}')
     with atomic_write(out) as tmp:
-        write_onnx(model, read_json(Path(model.where)/'config.json'), tmp, config.opset)
+        write_onnx(model, read_json(Path(model.path)/'config.json'), tmp, config.opset)
         far = _compare_backends(model, load_onnx(tmp), pictures)
         worst = max(far['logits'], far['probs'])
         if not worst <= config.tolerance:

@@ -40,13 +40,13 @@ def extract_features(
 ) -> np.ndarray: # (K, N, F), float32: of each view
     "Features of pictures in all views; an `UnreadableImageError` names one that cannot be read"
     engine, views, threads = TorchBackend(model, 'fp32', device), TTA_VIEWS[tta], os.cpu_count() or 1
-    bs = default_batch_size(model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1, engine.memory(), len(names))
+    bs = default_batch_size(model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1, engine.free_memory(), len(names))
     tick, out = progress(len(names)) if progress else lambda n: None, []
     def pictures(n):
         try: return prepare_views(engine, lambda prep: reader.image(n, prep), views)
         except ImageError as e: raise UnreadableImageError(f'{printable(n)}: {e}') from None
     def group(part): return np.stack(view_logits(engine, np.stack([pictures(n) for n in part]), views)).astype(np.float32)
-    with engine.one_core_each(engine.device == 'cpu' and threads > 1) as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
+    with engine.single_core_threads(engine.device == 'cpu' and threads > 1) as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
         for made in pool.map(group, [names[i:i + bs] for i in range(0, len(names), bs)]):
             out.append(made)
             tick(made.shape[1])

@@ -43,7 +43,7 @@ class OnnxNet:
         path, # .onnx
     ):
         self.path, self.lock, self.sessions = str(path), threading.Lock(), {}
-        self._check()
+        self._check_no_external_data()
 
     def session(self,
         threads: int = 0, # that work on one pass; 0: one on each core
@@ -62,7 +62,7 @@ class OnnxNet:
             raise SmileError(f'{printable(self.path)} cannot be read as ONNX: {printable(" ".join(str(e).split()))[:200]}',
                              'Write it with `fastsmile export RUN --format onnx`.') from None
 
-    def _check(self):
+    def _check_no_external_data(self):
         "A `SmileError` where the file reads others: ours is whole, and weights elsewhere are how a model is made to read what it should not"
         if not Path(self.path).is_file() or not Path(self.path).stat().st_size: return
         with open(self.path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -76,7 +76,7 @@ class OnnxNet:
         try: return json.loads(text) if text else None
         except (ValueError, RecursionError): return None
 
-    def fits(self) -> bool:
+    def has_expected_io(self) -> bool:
         "Does it take `ONNX_INPUT` alone, and give `ONNX_OUTPUT` alone?"
         s = self.session()
         return [i.name for i in s.get_inputs()] == [ONNX_INPUT] and [o.name for o in s.get_outputs()] == [ONNX_OUTPUT]
@@ -92,7 +92,7 @@ def load_onnx(
     net = OnnxNet(path)
     cfg = net.config
     if cfg is None: raise SmileError(f'{printable(path)} was not exported by fastsmile: its classes are not known.', 'Write it with `fastsmile export`.')
-    if not net.fits(): raise SmileError(f'{printable(path)} has other inputs or outputs than a classifier of pictures.', 'Write it with `fastsmile export`.')
+    if not net.has_expected_io(): raise SmileError(f'{printable(path)} has other inputs or outputs than a classifier of pictures.', 'Write it with `fastsmile export`.')
     if given.is_dir() and read_json(path.parent/'config.json') != cfg:
         raise SmileError(f'{printable(path)} is of another state of this model, which was trained or calibrated again since.',
                          f'Write it again: fastsmile export {shell_quote(given)} --format onnx.')
@@ -112,24 +112,24 @@ def onnx_path(
 # %% ../../nbs/inference/03_onnx_backend.ipynb #abbbe344
 class OnnxBackend(Backend):
     "Runs an exported network on the CPU in fp32; raises `OptionError` for another device or precision"
-    by = ' by onnxruntime'
+    engine_name = ' by onnxruntime'
 
     def __init__(self,
         model: Model,            # from `load_onnx`
         precision: str = 'fp32',
         device: str | None = None,
-        most: int = 10**9,       # pictures that go through at once; halved when memory runs out
+        max_batch: int = 10**9,       # pictures that go through at once; halved when memory runs out
     ):
         if precision not in ('auto', 'fp32'): raise OptionError(f'--precision {precision} does not go with --engine onnx, which computes in fp32.')
         if device not in (None, 'cpu'): raise OptionError(f'--device {device} does not go with --engine onnx, which computes on the CPU.')
-        super().__init__(model, 'fp32', 'cpu', most)
+        super().__init__(model, 'fp32', 'cpu', max_batch)
         self.threads = 0
 
     def _forward(self, pictures: np.ndarray) -> np.ndarray:
         return self.model.net.session(self.threads).run([ONNX_OUTPUT], {ONNX_INPUT: normalize_pixels(pictures, self.model.spec.prep)})[0]
 
     @contextmanager
-    def one_core_each(self, on: bool):
+    def single_core_threads(self, on: bool):
         before, self.threads = self.threads, int(on)
         try: yield lambda: None
         finally: self.threads = before

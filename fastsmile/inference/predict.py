@@ -88,7 +88,7 @@ def inference_batch_size(
 ) -> int: # pictures
     "How many pictures go through the network at once where nobody says"
     device = device or engine.device
-    return default_batch_size(engine.model.spec.prep.size, device, threads if device == 'cpu' else 1, engine.memory(), total)
+    return default_batch_size(engine.model.spec.prep.size, device, threads if device == 'cpu' else 1, engine.free_memory(), total)
 
 def predict_batches(
     job: PredictionJob,
@@ -100,10 +100,10 @@ def predict_batches(
 ) -> Iterator[dict]:
     "Yield the rows of all names, in order; a few groups are under way at one time"
     engine, on_cpu, names = job.engine, job.engine.device == 'cpu', iter(names)
-    if job.faces: engine.most = min(engine.most, bs)  # a photograph may hold any number of them
+    if job.faces: engine.max_batch = min(engine.max_batch, bs)  # a photograph may hold any number of them
     if on_cpu and total is not None: threads = max(1, min(threads, -(-total // bs)))
     def done(loaded): return job.rows([one for several in loaded for one in several])
-    with engine.one_core_each(on_cpu and (alone or threads > 1)) as begin, ThreadPoolExecutor(threads, initializer=begin) as pool:
+    with engine.single_core_threads(on_cpu and (alone or threads > 1)) as begin, ThreadPoolExecutor(threads, initializer=begin) as pool:
         def submit():
             part = list(islice(names, bs))
             if on_cpu: return part, pool.submit(lambda: done([job.load(n) for n in part])) if part else None
@@ -152,9 +152,9 @@ def _ray_predictor(config, reader, known: KnownImages | None, bs: int) -> Callab
     "What an actor makes once: from names to their rows, and how many of them were asked again in fp32"
     job = open_prediction_job(config, reader, known)
     def answers(names):
-        before = job.engine.again
+        before = job.engine.recomputed
         rows = list(predict_batches(job, names, bs, config.workers or 1, len(names), alone=True))
-        return rows, job.engine.again - before
+        return rows, job.engine.recomputed - before
     return answers
 
 def predict_on_ray(
@@ -166,13 +166,13 @@ def predict_on_ray(
 ) -> Iterator[dict]:
     "Yield the rows of all names, in order, from the actors of a Ray cluster"
     engine = job.engine
-    mine = replace(config, model=str(Path(engine.model.where).absolute()), engine='auto', device=config.device or 'cpu', precision=engine.precision,
+    mine = replace(config, model=str(Path(engine.model.path).absolute()), engine='auto', device=config.device or 'cpu', precision=engine.precision,
                    known=None, known_labels=None, known_label_col=None)
     most = min(max(_VIEWS_PER_TASK // len(job.views), 4 * bs), (total or 10**9) // 16)
     size, names = bs * max(1, most // bs), iter(names)
     spread = cluster_mapper(config, gpus=int(mine.device == 'cuda'))
     for rows, again in spread(partial(_ray_predictor, mine, job.reader, job.reading.known, bs), iter(lambda: list(islice(names, size)), [])):
-        engine.again += again
+        engine.recomputed += again
         yield from rows
 
 # %% ../../nbs/inference/10_predict.ipynb #772fc69c
@@ -184,7 +184,7 @@ def open_prediction_job(
     "Load the model, and make ready what its rows need; raises `OptionError` and `SmileError` for what is not there"
     model = load_model(config.model, config.engine)
     if config.known: known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
-    find = make_face_detector(config, model.facts.origin)
+    find = make_face_detector(config, model.metadata.origin)
     reading = row_format(model, config.raw, RowOptions(config.calibrated, config.threshold, config.abstain, config.sets), known, find is not None)
     return PredictionJob(make_backend(model, config.precision, config.device), reader, TTA_VIEWS[config.tta], config.tta_mean, reading, find)
 

@@ -225,7 +225,7 @@ def row_format(
     faces: bool = False,          # columns of where a face is in its photograph
 ) -> RowFormat:
     "The label by the model's rule or another, its probability, and those of all classes; an `OptionError` for a rule that is not there"
-    classes, calibration = model.spec.classes, model.facts.calibration
+    classes, calibration = model.spec.classes, model.metadata.calibration
     request.least(classes, calibration.rules)  # a wrong one costs no waiting
     _check_calibrated(request, calibration)
     def cells(p, q):
@@ -235,7 +235,7 @@ def row_format(
         label, _, unsure, sets = _apply_decision(p, classes, calibration, request)
         return np.column_stack([label, unsure, sets & request.sets])
     names = prediction_columns(classes)[1:-1] + [f'raw_{c}' for c in classes if raw] + request.columns(classes) + _KNOWN_COLUMNS * (known is not None) + FACE_COLUMNS * faces
-    shifted = 'corrected to the class shares of the data' if np.ptp(model.facts.shift) > 1e-12 else 'under the class shares of the data, as training saw them'
+    shifted = 'corrected to the class shares of the data' if np.ptp(model.metadata.shift) > 1e-12 else 'under the class shares of the data, as training saw them'
     words = [f'p_ columns {shifted}, not calibrated']
     if request.least(classes, calibration.rules)[1] is not None:
         words.append(f'{request.threshold} is compared with the calibrated probability' + (', which --calibrated shows' if not request.calibrated else ''))

@@ -27,15 +27,15 @@ class TorchBackend(Backend):
         model: Model,              # stays as it is
         precision: str = 'fp32',   # one of `PRECISIONS`
         device: str | None = None,
-        most: int = 10**9,         # pictures that go through at once; halved when memory runs out
+        max_batch: int = 10**9,         # pictures that go through at once; halved when memory runs out
     ):
         if not isinstance(model.net, torch.nn.Module):
-            raise OptionError(f'{printable(model.where)} is an exported model: this needs torch, and the run that it comes from.', 'predict takes it as it is.')
+            raise OptionError(f'{printable(model.path)} is an exported model: this needs torch, and the run that it comes from.', 'predict takes it as it is.')
         device, looks_up = pick_device(device), any(m.spec.head for m in (model, *model.members))
-        super().__init__(model, 'fp32' if looks_up and precision == 'auto' else pick_precision(precision, device), device, most)
-        self.dtype, self.close = DTYPES[self.precision], UNCERTAIN_LEAD.get(self.precision, 0.)
+        super().__init__(model, 'fp32' if looks_up and precision == 'auto' else pick_precision(precision, device), device, max_batch)
+        self.dtype, self.uncertain_margin = DTYPES[self.precision], UNCERTAIN_LEAD.get(self.precision, 0.)
         self.net = inference_copy(model.net, device, self.dtype)
-        self.exact = None if self.precision == 'fp32' else TorchBackend(model, 'fp32', self.device, most)
+        self.fp32_backend = None if self.precision == 'fp32' else TorchBackend(model, 'fp32', self.device, max_batch)
         self.stats = [[torch.tensor(s, device=self.device).repeat(p.size) for s in (p.mean, p.std)] for p in self.preps]  # (size * 3,), of one row
 
     def _forward(self, pictures: np.ndarray) -> np.ndarray:
@@ -47,15 +47,15 @@ class TorchBackend(Backend):
         rows = x.float().flatten(2).div_(255).sub_(mean).div_(std)  # (n, size, size * 3), as training's Normalize does
         return rows.view(x.shape).permute(0, 3, 1, 2).to(self.dtype)  # (n, 3, size, size), channels last
 
-    def full(self, e: BaseException) -> bool: return is_out_of_memory(e)
+    def is_out_of_memory(self, e: BaseException) -> bool: return is_out_of_memory(e)
 
-    def make_room(self):
+    def free_cache(self):
         if self.device.startswith('cuda'): torch.cuda.empty_cache()
 
-    def memory(self) -> int | None: return free_device_memory(self.device)
+    def free_memory(self) -> int | None: return free_device_memory(self.device)
 
     @contextmanager
-    def one_core_each(self, on: bool):
+    def single_core_threads(self, on: bool):
         before = torch.get_num_threads()
         try: yield (lambda: torch.set_num_threads(1)) if on else (lambda: None)
         finally: torch.set_num_threads(before)

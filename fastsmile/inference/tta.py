@@ -23,12 +23,12 @@ class TtaView:
     zoom: float = 1.0    # part of each side that is seen
     x: float = 0.5       # where: 0 left, 1 right
     y: float = 0.5       # 0 top, 1 bottom
-    mirror: bool = False
+    flip: bool = False
 
 _PLAIN_VIEW = TtaView()
 _CROP_VIEWS = [TtaView(zoom=0.9, x=x, y=y) for x, y in ((.5, .5), (0, 0), (1, 0), (0, 1), (1, 1))]
-TTA_VIEWS = dict(none=[_PLAIN_VIEW], flip=[_PLAIN_VIEW, TtaView(mirror=True)], crops=[_PLAIN_VIEW, *_CROP_VIEWS])
-TTA_VIEWS['full'] = [replace(v, mirror=m) for v in TTA_VIEWS['crops'] for m in (False, True)]
+TTA_VIEWS = dict(none=[_PLAIN_VIEW], flip=[_PLAIN_VIEW, TtaView(flip=True)], crops=[_PLAIN_VIEW, *_CROP_VIEWS])
+TTA_VIEWS['full'] = [replace(v, flip=m) for v in TTA_VIEWS['crops'] for m in (False, True)]
 
 def _prepare_view(
     img,         # a decoded RGB picture
@@ -42,7 +42,7 @@ def _prepare_view(
         img = img.crop((round(left), round(top), round(left + w), round(top + h)))
         img.info.pop('full', None)  # it is no longer the whole picture
     a = resize_and_crop(img, prep)
-    return a[:, ::-1] if view.mirror else a
+    return a[:, ::-1] if view.flip else a
 
 # %% ../../nbs/inference/05_tta.ipynb #7eca6df9
 def prepare_views(
@@ -51,7 +51,7 @@ def prepare_views(
     views: list[TtaView],
 ) -> np.ndarray: # (K, size, size, 3), uint8; (K, bytes) where the model prepares pictures in several ways
     "A picture in its views that are no mirror images, in order; raises `ImageError`"
-    straight = [v for v in views if not v.mirror]
+    straight = [v for v in views if not v.flip]
     return pack_inputs([np.stack([_prepare_view(img, prep, v) for v in straight]) for prep in engine.preps for img in [picture(prep)]])
 
 def view_logits(
@@ -60,8 +60,8 @@ def view_logits(
     views: list[TtaView],
 ) -> list[np.ndarray]: # of each view, (n, C), float64
     "What the network says of every view"
-    kinds = list(dict.fromkeys(replace(v, mirror=False) for v in views))
-    return [engine.logits(pictures[:, kinds.index(replace(v, mirror=False))], v.mirror).astype(np.float64) for v in views]
+    kinds = list(dict.fromkeys(replace(v, flip=False) for v in views))
+    return [engine.logits(pictures[:, kinds.index(replace(v, flip=False))], v.flip).astype(np.float64) for v in views]
 
 def _view_probabilities(
     engine: Backend,
@@ -78,9 +78,9 @@ def mean_over_views(
     mean: str = 'probs',    # of probabilities or of logits
 ) -> tuple[np.ndarray, np.ndarray]: # as `_view_probabilities`
     "The mean over views whose logits are known"
-    if mean == 'probs': return tuple(np.mean([[model.read(z)[0], probabilities_from_logits(z, 0., model.facts.link)] for z in each], 0))
+    if mean == 'probs': return tuple(np.mean([[model.probabilities_and_labels(z)[0], probabilities_from_logits(z, 0., model.metadata.link)] for z in each], 0))
     total = np.mean(each, 0)
-    return model.read(total)[0], probabilities_from_logits(total, 0., model.facts.link)
+    return model.probabilities_and_labels(total)[0], probabilities_from_logits(total, 0., model.metadata.link)
 
 def predict_views(
     engine: Backend,
@@ -91,6 +91,6 @@ def predict_views(
 ) -> tuple[np.ndarray, np.ndarray]: # as `_view_probabilities`
     "The mean over the views; rows that a narrow precision could have turned are asked again in fp32"
     with np.errstate(invalid='ignore', over='ignore'): p, q = _view_probabilities(engine, pictures, views, mean)
-    again = engine.doubtful(p, said)
-    if again.any(): p[again], q[again] = _view_probabilities(engine.exact, pictures[again], views, mean)
+    again = engine.uncertain_rows(p, said)
+    if again.any(): p[again], q[again] = _view_probabilities(engine.fp32_backend, pictures[again], views, mean)
     return p, q

@@ -38,7 +38,7 @@ def save_bundle(
     write_json(folder/'config.json', dict(architecture=spec.arch.split('.')[0], num_classes=len(spec.classes), num_features=model.net.num_features,
         label_names=list(spec.classes), model_args=spec.model_args, pretrained_cfg=cfg,
         fastsmile=dict(format=BUNDLE_FORMAT, arch=spec.arch, sha256=file_sha256(folder/'model.safetensors'), hidden=list(spec.hidden), dropout=spec.dropout, head=spec.head,
-                       members=[file_sha256(folder/'members'/str(i)/'config.json') for i in range(len(model.members))], **asdict(model.facts))))
+                       members=[file_sha256(folder/'members'/str(i)/'config.json') for i in range(len(model.members))], **asdict(model.metadata))))
 
 # %% ../../nbs/models/07_bundle.ipynb #d101ddb1
 def load_bundle(

@@ -37,12 +37,12 @@ class MemberCalibration:
     link: str            # of its loss
     shift: tuple         # (C,) added to logits: to the prior that its probabilities speak for
     temperature: float
-    to: tuple            # (C,) added to calibrated log-probabilities: to the prior of the ensemble
+    target_shift: tuple            # (C,) added to calibrated log-probabilities: to the prior of the ensemble
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor: # (B, C) -> (B, C), log-probabilities
         word, _, value = self.link.partition(':')
         z = TORCH_LINKS[check_choice('link', word, TORCH_LINKS)](z.float(), float(value or 0)) + z.new_tensor(self.shift, dtype=torch.float32)
-        return (z.log_softmax(-1) / self.temperature + z.new_tensor(self.to, dtype=torch.float32)).log_softmax(-1)
+        return (z.log_softmax(-1) / self.temperature + z.new_tensor(self.target_shift, dtype=torch.float32)).log_softmax(-1)
 
 # %% ../../nbs/models/06_ensemble.ipynb #26f7b404
 ENSEMBLE_INPUTS = ('probs', 'features')
@@ -52,29 +52,29 @@ class EnsembleNetwork(nn.Module):
     def __init__(self,
         nets: list,            # of the members; without their heads where features are read
         preps: list,           # a `Preprocessing` for each
-        voices: list,          # a `MemberCalibration` for each
+        calibrations: list,          # a `MemberCalibration` for each
         head: FittedHead | None = None, # reads what they say; their mean where None
         inputs: str = 'probs', # what the head reads, one of `ENSEMBLE_INPUTS`
     ):
         super().__init__()
-        self.nets, self.voices, self.head, self.inputs = nn.ModuleList(nets), list(voices), head, check_choice('--inputs', inputs, ENSEMBLE_INPUTS)
+        self.nets, self.calibrations, self.head, self.inputs = nn.ModuleList(nets), list(calibrations), head, check_choice('--inputs', inputs, ENSEMBLE_INPUTS)
         self.preps = tuple(sorted(dict.fromkeys(preps), key=lambda p: -p.size))  # the largest first
-        self.ways = [self.preps.index(p) for p in preps]
+        self.prep_index = [self.preps.index(p) for p in preps]
         self.num_features, self.pretrained_cfg = None, {}
 
-    def parts(self, *seen: torch.Tensor) -> torch.Tensor: # (B, 3, S, S) of each prep -> (B, M, C), log-probabilities; or (B, F), features
+    def member_outputs(self, *seen: torch.Tensor) -> torch.Tensor: # (B, 3, S, S) of each prep -> (B, M, C), log-probabilities; or (B, F), features
         "What the members say, each in its own way"
         if len(seen) < len(self.preps): seen = [convert_preprocessing(seen[0], self.preps[0], p) for p in self.preps]
-        said = [net(seen[w]) for net, w in zip(self.nets, self.ways)]
+        said = [net(seen[w]) for net, w in zip(self.nets, self.prep_index)]
         if self.inputs == 'features': return torch.cat([s.float() for s in said], 1)
-        return torch.stack([v(s) for v, s in zip(self.voices, said)], 1)
+        return torch.stack([v(s) for v, s in zip(self.calibrations, said)], 1)
 
     def forward(self, *seen: torch.Tensor) -> torch.Tensor: # -> (B, C), log-probabilities
-        said = self.parts(*seen)
+        said = self.member_outputs(*seen)
         if self.head is None: return said.logsumexp(1).log_softmax(-1).clamp_min(torch.tensor(MIN_PROBABILITY).log().item())
         return self.head(said if self.inputs == 'features' else said.exp().flatten(1))
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor: return self.parts(x).flatten(1)
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor: return self.member_outputs(x).flatten(1)
     def forward_head(self, x: torch.Tensor, pre_logits: bool = True) -> torch.Tensor: return x
 
 def convert_preprocessing(
@@ -97,7 +97,7 @@ def build_ensemble(
 ) -> EnsembleNetwork:
     "The members as one network, its head still empty; raises `OptionError` or `ValueError`"
     if len({m.spec.classes for m in each}) > 1: raise ValueError('its members tell apart different classes')
-    voices = [MemberCalibration(f.link, tuple(f.shift), f.calibration.temperature, tuple(prior_shift(np.array(prior), np.array(f.prior)))) for f in (m.facts for m in each)]
+    voices = [MemberCalibration(f.link, tuple(f.shift), f.calibration.temperature, tuple(prior_shift(np.array(prior), np.array(f.prior)))) for f in (m.metadata for m in each)]
     preps = [m.spec.prep for m in each]
     if not head: return EnsembleNetwork([m.net for m in each], preps, voices)
     nets = [without_head(m.net) for m in each] if head['inputs'] == 'features' else [m.net for m in each]

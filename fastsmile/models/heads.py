@@ -111,10 +111,10 @@ class FittedHead(nn.Module):
         for name, b in kept.items(): setattr(self, name, b.to(getattr(self, name).device))
         return self
 
-    def shares(self, x: torch.Tensor) -> torch.Tensor: raise NotImplementedError  # (B, F) -> (B, C), rows sum to 1
+    def class_shares(self, x: torch.Tensor) -> torch.Tensor: raise NotImplementedError  # (B, F) -> (B, C), rows sum to 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: # (B, F) -> (B, C), log-probabilities
-        return self.shares(x.float()).clamp_min(MIN_PROBABILITY).log().float()
+        return self.class_shares(x.float()).clamp_min(MIN_PROBABILITY).log().float()
 
     def check(self): "Raise a `ValueError` where the numbers cannot be those of such a head"
 
@@ -144,15 +144,15 @@ class KNNHead(FittedHead):
         self.labels.copy_(torch.from_numpy(np.asarray(y, dtype=np.int64)))
         return self
 
-    def near(self, x: torch.Tensor, k: int) -> torch.Tensor: # (B, F) -> (B, k), indices into the bank, the nearest first
+    def nearest_rows(self, x: torch.Tensor, k: int) -> torch.Tensor: # (B, F) -> (B, k), indices into the bank, the nearest first
         "The nearest rows"
         a, b = (t if t.device.type == 'mps' else t.double() for t in (x, self.bank))
         if self.distance == 'cosine': far = -F.normalize(a) @ F.normalize(b).T
         else: far = (b * b).sum(1) - 2 * a @ b.T  # the square of x is the same for all rows
         return far.topk(k, largest=False).indices
 
-    def shares(self, x: torch.Tensor) -> torch.Tensor:
-        return F.one_hot(self.labels[self.near(x, self.k)], self.n_classes).double().mean(1).to(torch.float32)
+    def class_shares(self, x: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(self.labels[self.nearest_rows(x, self.k)], self.n_classes).double().mean(1).to(torch.float32)
 
     def check(self):
         if self.labels.min() < 0 or self.labels.max() >= self.n_classes: raise ValueError('the bank has labels of classes that are not there')
@@ -175,7 +175,7 @@ class ForestHead(FittedHead):
         self.register_buffer('threshold', torch.zeros(nodes))
         self.register_buffer('values', torch.zeros(nodes, n_classes))
 
-    def shares(self, x: torch.Tensor) -> torch.Tensor:
+    def class_shares(self, x: torch.Tensor) -> torch.Tensor:
         at = self.roots.expand(len(x), -1)  # (B, T)
         for _ in range(self.depth):
             goes_left = x.gather(1, self.feature[at].long()) <= self.threshold[at]

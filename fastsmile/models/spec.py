@@ -53,9 +53,9 @@ class ModelMetadata:
 class Model:
     "A network that is ready to be used, with how its outputs are read"
     spec: ModelSpec
-    facts: ModelMetadata
+    metadata: ModelMetadata
     net: object          # a torch module in evaluation mode, or an `OnnxNet`
-    where: str = ''      # the bundle or the file it came from
+    path: str = ''       # the bundle or the file it came from
     members: tuple = ()  # of an ensemble: its models, each a `Model`
 
     @property
@@ -63,12 +63,12 @@ class Model:
         "The ways in which the network wants pictures prepared: one, but for an ensemble"
         return getattr(self.net, 'preps', (self.spec.prep,))
 
-    def read(self,
+    def probabilities_and_labels(self,
         logits: np.ndarray, # (N, C)
     ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior; class indices (N,)
         "What the logits say"
-        p = probabilities_from_logits(np.asarray(logits, dtype=np.float64), np.array(self.facts.shift), self.facts.link)
-        return p, self.facts.calibration.read(p)[0]
+        p = probabilities_from_logits(np.asarray(logits, dtype=np.float64), np.array(self.metadata.shift), self.metadata.link)
+        return p, self.metadata.calibration.read(p)[0]
 
 # %% ../../nbs/models/01_spec.ipynb #469157ef
 MAX_SETTING = 10**6  # of any number among a network's arguments: none has a wider layer

@@ -212,7 +212,7 @@ def _write_shared_rows(crew: _EnsembleMembers, model: Model, path: Path):
     write_json(path/'audit.json', audit_record(data.table, []) | dict(findings=read_json(first/'audit.json')['findings']))
     y = crew.rows[crew.rows.split == 'train'].label.map(crew.classes.index).to_numpy()
     balance = plan_balance(y, len(crew.classes), 'none', 0)
-    write_json(path/'balance.json', balance_record(balance, np.bincount(y, minlength=len(crew.classes)), np.array(model.facts.prior), crew.classes, []))
+    write_json(path/'balance.json', balance_record(balance, np.bincount(y, minlength=len(crew.classes)), np.array(model.metadata.prior), crew.classes, []))
 
 def _write_member_table(crew: _EnsembleMembers, config: EnsembleConfig, path: Path):
     "tried.csv: every member, and the ensemble, on the same test rows"
@@ -221,7 +221,7 @@ def _write_member_table(crew: _EnsembleMembers, config: EnsembleConfig, path: Pa
     each = [(n, r.model, read_saved_predictions(r.path, 'test')) for n, r in zip(crew.names, crew.runs)]
     for name, model, saved in [*each, ('ensemble', load_bundle(path), mine)]:
         saved = replace(saved, frame=saved.frame[saved.frame.path.isin(kept)].reset_index(drop=True), mix=())
-        m = evaluate_predictions(saved.y, model.facts.calibration.read(saved.probs)[0], saved.probs, saved.classes, saved.groups)
+        m = evaluate_predictions(saved.y, model.metadata.calibration.read(saved.probs)[0], saved.probs, saved.classes, saved.groups)
         row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
         for k in ('balanced_accuracy', 'macro_f1', 'log_loss'): row |= {k: m[k]['value'], f'{k}_from': m[k]['low'], f'{k}_to': m[k]['high']}
         out.append(row)

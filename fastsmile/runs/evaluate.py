@@ -94,8 +94,8 @@ def _predict_source(run: Path, source, config: EvaluateConfig) -> tuple[SavedPre
         raise SmileError(f'{printable(source)} is what this run was trained on.', 'Without a SOURCE, evaluate measures the rows of it that chose nothing; '
                          'with --anyway all of them.')
     model = load_model(run)
-    read = crop_faces(read_source(source, config), config, trained=model.facts.origin)
-    warn_face_options(model.facts.origin, config)
+    read = crop_faces(read_source(source, config), config, trained=model.metadata.origin)
+    warn_face_options(model.metadata.origin, config)
     rows, classes = _rows_labelled_by_people(read.kept, source, config).reset_index(drop=True), model.spec.classes
     if len(aside := read.frame.reason[read.frame.reason != '']):
         kinds = aside.str.split(':').str[0].value_counts()

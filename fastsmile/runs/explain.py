@@ -35,7 +35,7 @@ def explain(
     out = local_path(config.out) if config.out else run/('explain-asked' if images else 'explain')
     if foreign_files(out) and not (out/'explain.json').exists():
         raise SmileError(f'{printable(out)} already holds something else.', 'Name an empty or new folder with --out.')
-    asked = _open_images(images, config, opened.model.facts.origin) if images else ()
+    asked = _open_images(images, config, opened.model.metadata.origin) if images else ()
     with _claimed_output(out) if config.out else folder_lock(run):
         explain_run(opened.model, opened.data, run, config, out, asked)
         album = inline_explanations(out)

@@ -43,7 +43,7 @@ def _check_output_paths(
 
 def _model_file(model: Model) -> Path:
     "The file that changes when the model does"
-    return Path(model.where)/'config.json' if Path(model.where).is_dir() else Path(model.where)
+    return Path(model.path)/'config.json' if Path(model.path).is_dir() else Path(model.path)
 
 def _compute_device(
     job: PredictionJob,
@@ -72,7 +72,7 @@ def _describe_job(
     "What runs, in words"
     engine, model = job.engine, job.engine.model
     where = _compute_device(job, config) + (f', Ray ({printable(config.ray)})' if config.ray else '')
-    return dict(model=f'{printable(model.where)} ({model.spec.arch}, {model.spec.prep.size} px)', precision=f'{engine.precision} on {where}{engine.by}',
+    return dict(model=f'{printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px)', precision=f'{engine.precision} on {where}{engine.engine_name}',
                 views=config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}', probabilities=job.reading.words)
 
 def _write_gallery_page(config, picked: dict, inputs, done: PredictionSummary):
@@ -96,7 +96,7 @@ def predict(
         inference_batch_size(engine, cores, device=_compute_device(job, config)) if config.ray else inference_batch_size(engine, threads, inputs.total))
     call = _resume_key(job, config, threads, bs)
     say(f"model: {how['model']}, {how['precision']}")
-    warn_face_options(model.facts.origin, config)
+    warn_face_options(model.metadata.origin, config)
     with PredictionFile(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
         left, start = sheet.left(inputs.names), time.perf_counter()
         tick = progress(inputs.total) if progress else lambda n: None
@@ -109,7 +109,7 @@ def predict(
                 if sheet.inputs % bs == 0: leave()
         seconds = time.perf_counter() - start
         picked = pick_gallery_rows(sheet.read(), model.spec.classes, config.thumbs) if config.html else {}
-        again = f', {engine.again} close calls asked again in fp32' if engine.again else ''
+        again = f', {engine.recomputed} close calls asked again in fp32' if engine.recomputed else ''
         done = sheet.finish(seconds, how | dict(precision=how['precision'] + again))
     if config.html: _write_gallery_page(config, picked, inputs, done)
     return done

@@ -111,7 +111,7 @@ class FittedProbe:
     probe: str          # one of `_PROBE_NAMES`
     settings: dict
     head: nn.Module
-    facts: ModelMetadata
+    metadata: ModelMetadata
     valid: dict         # loss, accuracy, balanced_accuracy, macro_f1
     seconds: float      # of the fit
 
@@ -226,7 +226,7 @@ def _probe_model(bench: ProbeFeatures, made: FittedProbe) -> Model:
     "The network with a fitted head"
     net = copy.deepcopy(bench.model.net)
     net.set_submodule(classifier_name(net), made.head)
-    return Model(replace(bench.spec, hidden=(), dropout=0., head=head_settings(made.head)), made.facts, net.eval())
+    return Model(replace(bench.spec, hidden=(), dropout=0., head=head_settings(made.head)), made.metadata, net.eval())
 
 def _write_probe_predictions(bench: ProbeFeatures, made: FittedProbe, model: Model, path: Path):
     "predictions_PART.csv from the features that are there"
@@ -255,7 +255,7 @@ def _write_probe_run(
         _write_tried(path, tried, config.monitor)
         balance, classes = bench.known.balance, bench.spec.classes
         have = np.bincount(balance.draw.labels, minlength=len(classes))
-        write_json(path/'balance.json', balance_record(balance, have, np.array(made.facts.prior), classes, []))
+        write_json(path/'balance.json', balance_record(balance, have, np.array(made.metadata.prior), classes, []))
         _write_probe_predictions(bench, made, model, path)
         calibrate_and_save(model, bench.data, config, path)
         spent = seconds + sum(c.seconds for c in tried if c.probe == made.probe)

@@ -102,11 +102,11 @@ def calibrate_and_save(
     path: Path,   # the run folder, with its predictions
 ):
     "Fit on calib, measure, write the model file, and draw what the report shows of it"
-    calibration = fit_run_calibration(path, model.facts.prior, calibration_settings(config, config.monitor, model.spec.classes), config.seed)
+    calibration = fit_run_calibration(path, model.metadata.prior, calibration_settings(config, config.monitor, model.spec.classes), config.seed)
     metrics = write_metrics(path, calibration, config.tta)
-    model = replace(model, facts=model.facts.calibrated(calibration))
+    model = replace(model, metadata=model.metadata.calibrated(calibration))
     kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
-    save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=_model_origin(data, config.as_dict()))), path/'model')
+    save_bundle(replace(model, metadata=replace(model.metadata, metrics=kept, origin=_model_origin(data, config.as_dict()))), path/'model')
     explain_run(model, data, path, ExplainConfig(methods=default_methods(model), neighbours=0, device=config.device, seed=config.seed))
 
 

@@ -82,12 +82,12 @@ def test_the_file_says_everything_the_bundle_says(made):
     bundle = load_bundle(path)
     assert said['fastsmile.config'] == json.loads((path/'model'/'config.json').read_text())
     assert said['labels'] == list(bundle.spec.classes) and said['preprocessing']['mean'] == list(bundle.spec.prep.mean)
-    assert said['calibration']['temperature'] == bundle.facts.calibration.temperature and said['reading']['offsets'] == bundle.facts.calibration.offsets
+    assert said['calibration']['temperature'] == bundle.metadata.calibration.temperature and said['reading']['offsets'] == bundle.metadata.calibration.offsets
     assert [o.version for o in proto.opset_import if o.domain == ''] == [20]
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     assert shape[0].dim_param and not shape[0].dim_value and [d.dim_value for d in shape[1:]] == [3, 32, 32]
     again = load_onnx(path)
-    assert (again.spec, again.facts) == (bundle.spec, bundle.facts)
+    assert (again.spec, again.metadata) == (bundle.spec, bundle.metadata)
 
 
 @pytest.mark.parametrize('ask', [{}, dict(tta='full', tta_mean='logits', raw=True), dict(threshold='balanced', calibrated=True, sets=True),
