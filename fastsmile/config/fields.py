@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FACE_MODES', 'HASH_NAMES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS', 'SAMPLING_CHOICES', 'BALANCE_CHOICES',
-           'LOSS_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES',
+           'LOSS_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'HEADS',
            'INCOMPATIBLE_OPTIONS', 'opt', 'flag', 'Options', 'command_line', 'seed_opt', 'faces_opt', 'face_margin_opt',
            'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions', 'ray_opt', 'actors_opt',
            'check_ray_address', 'ChoiceValue', 'parse_choice', 'format_choices', 'parse_choices', 'parse_rates',
-           'parse_head', 'ParsedChoices', 'check_compatible', 'parse_number_list', 'parse_word_list']
+           'HeadChoice', 'parse_head', 'ParsedChoices', 'check_compatible', 'parse_number_list', 'parse_word_list']
 
 # %% ../../nbs/config/01_fields.ipynb #17da425d
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 
 from ..core.errors import OptionError, check_choice
@@ -279,15 +280,32 @@ def parse_rates(
     if len(rates) > 1 and len(set(rates)) == len(rates) and all(0 < r <= 10 for r in rates): return rates
     raise OptionError(f'--lr-sweep {text!r} is not a list of learning rates.', 'Accepted: two or more different numbers above 0, e.g. 1e-5,1e-4,1e-3,1e-2.')
 
+@dataclass(frozen=True)
+class HeadChoice:
+    "A word that `--head` accepts"
+    form: str                        # as help shows it
+    accepts: str                     # as an error explains it
+    parse: Callable | None = None    # of the text behind the colon: settings of the head, or None; None: there is no colon
+
+def _parse_widths(text: str) -> dict | None: # numbers joined by commas
+    words = text.split(',')
+    if not all(w.isdecimal() and 1 <= int(w) <= 16384 for w in words): return None
+    return dict(hidden=[int(w) for w in words])
+
+HEADS = {
+    'linear': HeadChoice('linear', 'linear'),
+    'mlp': HeadChoice('mlp:W,W', 'mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512', _parse_widths)}
+
 def parse_head(
     text: str, # linear, or mlp:WIDTH,WIDTH
-) -> tuple[int, ...]: # the widths of the hidden layers, none for linear
-    "What `--head` asks for"
-    if text == 'linear': return ()
-    word, _, rest = text.partition(':')
-    widths = tuple(int(w) for w in rest.split(',')) if word == 'mlp' and all(w.isdecimal() for w in rest.split(',')) else ()
-    if widths and all(1 <= w <= 16384 for w in widths): return widths
-    raise OptionError(f'--head {text!r} is not known.', 'Accepted: linear, or mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512.')
+) -> dict:     # kind and settings of the head; empty for linear
+    "What `--head` asks for; raises `OptionError`"
+    word, colon, rest = text.partition(':')
+    choice = HEADS.get(word)
+    if choice and not choice.parse and not colon: return {}
+    settings = choice.parse(rest) if choice and choice.parse else None
+    if settings: return dict(kind=word) | settings
+    raise OptionError(f'--head {text!r} is not known.', f'Accepted: {", or ".join(h.accepts for h in HEADS.values())}.')
 
 # %% ../../nbs/config/01_fields.ipynb #d3fb4961
 def _parse_views(

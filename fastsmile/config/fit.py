@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, INIT_CHOICES, LOSS_CHOICES
 from .fields import POOL_CHOICES, PRECISIONS, ParsedChoices, SCHEDULE_CHOICES, SplitOptions
 from .fields import TTA_MODES, check_compatible, format_choices, opt, parse_choice, parse_choices
-from .fields import parse_head, parse_rates, seed_opt
+from .fields import HEADS, parse_head, parse_rates, seed_opt
 from .recipes import RECIPES, default_options, with_recipe_defaults
 from ..core.errors import OptionError, check_choice
 
@@ -31,7 +31,8 @@ class FitConfig(SplitOptions, DecideOptions):
     weights: str = opt('hub', 'start from: hub (timm\'s pretrained weights), none (random), a .safetensors / .pth FILE, or an earlier RUN, '
                        'also of other classes', metavar='hub|none|FILE|RUN')
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture, e.g. \'{"channels": [32, 64, 128, 256]}\'', metavar='JSON')
-    head: str = opt('linear', 'the classification head: linear, or hidden layers of these widths, e.g. mlp:1024 or mlp:512,512', metavar='linear|mlp:W,W')
+    head: str = opt('linear', 'the classification head: linear, or hidden layers of these widths, e.g. mlp:1024 or mlp:512,512',
+                    metavar='|'.join(h.form for h in HEADS.values()))
     dropout: float = opt(0.0, 'dropout before each layer of the head', least=0.0, most=0.95)
     pool: str | None = opt(None, f"how the last feature map becomes a vector: {' or '.join(POOL_CHOICES)} (default: the architecture's own way)", metavar='WORD')
     init: str = opt('default', 'random weights (all of them with --weights none, else those of the head)', accepts=INIT_CHOICES)

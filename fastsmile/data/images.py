@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'JPEG_DRAFT_OVERSAMPLING', 'COMMON_FORMATS', 'RARE_FORMATS', 'ALPHA_BACKGROUND',
            'TIMM_CROP_MODES', 'ImageError', 'open_image_bytes', 'decode_image', 'to_rgb', 'Preprocessing',
-           'resized_size', 'resize_and_crop', 'region_name', 'parse_region', 'crop_region', 'UnreadableImageError']
+           'resized_size', 'resize_and_crop', 'region_name', 'parse_region', 'crop_region', 'UnreadableImageError',
+           'normalize', 'denormalize']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -159,3 +160,23 @@ class UnreadableImageError(SmileError):
     "A picture that cannot be read any more; torch makes it anew out of its traceback when it comes from another process"
     def __init__(self, message: str):
         super().__init__(message.rpartition('Unread: ')[2].splitlines()[0], 'It could be read before: has the source changed? Train again on what is there.')
+
+# %% ../../nbs/data/01_images.ipynb #n0rmal02
+def normalize(
+    x: np.ndarray,    # floats from 0 to 255, an array or a tensor; changed in place
+    mean: np.ndarray, # of each channel, from 0 to 1
+    std: np.ndarray,  # of each channel
+) -> np.ndarray:
+    "Pixels as a network takes them: x / 255, - mean, / std"
+    x /= 255
+    x -= mean
+    x /= std
+    return x
+
+def denormalize(
+    x: np.ndarray,    # of `normalize`, an array or a tensor
+    mean: np.ndarray,
+    std: np.ndarray,
+) -> np.ndarray: # from 0 to 1
+    "The inverse, for drawing"
+    return x * std + mean
