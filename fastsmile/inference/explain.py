@@ -23,7 +23,7 @@ from ..core.errors import SmileError, say
 from ..core.files import LOCK_FILE, TEMP_PREFIX, atomic_write, write_json
 from ..core.system import sub_seed
 from ..data.images import ImageError, Preprocessing, resize_and_crop
-from .torch_backend import pixels_to_tensor
+from ..models.device import pixels_to_tensor
 from ..models.spec import Model
 
 # %% ../../nbs/inference/12_explain.ipynb #922b19a9
@@ -185,11 +185,11 @@ def _warn_about_corners(album: Explanations, method: str, maps: np.ndarray):
 
 def default_methods(model: Model) -> tuple: # of `EXPLAIN_METHODS`
     "What a report explains with: a method that costs one pass; none where there is no gradient"
-    return () if model.spec.head else ('smoothgrad',) if model.members else ('gradcam',)
+    return () if model.spec.head_is_fitted else ('smoothgrad',) if model.members else ('gradcam',)
 
 def _usable_methods(model: Model, methods, album: Explanations) -> list[str]:
     "The methods that this model has; a note where another stands in"
-    if model.spec.head and set(methods) != {'occlusion'}:
+    if model.spec.head_is_fitted and set(methods) != {'occlusion'}:
         album.notes.append('The head has no gradient that a map could follow. ' + ('Occlusion stands in for it.' if methods else
                            'To see which parts of a picture matter: fastsmile explain RUN --methods occlusion.'))
         return ['occlusion'] if methods else []

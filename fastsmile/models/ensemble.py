@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..core.errors import check_choice
 from ..data.images import Preprocessing
-from ..metrics.calibration import INVERSE_LINKS, prior_shift
+from ..metrics.calibration import prior_shift
 from .heads import FittedHead, MIN_PROBABILITY, build_head, without_head
 from .spec import Model
 

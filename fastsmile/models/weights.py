@@ -31,7 +31,7 @@ def write_tensors(
 ):
     "A safetensors file, written atomically, in the default memory layout; raises `WriteError` where it cannot be written"
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with atomic_write(path, room=True) as tmp: save_file(plain, tmp, metadata=metadata)
+    with atomic_write(path, own_folder=True) as tmp: save_file(plain, tmp, metadata=metadata)
 
 # %% ../../nbs/models/04_weights.ipynb #4ab5f9ea
 MAX_HEADER_BYTES = 16 * 1024**2

@@ -26,13 +26,14 @@ from ..data.source import read_source
 from ..data.splits import digests_by_path, read_training_fingerprints, splits_as_trained
 from ..data.splits import stratified_group_split, write_training_fingerprints
 from ..inference.features import extract_features
+from ..inference.torch_backend import TorchBackend
+from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import class_prior, decision_offset, resolve_decision_rule, rule_before_fitting
 from ..metrics.predictions import calibration_settings, read_saved_predictions
 from ..metrics.scores import evaluate_predictions
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.ensemble import build_ensemble
-from ..models.heads import head_settings
 from ..models.spec import Model, ModelMetadata, ModelSpec
 from .folder import Run, finished_run, load_run, recording_status
 from .probe import FittedProbe, TrainingFeatures, best_probe, fit_probes
@@ -159,13 +160,14 @@ def _fit_forests(
     valid = crew.rows[crew.rows.split == 'valid']
     if valid.empty: raise SmileError('No row is a valid row of all runs: nothing chooses the forest.', 'Take --how mean.')
     bare = _ensemble_model(crew, facts, dict(inputs=config.inputs))
-    x = extract_features(bare, crew.data.reader, [*teach.path, *valid.path], device=device, progress=progress)[0]
+    backend = TorchBackend(bare, device=device)
+    x = extract_features(backend, crew.data.reader, [*teach.path, *valid.path], TTA_VIEWS['none'], progress)[0]
     y = pd.concat([teach, valid]).label.map(crew.classes.index).to_numpy()
     n, lists = len(teach), ProbeConfig(probes='forest', trees=config.trees, leaf=config.leaf, monitor=config.monitor, decide=config.decide)
     known = TrainingFeatures(x[:n], y[:n], plan_balance(y[:n], len(crew.classes), 'none', config.seed), config.seed)
     tried = fit_probes(known, (x[n:], y[n:]), lists, crew.classes)
     head = best_probe(tried, config.monitor).head
-    model = _ensemble_model(crew, facts, head_settings(head) | dict(inputs=config.inputs, features=x.shape[1]))
+    model = _ensemble_model(crew, facts, head.settings | dict(inputs=config.inputs, features=x.shape[1]))
     model.net.head = head
     return crew, model, tried, n
 

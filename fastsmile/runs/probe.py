@@ -27,9 +27,10 @@ from ..core.files import absolute_source, check_run_folder_free, new_run_folder,
 from ..core.system import iso_now, seed_everything, sub_seed
 from ..data.audit import SplitData, audit_and_split, remaining_classes, write_audit
 from ..data.source import read_source
-from ..inference.features import extract_features, headless_model
+from ..inference.features import extract_features, feature_model
 from ..inference.rows import prediction_columns, row_format
-from ..inference.tta import mean_over_views
+from ..inference.torch_backend import TorchBackend
+from ..inference.tta import TTA_VIEWS, mean_over_views
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..metrics.comparison import write_comparison
@@ -37,7 +38,7 @@ from ..metrics.predictions import calibration_settings, write_prediction_table
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
-from ..models.heads import KNNHead, classifier_name, forest_from_sklearn, head_settings
+from ..models.heads import classifier_name, forest_from_sklearn, knn_from_rows
 from ..models.spec import Model, ModelMetadata, ModelSpec
 from .folder import Run, recording_status
 from .results import calibrate_and_save, finish_run, initial_record, write_report_and_config
@@ -66,7 +67,7 @@ def _fit_knn(
     "A bank of the rows; there is nothing to fit"
     rows = np.sort(known.rows)
     if k > len(rows): raise SmileError(f'--k {k} is more than the {len(rows)} training rows.', 'Take fewer neighbours.')
-    return KNNHead(len(rows), known.x.shape[1], known.n_classes, k, distance).fill(known.x[rows], known.y[rows]), known.balance.draw.prior
+    return knn_from_rows(known.x[rows], known.y[rows], known.n_classes, k, distance), known.balance.draw.prior
 
 def _fit_forest(
     known: TrainingFeatures,
@@ -185,14 +186,14 @@ def probe_spec(
     given = [n for n in ('size', 'pool', 'model_args') if getattr(config, n)]
     if given or config.resize != 'squash':
         raise SmileError(f'--weights {printable(config.weights)} says the network itself.', 'Leave out --size, --resize, --pool and --model-args, or add --arch.')
-    return replace(own, classes=tuple(classes), hidden=(), dropout=0., head={})
+    return replace(own, classes=tuple(classes), head={})
 
 # %% ../../nbs/runs/12_probe.ipynb #4dee2733
 @dataclass(frozen=True)
 class ProbeFeatures:
     "What all probes share: rows, the network without its head, and the features of every row that is used"
     data: SplitData
-    model: Model        # from `headless_model`
+    model: Model        # from `feature_model`
     spec: ModelSpec     # with its linear head
     x: dict             # calib, valid, test, test_tta, train -> (K, N, F), of each view
     config: ProbeConfig
@@ -215,18 +216,19 @@ def extract_probe_features(
 ) -> ProbeFeatures:
     "Build the network and compute the features of all rows"
     net = build_network(spec, 'none' if config.features == 'pixels' else config.weights)
-    bench = ProbeFeatures(data, headless_model(spec, net), spec, {}, config, device)
+    bench = ProbeFeatures(data, feature_model(spec, net), spec, {}, config, device)
+    backend = TorchBackend(bench.model, device=device)
     for part in ('train', 'calib', 'valid', 'test', 'test_tta'):
         names, tta = bench.rows(part.partition('_')[0]).path.tolist(), config.tta if part.endswith('_tta') else 'none'
         if not names or part.endswith('_tta') and tta == 'none': continue
-        bench.x[part] = extract_features(bench.model, data.reader, names, tta, device, progress)
+        bench.x[part] = extract_features(backend, data.reader, names, TTA_VIEWS[tta], progress)
     return bench
 
 def _probe_model(bench: ProbeFeatures, made: FittedProbe) -> Model:
     "The network with a fitted head"
     net = copy.deepcopy(bench.model.net)
     net.set_submodule(classifier_name(net), made.head)
-    return Model(replace(bench.spec, hidden=(), dropout=0., head=head_settings(made.head)), made.metadata, net.eval())
+    return Model(replace(bench.spec, head=made.head.settings), made.metadata, net.eval())
 
 def _write_probe_predictions(bench: ProbeFeatures, made: FittedProbe, model: Model, path: Path):
     "predictions_PART.csv from the features that are there"

@@ -27,8 +27,7 @@ from ..core.files import jsonable
 from ..core.system import default_batch_size
 from ..data.faces import make_face_detector
 from ..inference.backend import pack_inputs
-from ..inference.load import make_backend
-from ..inference.onnx_backend import OnnxNet
+from ..inference.load import backend_of, make_backend
 from ..inference.predict import LoadedImage, PredictionJob
 from ..inference.rows import RowOptions, prediction_columns, row_format
 from ..inference.tta import TTA_VIEWS
@@ -117,7 +116,7 @@ class Service:
         self.pool, self.batcher = ThreadPoolExecutor(min(cores, 8), 'fastsmile-decode'), Batcher(most, config.max_wait / 1000)
         blank = pack_inputs([np.zeros((1, p.size, p.size, 3), np.uint8) for p in self.engine.preps])
         self.each = sum(not v.flip for v in self.job.views) * blank.nbytes  # bytes of a decoded picture
-        dumb = config.explain == 'none' or isinstance(model.net, OnnxNet) or model.members or model.spec.head  # there is no one network with gradients
+        dumb = config.explain == 'none' or backend_of(model) != 'torch' or model.members or model.spec.head_is_fitted  # there is no one network with gradients
         self.methods = () if dumb else (config.explain, *(m for m in SERVED_EXPLANATIONS if m not in ('none', config.explain)))
         self.explainers = {m: partial(self._explain, m) for m in self.methods}
         self.engine.logits(blank)  # the first one is slow: it shall not be a client's

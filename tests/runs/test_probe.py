@@ -28,7 +28,7 @@ from fastsmile.runs.evaluate import evaluate
 from fastsmile.runs.explain import explain
 from fastsmile.runs.fit import fit, resume
 from fastsmile.runs.folder import Run, load_run
-from fastsmile.models.heads import KNNHead, forest_from_sklearn, head_settings
+from fastsmile.models.heads import forest_from_sklearn, knn_from_rows
 from fastsmile.data.splits import read_training_fingerprints
 
 BARE = ProbeConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, seed=1)
@@ -53,7 +53,7 @@ def rows(n=300, f=12, classes=3, seed=0):
 @pytest.mark.parametrize('distance', ['cosine', 'euclidean'])
 def test_neighbours_are_those_of_scikit_learn(k, distance):
     (x, y), (new, _) = rows(), rows(seed=1)
-    ours = KNNHead(len(x), 12, 3, k, distance).fill(x, y)
+    ours = knn_from_rows(x, y, 3, k, distance)
     theirs = KNeighborsClassifier(k, metric=distance, algorithm='brute').fit(x, y)
     assert np.abs(ours(torch.from_numpy(new)).exp().numpy() - theirs.predict_proba(new)).max() < 1e-6
     alone = torch.cat([ours.class_shares(torch.from_numpy(r[None])) for r in new])  # whatever the size of the batch
@@ -203,7 +203,7 @@ def saved_forest(folder):
     head = forest_from_sklearn(RandomForestClassifier(5, random_state=0).fit(x, y), 3)
     net = build_network(spec)
     net.fc = head
-    save_bundle(Model(replace(spec, head=head_settings(head)), ModelMetadata([.3, .3, .4], [0.] * 3, [0.] * 3, 'argmax'), net.eval()), folder)
+    save_bundle(Model(replace(spec, head=head.settings), ModelMetadata([.3, .3, .4], [0.] * 3, [0.] * 3, 'argmax'), net.eval()), folder)
     return head
 
 
