@@ -1532,6 +1532,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastsmile/models/heads.py'),
                                         'fastsmile.models.heads.head_inputs': ( 'models/heads.html#head_inputs',
                                                                                 'fastsmile/models/heads.py'),
+                                        'fastsmile.models.heads.head_settings': ( 'models/heads.html#head_settings',
+                                                                                  'fastsmile/models/heads.py'),
                                         'fastsmile.models.heads.head_summary': ( 'models/heads.html#head_summary',
                                                                                  'fastsmile/models/heads.py'),
                                         'fastsmile.models.heads.init_weights': ( 'models/heads.html#init_weights',

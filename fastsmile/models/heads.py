@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'MIN_PROBABILITY', 'classifier_head', 'classifier_name', 'final_linear', 'without_head', 'head_inputs',
-           'feature_shape', 'init_weights', 'reset_head', 'Head', 'register_head', 'build_head', 'head_summary',
-           'MLPHead', 'FittedHead', 'KNNHead', 'knn_from_rows', 'ForestHead', 'forest_from_sklearn', 'replace_head']
+           'feature_shape', 'init_weights', 'reset_head', 'Head', 'register_head', 'build_head', 'head_settings',
+           'head_summary', 'MLPHead', 'FittedHead', 'KNNHead', 'knn_from_rows', 'ForestHead', 'forest_from_sklearn',
+           'replace_head']
 
 # %% ../../nbs/models/03_heads.ipynb #6d7d3dfd
 import copy
@@ -157,6 +158,10 @@ def build_head(
 ) -> nn.Module:
     "An empty head; raises `KeyError`, `TypeError` or `ValueError` where these are no settings of a head"
     return HEADS[settings['kind']].from_settings(settings, n_features, n_classes)
+
+def head_settings(head: nn.Module) -> dict: # empty for timm's linear layer
+    "The settings of a head, from which `build_head` makes an empty one"
+    return head.settings if isinstance(head, Head) else {}
 
 def head_summary(settings: dict) -> str: # kind and sizes
     "What such a head is, in words"

@@ -38,7 +38,7 @@ from ..metrics.predictions import calibration_settings, write_prediction_table
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
-from ..models.heads import classifier_name, forest_from_sklearn, knn_from_rows
+from ..models.heads import classifier_name, forest_from_sklearn, head_settings, knn_from_rows
 from ..models.spec import Model, ModelMetadata, ModelSpec
 from .folder import Run, recording_status
 from .results import calibrate_and_save, finish_run, initial_record, write_report_and_config
@@ -228,7 +228,7 @@ def _probe_model(bench: ProbeFeatures, made: FittedProbe) -> Model:
     "The network with a fitted head"
     net = copy.deepcopy(bench.model.net)
     net.set_submodule(classifier_name(net), made.head)
-    return Model(replace(bench.spec, head=made.head.settings), made.metadata, net.eval())
+    return Model(replace(bench.spec, head=head_settings(made.head)), made.metadata, net.eval())
 
 def _write_probe_predictions(bench: ProbeFeatures, made: FittedProbe, model: Model, path: Path):
     "predictions_PART.csv from the features that are there"
