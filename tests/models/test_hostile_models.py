@@ -204,7 +204,8 @@ def test_code_in_strings(path, to, match, bundle, monkeypatch):
 
 def test_json_that_is_too_deep_too_large_or_none(bundle):
     for data, match in [(b'[' * 200_000, 'too many lists within lists'), (b'{"a":' * 200_000, 'too many lists within lists'),
-                        (b'\xff\xfe', 'cannot be read as JSON'), (b'9' * 10_000, 'cannot be read as JSON'), (b'null', 'not a fastsmile model'), (b'[]', 'not a fastsmile model')]:
+                        (b'\xff\xfe', 'cannot be read as JSON'), (b'9' * 10_000, 'cannot be read as JSON'), (b'null', 'not a fastsmile model'),
+                        (b'[]', 'not a fastsmile model')]:
         (bundle/'config.json').write_bytes(data)
         with cheap(), pytest.raises(SmileError, match=match): load_bundle(bundle)
     with open(bundle/'config.json', 'wb') as f: f.truncate(2**32)
@@ -276,7 +277,8 @@ def test_onnx_files_of_strangers(exported, tmp_path):
         return how
     def other(m): m.graph.output[0].name = 'other'
     for how, match in [(huge, 'cannot be read as ONNX'), (config('{'), 'classes are not known'), (config('[' * 100_000), 'classes are not known'),
-                       (config('[1]'), 'not a fastsmile model'), (config('{"fastsmile": {}}'), 'not a fastsmile model'), (other, 'cannot be read as ONNX|other inputs')]:
+                       (config('[1]'), 'not a fastsmile model'), (config('{"fastsmile": {}}'), 'not a fastsmile model'),
+                       (other, 'cannot be read as ONNX|other inputs')]:
         with cheap(), pytest.raises(SmileError, match=match): load_onnx(spoilt(how))
     for data in (b'', b'\0' * 100, b'PK\x03\x04', exported.read_bytes()[:500], np.random.default_rng(0).bytes(5000)):
         (tmp_path/'n.onnx').write_bytes(data)
