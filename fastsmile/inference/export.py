@@ -127,7 +127,7 @@ def _read_some(
 ) -> list[np.ndarray]: # up to `_CHECK_IMAGES`, each (size, size, 3), uint8
     "Images spread over all names; those that cannot be read are left out"
     def load(name: str) -> np.ndarray | None:
-        try: return resize_and_crop(reader.image(name, prep), prep)
+        try: return resize_and_crop(reader.read_image(name, prep), prep)
         except ImageError: return None
     some = names[::max(1, len(names) // _CHECK_IMAGES)][:_CHECK_IMAGES]
     with ThreadPoolExecutor(os.cpu_count()) as pool: return [a for a in pool.map(load, some) if a is not None]

@@ -59,5 +59,5 @@ def _group_features(backend: Backend, reader: object, names: list[str], views: l
     return np.stack(view_logits(backend, images, views)).astype(np.float32)
 
 def _read_views(backend: Backend, reader: object, name: str, views: list[TtaView]) -> np.ndarray: # (K, ...), uint8
-    try: return prepare_views(backend, lambda prep: reader.image(name, prep), views)
+    try: return prepare_views(backend, lambda prep: reader.read_image(name, prep), views)
     except ImageError as e: raise UnreadableImageError(f'{printable(name)}: {e}') from None

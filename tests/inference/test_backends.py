@@ -146,7 +146,7 @@ def test_training_torch_and_onnx_see_the_same_bits(prep, tmp_path):
     images = PreparedImages(reader, prep, rows.path)
     dls = make_loaders(rows, ['a', 'b'], images, bs=4, device='cpu')
     valid = rows.path[rows.split == 'valid']
-    pixels = np.stack([np.asarray(reader.image(n)) for n in valid])
+    pixels = np.stack([np.asarray(reader.read_image(n)) for n in valid])
     batch = dls.valid.one_batch()[0].as_subclass(torch.Tensor)
     onnx_input, torch_input = normalize_pixels(pixels, prep), pixels_to_tensor(pixels, prep)
     assert torch.equal(batch, torch_input) and np.array_equal(onnx_input, torch_input.numpy())
