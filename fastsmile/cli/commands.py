@@ -76,8 +76,9 @@ def _audit(source: str, config: AuditConfig) -> tuple:
     with ProgressBar('examining') as start: done = audit(source, config, start)
     return *audit_output(done, fit_command(source, config)), int(done.fails(config.fail_on))
 
-# %% ../../nbs/cli/03_commands.ipynb #2465d1c5
+# %% ../../nbs/cli/03_commands.ipynb #1a616d19
 _FIT_EXAMPLES = ('fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
+                 'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
                  'fastsmile fit faces --freeze head --views 4 --precision fp32; '
                  'fastsmile fit photographs --faces largest --face-margin 0.1; '
                  'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161')

@@ -137,12 +137,12 @@ def _sets_line(s: dict, classes: list[str]) -> str:
     shares = [f"{name} {b['covered']:.1%}" for name, b in zip(classes, s['by_class']) if b['covered'] is not None]
     return f"sets of level {s['level']:g} hold the true class for {', '.join(shares)}; {s['size']:.2f} labels each"
 
-# %% ../../nbs/cli/01_tables.ipynb #3fb6d559
+# %% ../../nbs/cli/01_tables.ipynb #b4642ac2
 def _scores_table(r: dict) -> Table:
     "All scores with intervals and baseline; the title tells the rows that are not in them"
     from fastsmile.metrics.scores import SCORE_NAMES
     m, base = r['metrics'], r['metrics']['baseline']
-    title = [r['of'], f"{m['rows']} rows"]
+    title = [r['measured_on'], f"{m['rows']} rows"]
     if m['failed']: title.append(f"{m['failed']} without a prediction")
     if r['left_out']: title.append(f"{r['left_out']} training images left out")
     rows = [(name, *_value_and_interval(m[k]), _format_figure(base.get(k))) for k, name in SCORE_NAMES.items()]
@@ -265,11 +265,11 @@ def _training_cells(r: dict, monitor: str, has_epochs: bool, seeds: int) -> list
     scores = (f'valid_{monitor}', 'test_balanced_accuracy', 'test_macro_f1')
     return [name, *([r['epochs']] if has_epochs else []), *(_mean_and_spread(r, k, seeds > 1) for k in scores)]
 
-# %% ../../nbs/cli/01_tables.ipynb #8a85799e
+# %% ../../nbs/cli/01_tables.ipynb #0b86f3c5
 _MEMBER_COLUMNS = ['model', 'rows', 'balanced accuracy', 'macro F1', 'log loss']
 
 def _member_cells(
-    row: dict[str, str], # of an ensemble's tried.csv
+    row: dict[str, str], # of an ensemble's candidates.csv
 ) -> list[str]: # under `_MEMBER_COLUMNS`
     "A member in 80 columns: intervals in brackets, but for the log loss, whose is in --json and on the page"
     network = f"{row['pixels']} px" if row['model'] == row['arch'] else f"{row['arch']}, {row['pixels']} px"
@@ -280,15 +280,15 @@ def _value_in_brackets(row: dict[str, str], score: str) -> str:
     value, low, high = (float(row[k]) for k in (score, f'{score}_from', f'{score}_to'))
     return f'{value:.3f} ({low:.2f} to {high:.2f})'
 
-# %% ../../nbs/cli/01_tables.ipynb #cc3bd074
+# %% ../../nbs/cli/01_tables.ipynb #706f6a94
 def candidates_output(
     run: Run,
     max_rows: int = 15,
 ) -> tuple[list, dict]: # what is printed; what `--json` prints
     "What a command prints that tries several things on valid: the best of them, then what `fit` prints"
     from fastsmile.core.files import read_safe_csv
-    table = read_safe_csv(run.path/'tried.csv')
-    title = run.config['training']['tried'].partition('.')[0]
+    table = read_safe_csv(run.path/'candidates.csv')
+    title = run.config['training']['table_caption'].partition('.')[0]
     if len(table) > max_rows: title += f', the first {max_rows} of {len(table)}'
     shown, result = fit_output(run)
     rows = table.to_dict('records')
@@ -302,13 +302,13 @@ def _candidates_table(title: str, columns: list[str], rows: list[dict]) -> Table
     cells = [list(map(short_number, r.values())) for r in rows]
     return rich_table(title, [c.replace('_', ' ') for c in columns], cells)
 
-# %% ../../nbs/cli/01_tables.ipynb #9fc1c030
+# %% ../../nbs/cli/01_tables.ipynb #b20e92fd
 def _plural(n: int, noun: str) -> str: return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 def _labels_table(done: PredictionSummary) -> Table:
     "How many rows have which label"
-    title, good = _plural(done.inputs, 'image'), max(1, done.rows - done.failed)
-    if done.rows != done.inputs: title = f'{done.rows} rows of {title}'
+    title, good = _plural(done.images, 'image'), max(1, done.rows - done.failed)
+    if done.rows != done.images: title = f'{done.rows} rows of {title}'
     rows = [(c, n, f'{n / good:.1%}') for c, n in done.labels.items()]
     return rich_table(title, ['label', 'rows', 'share'], rows)
 
@@ -319,33 +319,33 @@ def _error_tables(done: PredictionSummary, max_rows: int = 10) -> list: # of Ric
     rest = done.failed - max_rows
     return [table, f'and {rest} more, see the column error'] if rest > 0 else [table]
 
-# %% ../../nbs/cli/01_tables.ipynb #246192dd
+# %% ../../nbs/cli/01_tables.ipynb #db00d8a1
 def _known_line(done: PredictionSummary) -> str:
     "How many rows took a known label"
     line = f'{done.known} took the label of a known image (column known)'
-    if not done.torn: return line
-    return f'{line}; {done.torn} did not: their known labels are contradictory, or no class of the model'
+    if not done.conflicting: return line
+    return f'{line}; {done.conflicting} did not: their known labels are contradictory, or no class of the model'
 
 def _speed_line(done: PredictionSummary) -> str:
     "How many rows were predicted in what time"
     fresh = done.rows - done.resumed
-    noun = 'image' if done.rows == done.inputs else 'row'
+    noun = 'image' if done.rows == done.images else 'row'
     rate = fresh / max(done.seconds, 1e-9)
-    line = f'{_plural(fresh, noun)} in {done.seconds:.1f} s ({rate:.0f} a second), {done.how["precision"]}'
+    line = f'{_plural(fresh, noun)} in {done.seconds:.1f} s ({rate:.0f} a second), {done.run_info["precision"]}'
     return f'{line}; {done.resumed} were there from before' if done.resumed else line
 
-# %% ../../nbs/cli/01_tables.ipynb #1d5e7399
+# %% ../../nbs/cli/01_tables.ipynb #d169cc22
 def predict_output(
     done: PredictionSummary,
     page: str | None = None, # the gallery that was written
 ) -> tuple[list, dict]: # what is printed; what `--json` prints
     "What `predict` prints"
     shown = [_labels_table(done), *_error_tables(done)]
-    if done.known or done.torn: shown.append(_known_line(done))
-    shown += ['probabilities: ' + done.how['probabilities'], _speed_line(done), f'predictions: {printable(done.out)}']
-    result = dict(rows=done.rows, pictures=done.inputs, labels=done.labels, failed=done.failed,
+    if done.known or done.conflicting: shown.append(_known_line(done))
+    shown += ['probabilities: ' + done.run_info['probabilities'], _speed_line(done), f'predictions: {printable(done.out)}']
+    result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
-                  known=done.known, torn=done.torn, seconds=done.seconds, **done.how)
+                  known=done.known, conflicting=done.conflicting, seconds=done.seconds, **done.run_info)
     if not page: return shown, result
     return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)
 
@@ -389,7 +389,7 @@ def cache_output(
     if deleted: return [f'deleted: {figures}'], dict(deleted=files, bytes=size)
     return [f'{printable(folder)}: {figures}'], dict(path=str(folder), files=files, bytes=size)
 
-# %% ../../nbs/cli/01_tables.ipynb #89667245
+# %% ../../nbs/cli/01_tables.ipynb #c685e496
 def sample_output(
     root: Path, # from `sample`
 ) -> tuple[list[str], dict]: # what is printed; what `--json` prints
@@ -402,12 +402,12 @@ def explain_tables(
     r: dict, # from `explain`
 ) -> list: # of Rich tables and text
     "The images that are explained, and how much of the evidence is in the corners"
-    requested = r['pictures'].get('asked')
+    requested = r['images'].get('requested')
     rows = [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}")
-            for p in requested or r['pictures'].get('mistakes', [])]
-    title = 'images' if 'asked' in r['pictures'] else 'the most confident mistakes'
-    corners = [f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corners'].items()]
-    return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *r['notes'],
+            for p in requested or r['images'].get('mistakes', [])]
+    title = 'images' if 'requested' in r['images'] else 'the most confident mistakes'
+    corners = [f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corner_share'].items()]
+    return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *r['warnings'],
             f"page: {printable(r['page'])}"]
 
 # %% ../../nbs/cli/01_tables.ipynb #f1fa4e5a
@@ -420,23 +420,23 @@ def export_lines(
             f"opset {r['opset']}, any batch size, {r['size']} x {r['size']} pixels, {r['bytes'] / 2**20:.1f} MiB",
             f"exported: {printable(r['out'])}"]
 
-# %% ../../nbs/cli/01_tables.ipynb #ae72167e
+# %% ../../nbs/cli/01_tables.ipynb #07248f66
 def study_tables(
     r: dict, # from `study`
 ) -> list: # of Rich tables and text
-    "The report's figure beside the measured one for each entry, which claims were reproduced, our own model"
+    "The report's figure beside the measured one for each entry, which claims were reproduced, our own method"
     from fastsmile.metrics.scores import SCORE_NAMES
-    metric, ours = r['metric'], r['ours']
-    rows = [_entry_cells(e, metric, r['seeds']) for e in (*r['entries'], *([ours] if ours else []))]
-    claims = [(c['says'], c['verdict'], c['figure']) for c in r['claims']]
+    metric, own = r['metric'], r['own_method']
+    rows = [_entry_cells(e, metric, r['seeds']) for e in (*r['entries'], *([own] if own else []))]
+    claims = [(c['statement'], c['result'], c['figure']) for c in r['claims']]
     columns = ['', 'reported', 'measured', '95% interval', 'collapsed']
     shown = [rich_table(f"report {r['report']}, {r['title']}: {SCORE_NAMES[metric]}", columns, rows),
-             rich_table('claims', ['the report found', 'here', 'difference'], claims)]
-    if ours: shown.append(f"our own model, chosen on valid: {ours['name']}")
+             rich_table('claims', ['the report found', 'result', 'difference'], claims)]
+    if own: shown.append(f"own method, chosen on valid: {own['name']}")
     return [*shown, f"page: {printable(r['path'])}/study.html"]
 
 def _entry_cells(e: dict, metric: str, seeds: int) -> tuple:
     "An entry of a report: its own figure, and the mean here"
-    if not e['ours']: return e['name'], '', 'failed', '', ''
-    reported = f"{e['theirs'][metric]:.3f}" if metric in e['theirs'] else ''
-    return e['name'], reported, *_value_and_interval(e['ours'][metric]), f"{e['collapsed']} of {seeds}"
+    if not e['measured']: return e['name'], '', 'failed', '', ''
+    reported = f"{e['reported'][metric]:.3f}" if metric in e['reported'] else ''
+    return e['name'], reported, *_value_and_interval(e['measured'][metric]), f"{e['collapsed']} of {seeds}"
