@@ -334,7 +334,7 @@ def _speed_line(done: PredictionSummary) -> str:
     line = f'{_plural(fresh, noun)} in {done.seconds:.1f} s ({rate:.0f} a second), {done.run_info["precision"]}'
     return f'{line}; {done.resumed} were there from before' if done.resumed else line
 
-# %% ../../nbs/cli/01_tables.ipynb #d169cc22
+# %% ../../nbs/cli/01_tables.ipynb #deca86f8
 def predict_output(
     done: PredictionSummary,
     page: str | None = None, # the gallery that was written
@@ -342,7 +342,8 @@ def predict_output(
     "What `predict` prints"
     shown = [_labels_table(done), *_error_tables(done)]
     if done.known or done.conflicting: shown.append(_known_line(done))
-    shown += ['probabilities: ' + done.run_info['probabilities'], _speed_line(done), f'predictions: {printable(done.out)}']
+    shown += [f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
+              f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
                   known=done.known, conflicting=done.conflicting, seconds=done.seconds, **done.run_info)
@@ -389,7 +390,7 @@ def cache_output(
     if deleted: return [f'deleted: {figures}'], dict(deleted=files, bytes=size)
     return [f'{printable(folder)}: {figures}'], dict(path=str(folder), files=files, bytes=size)
 
-# %% ../../nbs/cli/01_tables.ipynb #c685e496
+# %% ../../nbs/cli/01_tables.ipynb #0e02ce7d
 def sample_output(
     root: Path, # from `sample`
 ) -> tuple[list[str], dict]: # what is printed; what `--json` prints
@@ -406,7 +407,8 @@ def explain_tables(
     rows = [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}")
             for p in requested or r['images'].get('mistakes', [])]
     title = 'images' if 'requested' in r['images'] else 'the most confident mistakes'
-    corners = [f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corner_share'].items()]
+    corners = [f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)'
+               for m, v in r['corner_share'].items()]
     return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *r['warnings'],
             f"page: {printable(r['page'])}"]
 
