@@ -233,7 +233,7 @@ def test_a_head_of_hidden_layers_on_any_architecture(arch, tmp_path):
     model = Model(spec, ModelMetadata([.7, .3], [.1, -.1], [0., 0.], 'argmax', link='focal:2.0'), net)
     save_bundle(model, tmp_path/'m')
     again, x = load_bundle(tmp_path/'m'), torch.randn(2, 3, 64, 64)
-    with torch.no_grad(): assert again.net(x).equal(net(x)) and again.spec == spec and again.facts == model.facts
+    with torch.no_grad(): assert again.net(x).equal(net(x)) and again.spec == spec and again.metadata == model.metadata
 
 
 def test_an_own_network_is_read_by_timm_once_fastsmile_is_imported(tmp_path):
@@ -394,7 +394,7 @@ def test_a_run_under_another_prior_is_fitted_and_measured_under_it(faces, tiny, 
     calib, test = (read_saved_predictions(r.path, k) for k in ('calib', 'test'))
     share = np.array(list(json.loads((r.path/'balance.json').read_text())['rows'].values()), dtype=float)
     assert np.allclose(calib.mix, share.sum() / share / 3) and np.isclose(calib.weights.mean(), 1)
-    own = r.model.facts.calibration
+    own = r.model.metadata.calibration
     assert np.isclose(own.temperature, fit_temperature(calib.probs, calib.y, calib.weights))
     assert not np.isclose(own.temperature, fit_temperature(calib.probs, calib.y))
     lost = -np.log(test.probs[np.arange(len(test.y)), test.y])
