@@ -57,6 +57,7 @@ def _audit(source, config):
 @command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
          'fastsmile fit faces --freeze head --views 4 --precision fp32; '
          'fastsmile fit photographs --faces largest --face-margin 0.1; '
+         'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
          'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):

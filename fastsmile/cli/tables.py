@@ -171,15 +171,15 @@ def predict_output(done, page=None) -> tuple:
 def study_tables(
     r: dict, # from `study`
 ) -> list:
-    "The report's figure beside ours for each entry, what held, our own way"
+    "The reported metric and the measured one for each entry, the claims, our own method"
     from fastsmile.metrics.scores import SCORE_NAMES
-    k, ours = r['metric'], r['ours']
-    rows = [(e['name'], f"{e['theirs'][k]:.3f}" if k in e['theirs'] else '', *_value_and_interval(e['ours'][k]), f"{e['collapsed']} of {r['seeds']}")
-            if e['ours'] else (e['name'], '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
-    claims = [(c['says'], c['verdict'], c['figure']) for c in r['claims']]
-    return [rich_table(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'theirs', 'ours', '95% interval', 'collapsed'], rows),
-            rich_table('what held', ['the report found', 'here', 'difference'], claims),
-            *([f"ours, chosen on valid: {ours['name']}"] if ours else []), f"page: {printable(r['path'])}/study.html"]
+    k, ours = r['metric'], r['own_method']
+    rows = [(e['name'], f"{e['reported'][k]:.3f}" if k in e['reported'] else '', *_value_and_interval(e['measured'][k]), f"{e['collapsed']} of {r['seeds']}")
+            if e['measured'] else (e['name'], '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
+    claims = [(c['statement'], c['result'], c['figure']) for c in r['claims']]
+    return [rich_table(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'reported', 'measured', '95% interval', 'collapsed'], rows),
+            rich_table('claims', ['the report found', 'result', 'difference'], claims),
+            *([f"own method, chosen on valid: {ours['name']}"] if ours else []), f"page: {printable(r['path'])}/study.html"]
 
 # %% ../../nbs/cli/01_tables.ipynb #c2e4010d
 def rich_table(

@@ -145,7 +145,8 @@ SERVED_EXPLANATIONS = ('gradcam', 'saliency', 'none')
 class ServeConfig(ModelOptions):
     "Options of `serve`"
     host: str = opt(
-        '127.0.0.1', 'address to listen on; 0.0.0.0 lets other machines in, and there is no password', metavar='ADDRESS')
+        '127.0.0.1', 'address to listen on; 0.0.0.0 lets other machines in, and there is no password',
+        metavar='ADDRESS')
     port: int = opt(
         8000, 'port to listen on; 0 takes a free one. The address is printed', minimum=0, maximum=65535)
     allow_host: tuple[str, ...] = opt(

@@ -194,7 +194,7 @@ def _read_images(
     "Prepared images, without those that cannot be read"
     good, images = [], [np.zeros((0, prep.size, prep.size, 3), np.uint8)]
     for name in names:
-        try: image = resize_and_crop(reader.image(name), prep)
+        try: image = resize_and_crop(reader.read_image(name), prep)
         except ImageError as e:
             say(f'{name}: {e}', style='yellow')
             continue
@@ -217,7 +217,7 @@ def _class_mean_images(
         rows = [name for name, label in zip(names, labels) if label == c]
         images = []
         for i in rng.permutation(len(rows))[:most]:
-            try: images.append(resize_and_crop(reader.image(rows[i]), prep).astype(np.float32))
+            try: images.append(resize_and_crop(reader.read_image(rows[i]), prep).astype(np.float32))
             except ImageError: continue
         if images: out[c] = (np.mean(images, 0), len(images))
     return out

@@ -66,8 +66,8 @@ class PredictionJob:
 def _load_image(job: PredictionJob, name: str) -> list[LoadedImage]:
     "Decode one image, or the faces in it, into views"
     try:
-        if job.faces is None: return [_load_views(job, lambda prep: job.reader.image(name, prep), name, name)]
-        img = job.reader.image(name)
+        if job.faces is None: return [_load_views(job, lambda prep: job.reader.read_image(name, prep), name, name)]
+        img = job.reader.read_image(name)
         return [_load_face(job, img, name, face, i) for i, face in enumerate(job.faces(img), 1)]
     except ImageError as e: return [LoadedImage(name, str(e))]
 

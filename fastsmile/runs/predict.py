@@ -68,7 +68,7 @@ def _resume_key(
                 device=_compute_device(job, config),
                 ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),
                 threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.call,
-                root=job.reader.place, tta=config.tta, mean=config.tta_mean)
+                root=job.reader.location, tta=config.tta, mean=config.tta_mean)
 
 # %% ../../nbs/runs/07_predict.ipynb #61bf0628
 def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
@@ -108,7 +108,7 @@ def _write_rows(
 # %% ../../nbs/runs/07_predict.ipynb #e3a5e02e
 def _write_gallery_page(config: PredictConfig, picked: dict, inputs: ImageInputs, done: PredictionSummary):
     "The page of thumbnails; who stops it is told that the rows are whole"
-    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.what}')
+    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.description}')
     except KeyboardInterrupt:
         raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
 

@@ -344,9 +344,9 @@ def test_a_loading_process_that_is_killed(faces, tmp_path):
 @posix
 def test_an_examining_process_that_is_killed(faces, tmp_path):
     class Killing(FolderReader):
-        def raw(self, name):
+        def read_bytes(self, name):
             if name.startswith('7'): os.kill(os.getpid(), signal.SIGKILL)
-            return super().raw(name)
+            return super().read_bytes(name)
     pictures = sorted((faces/'happy_images').iterdir())
     for i in range(1200): os.link(pictures[i % len(pictures)], tmp_path/f'{i:04}.jpg')
     names = [f'{i:04}.jpg' for i in range(1200)] + ['7']

@@ -123,10 +123,10 @@ def test_standard_input(album, run, tmp_path):
 
 @pytest.mark.parametrize('where,kw,words', [
     ('nowhere', {}, 'does not exist'), ('a' * 300 + '.png', {}, 'does not exist'), ('a/' * 3000, {}, 'does not exist'),
-    ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
+    ('*.nothing', {}, 'holds no images'), (['-', 'a'], {}, 'goes with nothing else'),
     ('.', dict(root='.'), 'does not go with'),
     ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
-    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
+    ('empty.txt', {}, 'holds no images'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
     ('t.csv', dict(root='a' * 300, image_col='1'), 'neither a folder nor a zip')])
 def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
     folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'bad.zip': b'PK\x03\x04 no zip'})
@@ -142,7 +142,7 @@ def test_names_that_our_own_csv_made_harmless(tmp_path):
         for n, d in files.items(): z.writestr(n, d)
     for root in (None, str(tmp_path/'z.zip')):
         made = open_inputs(tmp_path/'p.csv', root=root)
-        assert list(made.names) == [*files, '=gone.png'] and made.reader.image('=a.png').size == (24, 24)
+        assert list(made.names) == [*files, '=gone.png'] and made.reader.read_image('=a.png').size == (24, 24)
     folder(tmp_path, {'q.csv': "path\n'-b.png\n", "'-b.png": picture()})
     assert list(open_inputs(tmp_path/'q.csv').names) == ["'-b.png"]  # somebody's own name stays
 
@@ -347,7 +347,7 @@ def test_tta_is_the_mean_over_its_views(album, run):
 
 
 class Mirrored(FolderReader):
-    def image(self, name, prep=None): return super().image(name, prep).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def read_image(self, name, prep=None): return super().read_image(name, prep).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def test_views_need_the_memory_of_one(album, run, monkeypatch):
@@ -387,7 +387,7 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
     names = np.random.default_rng(0).permutation([n for n in reader.names() if os.path.basename(n) in label])[:1200].tolist()
     net = build_network(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
     y = np.array([label[os.path.basename(n)] == 'smile' for n in names])
-    x = np.stack([resize_and_crop(reader.image(n), spec.prep) for n in names])
+    x = np.stack([resize_and_crop(reader.read_image(n), spec.prep) for n in names])
     body = build_network(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
     body.reset_classifier(0)
     features = TorchBackend(Model(spec, ModelMetadata([.5, .5], [0, 0], [0, 0], 'argmax'), body), device='cpu').logits(x)
