@@ -48,10 +48,10 @@ def _audit(source, config):
     with ProgressBar('examining') as start: done = audit(source, config, start)
     r = done.record
     shown = [rich_table(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
-                  [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
+                  [(f.kind, f.severity, f.count, f.action) for f in done.findings])] if done.findings else [f'{r["rows_in"]} rows, nothing found.']
     shown += [f'page: {printable(done.path/"audit.html")}',
               f'the plan, to be edited and obeyed: {printable(fit_command(source, config))} --plan {shell_quote(done.path/"plan.csv")}']
-    return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
+    return shown, r | dict(path=str(done.path)), int(done.has_severity(config.fail_on))
 
 # %% ../../nbs/cli/03_commands.ipynb #df46b04b
 @command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '

@@ -34,33 +34,33 @@ class AuditedSource:
     "A source after the audit, before it is divided"
     source: Source
     table: pd.DataFrame   # all rows; `reason` is empty for those that are used
-    found: list[Finding]  # the worst first
+    findings: list[Finding]  # the worst first
     plan: pd.DataFrame    # what was done, as `plan.csv` has it
-    seen: ScanResult
+    scan: ScanResult
 
 def run_audit(
     source: Source,
     config: DataOptions,
     oof: pd.DataFrame | None = None, # out-of-fold predictions, to look for labels that are wrong
-    jobs: int | None = None,         # pictures examined at once
+    workers: int | None = None,      # pictures examined at once
     progress=None,                   # called with the number of pictures examined
-    spread=None,                     # examine on a cluster, from `cluster_mapper`
+    cluster_map=None,                # examine on a cluster, from `cluster_mapper`
 ) -> AuditedSource:
     "Examine every file of the source, find what is wrong, and make and obey the plan"
     edited = read_plan(config.plan) if config.plan else None
-    source = crop_faces(source, config, jobs, progress, spread=spread)
+    source = crop_faces(source, config, workers, progress, cluster_map=cluster_map)
     frame = source.frame
     rows = frame[frame.reason.isin(['', 'unlabelled']) | (frame.path.isin(edited.path) if edited is not None else False)]
-    seen = scan_images(source.reader, rows.path, ImageScanner(config.hash, config.mirror), jobs, progress, spread)
-    single = table_findings(source) + face_findings(source) + file_findings(seen.facts)
-    usable = frame[(frame.reason == '') & (frame.path.map(seen.facts.error) == '')]
+    seen = scan_images(source.reader, rows.path, ImageScanner(config.hash, config.mirror), workers, progress, cluster_map)
+    single = table_findings(source) + face_findings(source) + file_findings(seen.info)
+    usable = frame[(frame.reason == '') & (frame.path.map(seen.info.error) == '')]
     if oof is not None: single.append(suspect_finding(usable, oof))
-    same, plan = plan_copies(usable, seen, IMAGE_HASHES[config.hash].near if config.near is None else config.near)
+    same, plan = plan_copies(usable, seen, IMAGE_HASHES[config.hash].max_distance if config.near is None else config.near)
     found, proposed = single + same, merge_plans(plan, plan_single_images(single))
     plan = proposed if edited is None else override_plan(proposed, edited, set(frame.path))
-    table = apply_plan(frame, plan, seen.facts.error)
+    table = apply_plan(frame, plan, seen.info.error)
     for side in ('width', 'height'):  # for figures by size
-        if side not in table: table[side] = table.path.map(seen.facts[side])
+        if side not in table: table[side] = table.path.map(seen.info[side])
     return AuditedSource(source, table, sort_by_severity(note_overridden_actions(found, proposed, plan) + class_findings(table.label[table.reason == ''])), plan, seen)
 
 def remaining_classes(
@@ -83,10 +83,10 @@ class SplitData:
     "A source that was audited and divided"
     source: Source
     table: pd.DataFrame   # all rows; `reason` is empty for those that are used, and these have a split
-    found: list[Finding]
+    findings: list[Finding]
     fingerprint: str
     plan: pd.DataFrame | None = None  # as `plan.csv` has it
-    taught: pd.DataFrame | None = None # fingerprints, from `training_fingerprints`
+    training_fingerprints: pd.DataFrame | None = None # fingerprints, from `training_fingerprints`
     digests: dict = field(default_factory=dict)  # path -> of the bytes that the audit saw
 
     @property
@@ -116,7 +116,7 @@ def audit_for_training(
     "`run_audit`, with a word about what was found; raises `SmileError` where no row can be used"
     for note in source.notes: say(note)
     looked = run_audit(source, config)
-    print_findings(looked.found)
+    print_findings(looked.findings)
     if (looked.table.reason == '').any(): return looked
     raise SmileError(f'No row of {printable(source.where)} can be used: {looked.table.reason.value_counts().index[0]}.',
                      'See the reasons above, or name columns with --image-col and --label-col.')
@@ -126,7 +126,7 @@ def split_audited(
     config: FitConfig,
 ) -> SplitData:
     "Give every row that is used its split; rows that the network of `config.weights` has seen do not measure"
-    table, found, used = looked.table.copy(), list(looked.found), looked.table.reason == ''
+    table, found, used = looked.table.copy(), list(looked.findings), looked.table.reason == ''
     split, gone, notes = assign_splits(table[used], config.valid, config.test, config.calib, config.seed)
     table.loc[used, 'split'] = split
     table.loc[gone[gone].index, 'reason'] = 'gave way to a stronger split'
@@ -135,18 +135,18 @@ def split_audited(
     used = table[table.reason == ''].split.value_counts()
     parts = ', '.join(f'{s} {used[s]}' for s in ('train', 'calib', 'valid', 'test') if s in used)
     say(f'{used.sum()} rows are used ({parts}), {(table.reason != "").sum()} set aside.')
-    made = SplitData(looked.source, table, sort_by_severity(found), data_fingerprint(table[table.reason == ''], looked.seen.facts), looked.plan,
-                training_fingerprints(table, looked.seen), looked.seen.facts.digest.to_dict())
+    made = SplitData(looked.source, table, sort_by_severity(found), data_fingerprint(table[table.reason == ''], looked.scan.info), looked.plan,
+                training_fingerprints(table, looked.scan), looked.scan.info.digest.to_dict())
     return _set_aside_leaked_rows(made, looked, config)
 
 def write_audit(
     made: AuditedSource | SplitData,
     path: Path, # an audit's or a run's folder
 ):
-    "table.csv, audit.json, plan.csv, taught.csv of what was divided, and unlabelled.txt where rows have no label"
-    if isinstance(made, SplitData): write_training_fingerprints(made.taught, path)
+    "table.csv, audit.json, plan.csv, training_fingerprints.csv of what was divided, and unlabelled.txt where rows have no label"
+    if isinstance(made, SplitData): write_training_fingerprints(made.training_fingerprints, path)
     write_safe_csv(made.table, path/'table.csv')
-    write_json(path/'audit.json', audit_record(made.table, made.found))
+    write_json(path/'audit.json', audit_record(made.table, made.findings))
     write_safe_csv(made.plan, path/'plan.csv')
     names, root = sorted(set(made.table.path[made.table.reason == 'unlabelled'])), made.source.reader.root
     if not names or isinstance(made.source.reader, ArrayReader): return
@@ -154,11 +154,11 @@ def write_audit(
     say(f'{len(names)} pictures without a label can be predicted: fastsmile predict {shell_quote(path/"unlabelled.txt")} --root {shell_quote(root)}')
 
 def print_findings(
-    found: list[Finding],
+    findings: list[Finding],
     most: int = 5,        # rows or groups of each that are named
 ):
     "Say what was found"
-    for f in found:
+    for f in findings:
         say(f'{f.severity}: {f.kind}, {f.count}: {f.action}', style=dict(error='red', warning='yellow').get(f.severity, ''))
         why = {r['path']: r['why'] for r in f.rows}
         lines = [' = '.join(f'{p} ({why[p]})' for p in g) for g in f.groups] or [', '.join(filter(None, r.values())) for r in f.rows]
@@ -195,17 +195,17 @@ class AuditResult:
     "An audit that was written down"
     path: Path            # its folder: audit.html, audit.json, plan.csv, table.csv
     table: pd.DataFrame
-    found: list[Finding]
+    findings: list[Finding]
     plan: pd.DataFrame
 
     @property
     def record(self) -> dict: return read_json(self.path/'audit.json')
 
-    def fails(self,
+    def has_severity(self,
         severity: str, # never, error or warning
     ) -> bool:
         "Is there a finding as bad as `severity`, or worse?"
-        return severity != 'never' and any(SEVERITIES.index(f.severity) <= SEVERITIES.index(severity) for f in self.found)
+        return severity != 'never' and any(SEVERITIES.index(f.severity) <= SEVERITIES.index(severity) for f in self.findings)
 
 # %% ../../nbs/data/14_audit.ipynb #862387cc
 _LEAKED_REASON = 'taught or chose the network of --weights'
@@ -218,21 +218,21 @@ def _set_aside_leaked_rows(
     "Without the held-out rows whose pictures taught the run in `weights`, or chose its epoch; a `SmileError` where nothing is left to measure"
     run = Path(config.weights)
     if config.weights in ('hub', 'none') or not run.is_dir(): return data
-    if run.name == 'model' and not (run/'taught.csv').exists(): run = run.parent
+    if run.name == 'model' and not (run/'training_fingerprints.csv').exists(): run = run.parent
     if (taught := read_training_fingerprints(run)) is None:
         say(f'{printable(run)} kept no fingerprints of its pictures: whether it has seen rows of test is not known.', style='yellow')
         return data
     options, had = run_options(run), set(data.rows.split)
-    if options.get('hash', 'phash') != config.hash: taught = taught.assign(look='')
-    copies = find_training_copies(taught, looked.seen, config.hash, options.get('near')).set_index('path').split
+    if options.get('hash', 'phash') != config.hash: taught = taught.assign(hash='')
+    copies = find_training_copies(taught, looked.scan, config.hash, options.get('near')).set_index('path').split
     theirs, mine = data.table.path.map(copies).fillna(''), data.table.split.where(data.table.reason == '', '')
     gone = (theirs == 'train') & mine.isin(['calib', 'valid', 'test']) | theirs.isin(['calib', 'valid']) & (mine == 'test')
-    more = taught[~taught.digest.isin(data.taught.digest)].assign(path=lambda t: f'{printable(run)}: ' + t.path)
-    data = replace(data, taught=pd.concat([data.taught, more], ignore_index=True))
+    more = taught[~taught.digest.isin(data.training_fingerprints.digest)].assign(path=lambda t: f'{printable(run)}: ' + t.path)
+    data = replace(data, training_fingerprints=pd.concat([data.training_fingerprints, more], ignore_index=True))
     if not gone.any(): return data
     say(f'{gone.sum()} rows of calib, valid or test are set aside: they {_LEAKED_REASON}.', style='yellow')
     table = data.table.assign(reason=data.table.reason.where(~gone, _LEAKED_REASON))
     used = table[table.reason == '']
     if had & {'valid', 'test'} - set(used.split) or used.label[used.split == 'valid'].nunique() < 2:
         raise SmileError(f'Nothing is left to measure: {printable(run)} has seen nearly all rows of valid or test.', 'Give its own source, --seed and fractions.')
-    return replace(data, table=table, fingerprint=data_fingerprint(used, looked.seen.facts))
+    return replace(data, table=table, fingerprint=data_fingerprint(used, looked.scan.info))

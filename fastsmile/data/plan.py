@@ -59,7 +59,7 @@ def plan_copies(
 ) -> tuple[list[Finding], pd.DataFrame]: # findings; a plan, columns `PLAN_COLUMNS`
     "Find the copies among the rows, and propose what to do about them"
     exact, look = find_copies(seen, near)
-    at = pd.Series(range(len(exact)), index=seen.facts.index)
+    at = pd.Series(range(len(exact)), index=seen.info.index)
     rows = rows.assign(exact=exact[at[rows.path]], look=look[at[rows.path]])
     rows = rows[rows.duplicated('look', keep=False)]
     kinds, plan = {k: [] for k in _COPY_FINDINGS}, []

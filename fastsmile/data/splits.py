@@ -108,16 +108,16 @@ def _check_splits(labels: pd.Series, split: pd.Series) -> list[str]:
 def training_fingerprints(
     table: pd.DataFrame, # with path, split, reason
     seen: ScanResult,          # of its pictures
-) -> pd.DataFrame: # path, split, digest, look
+) -> pd.DataFrame: # path, split, digest, hash
     "The fingerprints of the rows that teach, calibrate or choose"
     rows = table[(table.reason == '') & (table.split != 'test')]
-    at = seen.facts.index.get_indexer(rows.path)
-    return pd.DataFrame(dict(path=rows.path.to_numpy(), split=rows.split.to_numpy(), digest=seen.facts.digest.to_numpy()[at],
-                             look=[h.tobytes().hex() for h in np.ascontiguousarray(seen.hashes[at, 0])]))
+    at = seen.info.index.get_indexer(rows.path)
+    return pd.DataFrame(dict(path=rows.path.to_numpy(), split=rows.split.to_numpy(), digest=seen.info.digest.to_numpy()[at],
+                             hash=[h.tobytes().hex() for h in np.ascontiguousarray(seen.hashes[at, 0])]))
 
 def write_training_fingerprints(rows: pd.DataFrame, run: Path):
-    "Write taught.csv of a run"
-    write_safe_csv(rows, run/'taught.csv')
+    "Write training_fingerprints.csv of a run"
+    write_safe_csv(rows, run/'training_fingerprints.csv')
 
 def run_options(run: Path) -> dict:
     "The options of a run; none where the folder is no run's"
@@ -133,8 +133,8 @@ def splits_as_trained(
 def read_training_fingerprints(
     run: Path, # a run folder
 ) -> pd.DataFrame | None:
-    "taught.csv of a run, `splits_as_trained`; None where an earlier version made it"
-    return splits_as_trained(read_safe_csv(run/'taught.csv'), run) if (run/'taught.csv').exists() else None
+    "training_fingerprints.csv of a run, `splits_as_trained`; None where an earlier version made it"
+    return splits_as_trained(read_safe_csv(run/'training_fingerprints.csv'), run) if (run/'training_fingerprints.csv').exists() else None
 
 # %% ../../nbs/data/11_splits.ipynb #d7b48d7f
 def digests_by_path(
@@ -150,20 +150,20 @@ def _hash_words(look: pd.Series) -> np.ndarray: # (N, W), uint64
 def find_training_copies(
     taught: pd.DataFrame, # from `training_fingerprints`; a row without a look is compared by its bytes alone
     seen: ScanResult,           # of other pictures, by the same hash
-    hash: str = 'phash',  # that `look` is
+    hash: str = 'phash',  # that `hash` is
     near: int | None = None, # bits that may differ; the hash's own where None
-) -> pd.DataFrame: # path, of (which it copies), split, same (bytes or look): a row for each picture that was seen
+) -> pd.DataFrame: # path, of (which it copies), split, same (bytes or hash): a row for each picture that was seen
     "The pictures that are copies of those that taught"
-    good = seen.facts[seen.good]
+    good = seen.info[seen.readable]
     first = taught.drop_duplicates('digest').set_index('digest')
     known = good.digest[good.digest.isin(first.index)]
     out = pd.DataFrame(dict(path=known.index, of=first.path[known].to_numpy(), split=first.split[known].to_numpy(), same='bytes'))
-    taught = taught[taught.look != '']
+    taught = taught[taught.hash != '']
     if hash != 'phash' or taught.empty or good.empty: return out
-    old, at_old = np.unique(_hash_words(taught.look), axis=0, return_index=True)
-    new, back = np.unique(seen.hashes[seen.good, 0], axis=0, return_inverse=True)
-    pairs = np.concatenate([np.zeros((0, 2), int), *near_pairs(np.concatenate([old, new]), IMAGE_HASHES[hash].near if near is None else near)])
+    old, at_old = np.unique(_hash_words(taught.hash), axis=0, return_index=True)
+    new, back = np.unique(seen.hashes[seen.readable, 0], axis=0, return_inverse=True)
+    pairs = np.concatenate([np.zeros((0, 2), int), *near_pairs(np.concatenate([old, new]), IMAGE_HASHES[hash].max_distance if near is None else near)])
     pairs.sort(1)
     like = {b - len(old): at_old[a] for a, b in pairs if a < len(old) <= b}
-    more = [(p, taught.path.iloc[like[i]], taught.split.iloc[like[i]], 'look') for p, i in zip(good.index, back.ravel()) if i in like]
+    more = [(p, taught.path.iloc[like[i]], taught.split.iloc[like[i]], 'hash') for p, i in zip(good.index, back.ravel()) if i in like]
     return pd.concat([out, pd.DataFrame(more, columns=out.columns)]).drop_duplicates('path').reset_index(drop=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pd', 'SPLIT_NAMES', 'COLUMN_NAMES', 'NO_SPLIT_COLUMN', 'SPLIT_PRIORITY', 'EMPTY_LABELS', 'MAX_TABLE_BYTES',
-           'MAX_TABLE_COLUMNS', 'MAX_TABLE_CELLS', 'TABLE_EXTENSIONS', 'label_key', 'parse_table', 'read_table_bytes',
-           'ImageFinder', 'detect_columns']
+           'MAX_TABLE_COLUMNS', 'MAX_TABLE_CELLS', 'NO_SUCH_FILE', 'NO_FILE_NAME', 'AMBIGUOUS_NAME', 'TABLE_EXTENSIONS',
+           'label_key', 'parse_table', 'read_table_bytes', 'ImageFinder', 'detect_columns']
 
 # %% ../../nbs/data/04_tables.ipynb #94008e9b
 import csv
@@ -146,6 +146,8 @@ def _detect_separator(text: str) -> str:
     return ',;\t|'[-max(even)[1]] if even else max(',;\t|', key=lambda s: sum(s in line for line in lines))
 
 # %% ../../nbs/data/04_tables.ipynb #0a59092e
+NO_SUCH_FILE, NO_FILE_NAME, AMBIGUOUS_NAME = 'no such file', 'no file name', 'fits '  # why a cell names no image
+
 def _fold_name(name: str) -> str:
     "A name without regard to case, and to how its accents are written"
     return unicodedata.normalize('NFC', name).lower()
@@ -163,7 +165,7 @@ class ImageFinder:
         split: str = '', # prefer pictures below a folder of this split
     ) -> tuple[str, str]: # the picture's name and '', or the cell's file name and the reason
         path, why = self._find(cell.strip(), split)
-        if why != 'no such file' or (text := unescape_formula(cell)) == cell: return path, why
+        if why != NO_SUCH_FILE or (text := unescape_formula(cell)) == cell: return path, why
         there = self._find(text.strip(), split)  # in a CSV of ours an apostrophe stands before what a spreadsheet would compute
         return (path, why) if there[1] else there
 
@@ -173,13 +175,13 @@ class ImageFinder:
         cell = cell.replace('\\', '/')
         if cell in self.names: return cell, ''
         parts = [p for p in _fold_name(cell).split('/') if p not in ('', '.')]
-        if not parts: return cell, 'no file name'
+        if not parts: return cell, NO_FILE_NAME
         found = self.by_key.get(parts[-1], [])
         if len(found) > 1:
             ranked = sorted(((self._agree(n, parts), bool(split) and split in map(SPLIT_NAMES.get, n.lower().split('/')), n) for n in found), reverse=True)
             found = [n for *rank, n in ranked if rank == list(ranked[0][:2])]
         if len(found) == 1: return found[0], ''
-        return cell, f'fits {len(found)} files' if found else 'no such file'
+        return cell, f'{AMBIGUOUS_NAME}{len(found)} files' if found else NO_SUCH_FILE
 
     @staticmethod
     def _agree(name: str, parts: list[str]) -> int:

@@ -59,7 +59,7 @@ class PredictionJob:
         try:
             if find is None: return [self._views(name, lambda prep: self.reader.image(name, prep), name, {})]
             img = self.reader.image(name)
-            boxes = [(f.square(img.size, find.margin), f.cells(i)) for i, f in enumerate(find(img), 1)]
+            boxes = [(box, f.as_columns(i)) for i, (box, f) in enumerate(find.crops(img), 1)]
             return [self._views(name, lambda _, box=box: crop_region(img, box), region_name(name, box), cells) for box, cells in boxes]
         except ImageError as e: return [LoadedImage(name, str(e))]
 

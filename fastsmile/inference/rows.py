@@ -50,7 +50,7 @@ class KnownImages:
         if seen is None: return None
         (hashes, thumb), same = seen, self.digests.get(facts['digest'])
         at, far = self.within(hashes[0])
-        if len(at): at, far = (v[self.agree(at, thumb, [facts['blue'], facts['red']])] for v in (at, far))
+        if len(at): at, far = (v[self.agree(at, thumb, [facts['cb'], facts['cr']])] for v in (at, far))
         hits = [*([] if same is None else [(-1, same)]), *zip(far.tolist(), at.tolist())]
         if not hits: return None
         return KnownMatch(self.paths[min(hits)[1]], tuple(sorted({label for _, i in hits for label in self.labels[i]})))
@@ -90,17 +90,17 @@ def open_known_images(
                          f'It knows {", ".join(map(printable, classes))}. Another column of labels: --known-label-col COL.')
     say(f'looking at {rows.path.nunique()} known pictures of {printable(where)}')
     if there - set(classes): say(f'not known to the model, and not taken: {", ".join(sorted(map(printable, there - set(classes))))[:200]}', style='yellow')
-    look, near = ImageScanner(), IMAGE_HASHES['phash'].near
+    look, near = ImageScanner(), IMAGE_HASHES['phash'].max_distance
     seen = scan_images(reader, rows.path.tolist(), look)
     _, group = find_copies(seen, near)
-    of = dict(zip(seen.facts.index, group.tolist()))
+    of = dict(zip(seen.info.index, group.tolist()))
     said = rows.groupby(rows.path.map(of)).label.agg(lambda v: tuple(sorted(set(v)))).to_dict()
-    good = np.flatnonzero(seen.good)
-    facts, digests = seen.facts.iloc[good], {}
+    good = np.flatnonzero(seen.readable)
+    facts, digests = seen.info.iloc[good], {}
     for i, d in enumerate(facts.digest): digests.setdefault(d, i)
     return KnownImages(f'{len(good)} known pictures of {printable(where)}', facts.index.tolist(), [said[g] for g in group[good].tolist()],
-                 np.ascontiguousarray(seen.hashes[good, 0]), seen.thumbs[good], facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, look, near,
-                 data_fingerprint(rows, seen.facts))
+                 np.ascontiguousarray(seen.hashes[good, 0]), seen.thumbnails[good], facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, look, near,
+                 data_fingerprint(rows, seen.info))
 
 def read_labelled_rows(
     where,                        # a labelled source, or the folder of a finished run

@@ -127,13 +127,13 @@ def write_audit_page(
     fit: str,         # that trains on it
 ):
     "Write audit.html"
-    gallery, record = _SourceThumbnails(looked.source.reader), audit_record(looked.table, looked.found)
-    drawn = [dict(kind=f.kind, title=_SECTION_TITLES[f.kind], count=f.count, action=f.action, groups=_finding_cards(f, looked, gallery)) for f in looked.found
+    gallery, record = _SourceThumbnails(looked.source.reader), audit_record(looked.table, looked.findings)
+    drawn = [dict(kind=f.kind, title=_SECTION_TITLES[f.kind], count=f.count, action=f.action, groups=_finding_cards(f, looked, gallery)) for f in looked.findings
              if f.kind in _SECTION_TITLES and (f.groups or f.kind in ('suspect-label', 'odd-image', 'unlabelled'))]
     drawn.sort(key=lambda d: list(_SECTION_TITLES).index(d['kind']))
     write_text(path, render_template('audit.html.j2', dict(
         where=Path(looked.source.where).name, source=looked.source.where, record=record, notes=looked.source.notes, most=_GROUPS_DRAWN, drawn=drawn,
-        classes=_class_summaries(looked, gallery), sizes=_image_size_chart(looked.seen.facts), command=command, fit=fit, averaged=_IMAGES_IN_AVERAGE,
+        classes=_class_summaries(looked, gallery), sizes=_image_size_chart(looked.scan.info), command=command, fit=fit, averaged=_IMAGES_IN_AVERAGE,
         plan=jsonable(looked.plan.to_dict('records')), labels=sorted(c for c in looked.table.label.unique() if c))))
 
 # %% ../../nbs/reports/05_audit.ipynb #e495d364
@@ -149,12 +149,12 @@ def audit(
     for note in read.notes: say(note)
     tick = progress(read.frame.path.nunique() * (1 + (config.faces != 'none'))) if progress else None
     with ray_cluster(config.ray) if config.ray else nullcontext(): looked = run_audit(read, config, oof, config.workers, tick, cluster_mapper(config))
-    print_findings(looked.found)
+    print_findings(looked.findings)
     path = new_run_folder(config.out, Path(source).stem or 'audit', 'audits')
     with folder_lock(path):
         write_audit(looked, path)
         write_audit_page(looked, path/'audit.html', command_line('audit', [source], config), fit_command(source, config))
-    return AuditResult(path, looked.table, looked.found, looked.plan)
+    return AuditResult(path, looked.table, looked.findings, looked.plan)
 
 def fit_command(source, config: AuditConfig) -> str:
     "What trains on a source as it was audited, but for the plan, which a person may have edited"

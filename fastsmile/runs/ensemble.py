@@ -204,9 +204,9 @@ def _recorded_options(crew: _EnsembleMembers, config: EnsembleConfig) -> dict:
     return read | config.as_dict() | dict(arch='ensemble', members=crew.names, weights='none', balance='none', prior='data')
 
 def _write_shared_rows(crew: _EnsembleMembers, model: Model, path: Path):
-    "table.csv, taught.csv, audit.json, plan.csv and balance.json of the rows that the runs share"
+    "table.csv, training_fingerprints.csv, audit.json, plan.csv and balance.json of the rows that the runs share"
     data, first = crew.data, crew.runs[0].path
-    if data.taught is not None: write_training_fingerprints(data.taught, path)
+    if data.training_fingerprints is not None: write_training_fingerprints(data.training_fingerprints, path)
     for name, frame in (('table.csv', data.table), ('plan.csv', data.plan)):
         write_safe_csv(frame, path/name)
     write_json(path/'audit.json', audit_record(data.table, []) | dict(findings=read_json(first/'audit.json')['findings']))

@@ -125,7 +125,7 @@ def _without_training_copies(
     from fastsmile.data.splits import find_training_copies, read_training_fingerprints
     options, taught = read_json(run/'config.json')['options'], read_training_fingerprints(run)
     seen = scan_images(reader, rows.path, ImageScanner(options.get('hash', 'phash')))
-    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(seen.facts[['width', 'height']], on='path')
+    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(seen.info[['width', 'height']], on='path')
     if taught is None:
         say('This run kept no fingerprints of its pictures: whether some of them stand in the source is not known.', style='yellow')
         return rows, []

@@ -62,7 +62,7 @@ def _resume_key(
     engine, known = job.engine, job.reading.known
     return dict(model=file_sha256(_model_file(engine.model)), precision=engine.precision, device=_compute_device(job, config), ray=bool(config.ray),
                 workers=threads, bs=bs,
-                columns=prediction_columns((), job.reading), threshold=config.threshold, known=known and known.fingerprint, faces=job.faces and job.faces.call,
+                columns=prediction_columns((), job.reading), threshold=config.threshold, known=known and known.fingerprint, faces=job.faces and job.faces.settings,
                 root=job.reader.place, tta=config.tta, mean=config.tta_mean)
 
 def _describe_job(

@@ -160,8 +160,8 @@ def subsample_training_rows(
         mine = table.index[used & (table.split == split)]
         part = stratified_group_split(table.label[mine], table.group[mine], dict(kept=share, out=1 - share), seed)
         table.loc[mine[part == 'out'], 'reason'] = _LEFT_OUT
-    taught = None if data.taught is None else data.taught[~data.taught.path.isin(table.path[table.reason == _LEFT_OUT])]
-    return replace(data, table=table, fingerprint=f'{data.fingerprint}-{rows}', taught=taught)
+    taught = None if data.training_fingerprints is None else data.training_fingerprints[~data.training_fingerprints.path.isin(table.path[table.reason == _LEFT_OUT])]
+    return replace(data, table=table, fingerprint=f'{data.fingerprint}-{rows}', training_fingerprints=taught)
 
 # %% ../../nbs/studies/02_run.ipynb #9236a8ed
 @dataclass(frozen=True)

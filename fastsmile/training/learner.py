@@ -75,7 +75,7 @@ def plan_training(
 def prepare_images(data, spec: ModelSpec, config: FitConfig) -> PreparedImages:
     "The pictures of the train and valid rows, decoded where `config` keeps them"
     rows = data.rows
-    digests = None if data.taught is None else dict(zip(data.taught.path, data.taught.digest))
+    digests = None if data.training_fingerprints is None else dict(zip(data.training_fingerprints.path, data.training_fingerprints.digest))
     keep = 'disk' if world_size() > 1 and config.cache == 'auto' and digests else config.cache  # decoded once for all processes of a machine
     with rank_zero_first(): return PreparedImages(data.reader, spec.prep, rows[rows.split.isin(['train', 'valid'])].path, keep, digests)
 

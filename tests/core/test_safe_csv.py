@@ -96,9 +96,9 @@ def test_a_plan_with_names_that_are_no_unicode(tmp_path):
 @given(st.lists(st.tuples(WRITTEN, st.sampled_from(['train', 'valid'])), max_size=3))
 @QUICK
 def test_fingerprints_come_back(tmp_path, rows):
-    frame = pd.DataFrame([(p, s, 'd' * 32, 'ff' * 8) for p, s in rows], columns=['path', 'split', 'digest', 'look'])
+    frame = pd.DataFrame([(p, s, 'd' * 32, 'ff' * 8) for p, s in rows], columns=['path', 'split', 'digest', 'hash'])
     write_training_fingerprints(frame, tmp_path)
-    assert read_training_fingerprints(tmp_path).values.tolist() == frame.values.tolist() and danger(tmp_path/'taught.csv') == []
+    assert read_training_fingerprints(tmp_path).values.tolist() == frame.values.tolist() and danger(tmp_path/'training_fingerprints.csv') == []
 
 
 @given(st.lists(WRITTEN.filter(lambda s: s and s.isprintable()), min_size=2, max_size=3, unique=True), st.lists(WRITTEN, min_size=1, max_size=3, unique=True))

@@ -44,12 +44,12 @@ def test_the_audit_finds_what_was_planted_and_nothing_else(tmp_path, seed):
     stem = lambda paths: tuple(sorted(Path(p).stem for p in paths))  # noqa: E731
     kinds = ('exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak')
     for kind in kinds:
-        assert sorted(stem(g) for f in done.found if f.kind == kind for g in f.groups) == sorted(stem(x['images']) for x in planted if x['kind'] == kind)
+        assert sorted(stem(g) for f in done.findings if f.kind == kind for g in f.groups) == sorted(stem(x['images']) for x in planted if x['kind'] == kind)
     for kind in ('unreadable', 'missing-image', 'image-without-row', 'wrong-extension'):
-        assert [stem([r['path']]) for f in done.found if f.kind == kind for r in f.rows] == [stem(x['images']) for x in planted if x['kind'] == kind]
-    variants = next(f for f in done.found if f.kind == 'label-variant')
+        assert [stem([r['path']]) for f in done.findings if f.kind == kind for r in f.rows] == [stem(x['images']) for x in planted if x['kind'] == kind]
+    variants = next(f for f in done.findings if f.kind == 'label-variant')
     assert sum(len(r['why'].split(', ')) - 1 for r in variants.rows) >= 1
-    assert {f.kind for f in done.found} == {x['kind'] for x in planted} | {'imbalance'}
+    assert {f.kind for f in done.findings} == {x['kind'] for x in planted} | {'imbalance'}
     assert {p.name for p in done.path.iterdir()} == {'audit.html', 'audit.json', 'plan.csv', 'table.csv'}
 
 
@@ -95,16 +95,16 @@ def test_options_that_find_copies(tmp_path):
     def linked(near=16, **ask):
         seen = scan_images(FolderReader(root), ['a.png', 'm.png', 'n.png', 'o.png'], ImageScanner(**ask))
         look = find_copies(seen, near)[1]
-        return ''.join(n[0] for n, g in zip(seen.facts.index, look) if g == look[0])
+        return ''.join(n[0] for n, g in zip(seen.info.index, look) if g == look[0])
     assert linked(near=0) == 'a' and linked(near=32) == 'an' and 'm' in linked(mirror=True)
-    for kind, h in IMAGE_HASHES.items(): assert linked(h.near, hash=kind)[0] == 'a'
+    for kind, h in IMAGE_HASHES.items(): assert linked(h.max_distance, hash=kind)[0] == 'a'
     hashes = {kind: scan_images(FolderReader(root), ['a.png'], ImageScanner(kind)).hashes.tobytes() for kind in IMAGE_HASHES}
     assert len(set(hashes.values())) == len(IMAGE_HASHES)
 
 
 def test_colour_tells_pictures_apart(tmp_path):
     root = folder(tmp_path/'f', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(2)})
-    assert not any(f.groups for f in run_audit(read_source(root), DataOptions()).found)
+    assert not any(f.groups for f in run_audit(read_source(root), DataOptions()).findings)
 
 
 def test_the_same_file_again_and_a_file_with_two_labels(tmp_path):
@@ -150,7 +150,7 @@ def test_findings_say_what_a_plan_decided_otherwise(tmp_path):
     files = {f'{i}.png': picture(seed=i) for i in range(4)}
     root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,\n'})
     plan = str(folder(tmp_path, {'plan.csv': 'path,action,new_label\n1.png,keep,b\n3.png,drop,\n'})/'plan.csv')
-    said = [{f.kind: f.action for f in run_audit(read_source(root), DataOptions(plan=p)).found} for p in (None, plan)]
+    said = [{f.kind: f.action for f in run_audit(read_source(root), DataOptions(plan=p)).findings} for p in (None, plan)]
     assert said[1]['conflicting-label'] == f"{said[0]['conflicting-label']}; 1 of its pictures as the plan says"
     assert said[1]['unlabelled'] == said[0]['unlabelled']
 
@@ -209,7 +209,7 @@ def test_odd_pictures(tmp_path):
     buf = BytesIO()
     noise[5].convert('CMYK').save(buf, 'TIFF')
     root = folder(tmp_path/'f', files | {'cmyk.tif': buf.getvalue()})
-    found = {r['path']: r['why'] for r in odd_images(scan_images(FolderReader(root), FolderReader(root).names()).facts)}
+    found = {r['path']: r['why'] for r in odd_images(scan_images(FolderReader(root), FolderReader(root).names()).info)}
     for name, why in {'dark.png': 'dark', 'bright.png': 'bright', 'flat.png': 'low contrast', 'blank.png': 'near-blank', 'blurred.png': 'blurred',
                       'wide.png': 'odd shape (400x90)', 'small.png': 'small (20x20)', 'large.png': 'large (900x900)', 'cmyk.tif': 'odd mode (CMYK)'}.items():
         assert why in found[name], (name, found.get(name))
@@ -282,7 +282,7 @@ def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
     sync_api = pytest.importorskip('playwright.sync_api')
     where = sample(tmp_path/'s', SampleConfig(n=200))
     done = audit(where, AuditConfig(out=str(tmp_path/'a')))
-    pair = next(f for f in done.found if f.kind == 'conflicting-label').groups[0]
+    pair = next(f for f in done.findings if f.kind == 'conflicting-label').groups[0]
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
         page, said, asked = browser.new_page(), [], []
@@ -331,9 +331,9 @@ def test_suspect_labels_come_from_out_of_fold_predictions(tmp_path):
     made = pd.DataFrame([dict(path=f'{c}/{i}.png', label=c, p_a=0.9 if (c == 'a') != (i == 7) else 0.1) for c in 'ab' for i in range(20)])
     made.assign(p_b=1 - made.p_a).to_csv(folder(tmp_path, {'run/x': ''})/'run/predictions_oof.csv', index=False)
     done = audit(root, AuditConfig(out=str(tmp_path/'a'), suspects=str(tmp_path/'run')))
-    found = next(f for f in done.found if f.kind == 'suspect-label')
+    found = next(f for f in done.findings if f.kind == 'suspect-label')
     assert sorted(r['path'] for r in found.rows) == ['a/7.png', 'b/7.png'] and (done.table.reason == '').all()
-    assert not any(f.kind == 'suspect-label' for f in audit(root, AuditConfig(out=str(tmp_path/'b'))).found)
+    assert not any(f.kind == 'suspect-label' for f in audit(root, AuditConfig(out=str(tmp_path/'b'))).findings)
     with pytest.raises(SmileError, match='predictions_oof'): audit(root, replace(AuditConfig(), suspects=str(root)))
 
 

@@ -72,7 +72,7 @@ def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
         assert not (tmp_path/'b').exists()
     known_as(0.7, False)
     done = audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'a')))
-    assert {f.kind for f in done.found} >= {'suspect-label', 'conflicting-label'}
+    assert {f.kind for f in done.findings} >= {'suspect-label', 'conflicting-label'}
 
 
 def test_given_test_rows_stay_out(faces, tiny, tmp_path):
