@@ -92,6 +92,9 @@ def _join_equal_hashes(hashes: np.ndarray, confirm: Callable) -> np.ndarray:
     pairs = np.stack([order[same], order[same + 1]], 1)
     return join_groups(np.arange(len(hashes)), pairs[confirm(pairs)])
 
+# %% ../../nbs/data/08_duplicates.ipynb #780f660e
+def _confirm_all(pairs: np.ndarray) -> np.ndarray: return np.ones(len(pairs), bool)
+
 def near_groups(
     hashes: np.ndarray,                # (N, W), uint64
     near: int,                         # the greatest Hamming distance of a pair
@@ -110,8 +113,6 @@ def near_groups(
         count += new.sum()
         if count > _PAIRS_AT_ONCE: groups, kept, count = join_groups(groups, np.concatenate(kept)), [], 0
     return join_groups(groups, np.concatenate(kept)) if kept else groups
-
-def _confirm_all(pairs: np.ndarray) -> np.ndarray: return np.ones(len(pairs), bool)
 
 # %% ../../nbs/data/08_duplicates.ipynb #8ba9f4c8
 _MIN_CORRELATION, _MAX_CHROMA_DIFFERENCE = 0.95, 24  # of thumbnails; levels of Cb and Cr
@@ -132,7 +133,7 @@ def make_pair_confirmer(
     thumbnails: np.ndarray, # (N, 32, 32), uint8
     chroma: np.ndarray,     # (N, 2)
     size: int = 4096,       # pairs at once
-    at: np.ndarray | None = None, # (N,) where each one's thumbnail is, if there are others between: a million need no copy
+    at: np.ndarray | None = None, # (N,) rows of `thumbnails`, if there are others between: a million need no copy
 ) -> Callable: # pairs (M, 2) -> (M,); rows from N on are the mirror images of the first N
     "A function that tells which pairs are the same image"
     n, at = len(chroma), np.arange(len(chroma)) if at is None else at
@@ -162,7 +163,8 @@ def _groups_of_near_hashes(scan: ScanResult, readable: np.ndarray, near: int) ->
     n, views = len(readable), scan.hashes.shape[1]
     chroma = scan.info[CHROMA_COLUMNS].to_numpy(dtype=np.float32)[readable]
     hashes = np.concatenate([scan.hashes[readable, view] for view in range(views)])  # the mirror images from n on
-    near_one = near_groups(np.ascontiguousarray(hashes), near, make_pair_confirmer(scan.thumbnails, chroma, at=readable))
+    confirm = make_pair_confirmer(scan.thumbnails, chroma, at=readable)
+    near_one = near_groups(np.ascontiguousarray(hashes), near, confirm)
     if views == 2: near_one = join_groups(near_one, np.stack([np.arange(n), np.arange(n) + n], 1))[:n]
     groups = np.arange(len(scan.info))
     groups[readable] = len(scan.info) + near_one

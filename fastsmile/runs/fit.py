@@ -18,7 +18,7 @@ from ..core.files import absolute_source, check_run_folder_free, check_source_ex
 from ..core.files import local_path, new_run_folder, read_run_config, write_json
 from ..core.system import is_distributed, iso_now, seed_everything
 from ..data.audit import AuditedSource, SplitData, audit_for_training, cross_validation_splits
-from ..data.audit import remaining_classes, split_audited, write_audit
+from ..data.audit import remaining_classes, split_audited, write_split_data
 from ..data.source import read_source
 from ..metrics.calibration import target_prior
 from ..metrics.comparison import write_comparison
@@ -112,7 +112,7 @@ def _delete_training_state(path: Path):
 
 def _train_and_write(data: SplitData, spec: ModelSpec, net, config: FitConfig, path: Path, device: str, pictures: PreparedImages | None, resume: bool) -> dict:
     "What `fit` does inside its run folder; returns what config.json will say of it"
-    write_audit(data, path)
+    write_split_data(data, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, pictures)
     with tracked_training(learn, config, path): training, done = train_learner(learn, config, path, resume)
@@ -196,7 +196,7 @@ def _fit_folds(
     path, command = into or new_run_folder(config.out, f'{spec.arch}-{config.folds}-folds'), command_line('fit', [source], config)
     record = dict(status='running', started=iso_now(), command=command, source=absolute_source(source), options=config.as_dict())
     with recording_status(path, record):
-        write_audit(folds[0], path)
+        write_split_data(folds[0], path)
         for i, data in enumerate(folds):
             say(f'training fold {i} of {len(folds)}', style='bold')
             folder = path/f'fold_{i}' if run_status(path/f'fold_{i}') else new_run_folder(path/f'fold_{i}', spec.arch)

@@ -25,7 +25,7 @@ from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, say
 from ..core.files import absolute_source, check_run_folder_free, new_run_folder, write_json, write_safe_csv
 from ..core.system import iso_now, seed_everything, sub_seed
-from ..data.audit import SplitData, audit_and_split, remaining_classes, write_audit
+from ..data.audit import SplitData, audit_and_split, remaining_classes, write_split_data
 from ..data.source import read_source
 from ..inference.features import extract_features, headless_model
 from ..inference.rows import prediction_columns, row_format
@@ -251,7 +251,7 @@ def _write_probe_run(
     options = config.as_dict() | dict(arch=bench.spec.arch)
     record = initial_record('probe', command, source, options, bench.data, model.spec, model.net)
     with recording_status(path, record):
-        write_audit(bench.data, path)
+        write_split_data(bench.data, path)
         _write_tried(path, tried, config.monitor)
         balance, classes = bench.known.balance, bench.spec.classes
         have = np.bincount(balance.draw.labels, minlength=len(classes))

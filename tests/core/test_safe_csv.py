@@ -90,7 +90,7 @@ def test_a_plan_with_names_that_are_no_unicode(tmp_path):
     write_safe_csv(frame, tmp_path/'plan.csv')
     made = override_plan(frame[:0], read_plan(tmp_path/'plan.csv'), set(names))
     assert made.path.tolist() == names
-    with pytest.raises(SmileError, match='1 pictures that the source does not have'): override_plan(frame[:0], read_plan(tmp_path/'plan.csv'), set(names[1:]))
+    with pytest.raises(SmileError, match='1 images that are not in the source'): override_plan(frame[:0], read_plan(tmp_path/'plan.csv'), set(names[1:]))
 
 
 @given(st.lists(st.tuples(WRITTEN, st.sampled_from(['train', 'valid'])), max_size=3))

@@ -121,8 +121,8 @@ def test_the_same_file_again_and_a_file_with_two_labels(tmp_path):
 
 
 @pytest.mark.parametrize('text, why', [
-    ('name,what\na,b\n', 'is no cleaning plan'), ('path,action\n0.png,burn\n', "the action 'burn' of 0.png"), ('path,action\nx,keep\n', 'does not have'),
-    ('path,action\n0.png,keep\n0.png,drop\n', 'speaks twice'), ('path,action,new_label\n0.png,keep,grin\n', 'no row of the source has'),
+    ('name,what\na,b\n', 'is not a cleaning plan'), ('path,action\n0.png,burn\n', "the action 'burn' of 0.png"), ('path,action\nx,keep\n', 'not in the source'),
+    ('path,action\n0.png,keep\n0.png,drop\n', 'has two rows for'), ('path,action,new_label\n0.png,keep,grin\n', 'no row of the source has'),
     ('path,action\nbad.png,keep\n', 'cannot be read: zero bytes'), ('path,action\n1.png,keep\n', 'two labels'),
     ('path,action\n9.png,keep\n', '9.png, which has no label'), ('path,action,new_label\n1.png,drop,b\n', 'gives 1.png the label b, and drops it')])
 def test_plans_that_cannot_be_obeyed(tmp_path, text, why):
@@ -143,7 +143,7 @@ def test_a_plan_may_take_a_class_away_and_a_row_out_of_a_class_that_is_left_out(
     assert run_audit(read_source(root, opts), opts).table.set_index('path').loc['8.png', ['label', 'reason']].tolist() == ['a', '']
     gone = run_audit(read_source(root, replace(opts, plan=None)), replace(opts, plan=None)).table
     assert gone.reason.iloc[-1] == 'class left out'
-    with pytest.raises(SmileError, match='No picture of aa is left: class left out'): remaining_classes(gone, ['a', 'aa', 'b'], None)
+    with pytest.raises(SmileError, match='No image of aa is left: class left out'): remaining_classes(gone, ['a', 'aa', 'b'], None)
 
 
 def test_findings_say_what_a_plan_decided_otherwise(tmp_path):
@@ -151,7 +151,7 @@ def test_findings_say_what_a_plan_decided_otherwise(tmp_path):
     root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,\n'})
     plan = str(folder(tmp_path, {'plan.csv': 'path,action,new_label\n1.png,keep,b\n3.png,drop,\n'})/'plan.csv')
     said = [{f.kind: f.action for f in run_audit(read_source(root), DataOptions(plan=p)).findings} for p in (None, plan)]
-    assert said[1]['conflicting-label'] == f"{said[0]['conflicting-label']}; 1 of its pictures as the plan says"
+    assert said[1]['conflicting-label'] == f"{said[0]['conflicting-label']}; 1 of its images as the plan says"
     assert said[1]['unlabelled'] == said[0]['unlabelled']
 
 
@@ -346,7 +346,7 @@ def test_pictures_without_a_label_go_to_a_list_that_predict_reads(tmp_path, pack
     folder(tmp_path, {'labels.csv': 'image,label\n' + ''.join(f'{n},{c}\n' for n, c in rows)})
     if packed: where = Path(shutil.make_archive(str(tmp_path/'z'), 'zip', where))
     done = audit(where, AuditConfig(labels=str(tmp_path/'labels.csv'), out=str(tmp_path/'a')))
-    assert '2 pictures without a label can be predicted: fastsmile predict' in ' '.join(capsys.readouterr().err.split())
+    assert '2 images without a label can be predicted: fastsmile predict' in ' '.join(capsys.readouterr().err.split())
     made = open_inputs(done.path/'unlabelled.txt', root=str(where))
     names = list(made.names)
     assert names == ['4.png', 'a/3.png'] and all(made.reader.image(n).size == (24, 24) for n in names)

@@ -193,7 +193,7 @@ def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkey
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu')
     predict(album/'a', ask)
-    assert '--face-margin 0 is taken' in capsys.readouterr().err
+    assert '--face-margin 0 is used' in capsys.readouterr().err
     predict(album/'a', replace(ask, face_margin=0.1))
     assert 'face-margin' not in capsys.readouterr().err
 
