@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'JPEG_DRAFT_OVERSAMPLING', 'COMMON_FORMATS', 'RARE_FORMATS', 'ALPHA_BACKGROUND',
            'TIMM_CROP_MODES', 'ImageError', 'open_image_bytes', 'decode_image', 'to_rgb', 'Preprocessing',
-           'resized_size', 'resize_and_crop', 'region_name', 'parse_region', 'crop_region', 'UnreadableImageError']
+           'resized_size', 'resize_and_crop', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail',
+           'UnreadableImageError']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -153,6 +154,18 @@ def crop_region(
     if not w or not h or x + w > img.width or y + h > img.height:
         raise ImageError(f'the part {x},{y},{w},{h} is not within {img.width} x {img.height} pixels')
     return img.crop((x, y, x + w, y + h))
+
+# %% ../../nbs/data/01_images.ipynb #b7702e3c
+def read_thumbnail(
+    reader,    # where the image is
+    name: str, # its name there
+    size: int, # pixels of the longer side, at most
+) -> Image.Image | None:
+    "A small copy of an image, RGB; None where it cannot be read"
+    try: img = reader.image(name, Preprocessing(size=size, crop_mode='border'))
+    except ImageError: return None
+    img.thumbnail((size, size), Image.Resampling.BILINEAR)
+    return img
 
 # %% ../../nbs/data/01_images.ipynb #495c6d21
 class UnreadableImageError(SmileError):

@@ -292,7 +292,7 @@ def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
         page.goto((done.path/'audit.html').as_uri())
         other = next(c for c in ('negative smile', 'NOT smile') if c != done.table.set_index('path').label[pair[0]])
         page.locator(f"select.label[data-path='{json.dumps(pair[0])}']").select_option(other)
-        assert '1 picture changed' in page.locator('#said').text_content()
+        assert '1 image changed' in page.locator('#changes').text_content()
         with page.expect_download() as got: page.click('#download')
         got.value.save_as(tmp_path/'plan.csv')
         assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
