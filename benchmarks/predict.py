@@ -150,7 +150,7 @@ def decode_alone(model: Path, size: int):
     from fastsmile.inference.load import load_model
     prep, reader = load_model(model).spec.prep, FolderReader('.')
     def run(files):
-        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: resize_and_crop(reader.image(f, prep), prep).shape, files))
+        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: resize_and_crop(reader.read_image(f, prep), prep).shape, files))
     return run
 
 

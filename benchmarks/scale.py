@@ -156,9 +156,9 @@ def written(n: int, stop: int | None = None) -> int:
     from fastsmile.inference.outputs import PredictionFile
     columns = ['path', 'label', 'confidence', *(f'p_{c}' for c in CLASSES), 'error']
     with PredictionFile('predictions.csv', columns, CLASSES, dict(made=n), 64, resume=True) as out:
-        left = out.left(map(name_of, range(n)))
-        for name, row in zip(left, islice(made_rows(n), out.kept, stop)): out.add(row | dict(path=name))
-        return out.rows if stop else out.finish().rows
+        left = out.remaining(map(name_of, range(n)))
+        for name, row in zip(left, islice(made_rows(n), out.rows_resumed, stop)): out.add(row | dict(path=name))
+        return out.counts.rows if stop else out.finish().rows
 
 
 def gallery(n: int):

@@ -101,7 +101,7 @@ def _load_check_images(
     if check is None: reader, names, where = _list_run_images(Path(run))
     step, prep = max(1, len(names) // _CHECK_IMAGES), model.spec.prep
     def load(name):
-        try: return resize_and_crop(reader.image(name, prep), prep)
+        try: return resize_and_crop(reader.read_image(name, prep), prep)
         except ImageError: return None
     with ThreadPoolExecutor(os.cpu_count()) as pool: good = [a for a in pool.map(load, names[::step][:_CHECK_IMAGES]) if a is not None]
     if good: return np.stack(good), where

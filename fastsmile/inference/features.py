@@ -43,7 +43,7 @@ def extract_features(
     bs = default_batch_size(model.spec.prep.size, engine.device, threads if engine.device == 'cpu' else 1, engine.memory(), len(names))
     tick, out = progress(len(names)) if progress else lambda n: None, []
     def pictures(n):
-        try: return prepare_views(engine, lambda prep: reader.image(n, prep), views)
+        try: return prepare_views(engine, lambda prep: reader.read_image(n, prep), views)
         except ImageError as e: raise UnreadableImageError(f'{printable(n)}: {e}') from None
     def group(part): return np.stack(view_logits(engine, np.stack([pictures(n) for n in part]), views)).astype(np.float32)
     with engine.one_core_each(engine.device == 'cpu' and threads > 1) as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:

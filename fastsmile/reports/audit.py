@@ -161,7 +161,7 @@ def write_audit_page(
     "Write audit.html"
     thumbnails = Thumbnails(audited.source.reader, _THUMBNAIL_SIZE)
     page = _AuditPage(
-        where=Path(audited.source.where).name, record=audit_record(audited.table, audited.findings),
+        where=Path(audited.source.location).name, record=audit_record(audited.table, audited.findings),
         notes=audited.source.notes, classes=_class_summaries(audited, thumbnails),
         sizes=_image_size_chart(audited.scan.info),
         sections=_page_sections(audited, thumbnails), labels=sorted(c for c in audited.table.label.unique() if c),

@@ -123,7 +123,7 @@ def _starting_point_text(
     config: dict, # config.json
 ) -> str:
     "What a model was made from"
-    words = config.get('training', {}).get('words')
+    words = config.get('training', {}).get('summary')
     if words: return words  # no network was trained
     weights = config['options']['weights']
     start = 'random weights' if weights == 'none' else f'pretrained weights ({Path(weights).name})'
@@ -158,7 +158,7 @@ def _card_context(
 ) -> dict:
     "What card.md.j2 fills in"
     split, classes, options = reported_split(metrics), config['model']['classes'], config['options']
-    commands = [c for c in (config['command'], config.get('calibrated')) if c]
+    commands = [c for c in (config['command'], config.get('calibrate_command')) if c]
     commands = printable_lines('\n'.join(commands))
     return dict(
         run=run.name, config=config, options=options, m=metrics[split], part=split, cal=metrics['calibration'],

@@ -66,7 +66,7 @@ def _options_text(options: dict) -> str:
 # %% ../../nbs/reports/04_run.ipynb #53684162
 def _training_text(options: dict, training: dict, model: dict) -> str:
     "How the model was trained, in a few sentences"
-    if training.get('words'): return training['words']  # no network was trained
+    if training.get('summary'): return training['summary']  # no network was trained
     start = 'random weights' if options['weights'] == 'none' else f"weights: {options['weights']}"
     phases = ', then '.join(_phase_text(p, options) for p in training['phases'])
     features, again = training.get('features'), training.get('refit')
@@ -123,7 +123,7 @@ def _search_charts(run: Path) -> dict: # name -> SVG
     "What a search for options has tried, and which of them mattered"
     if not (run/'importance.csv').exists(): return {}
     shares = read_safe_csv(run/'importance.csv', numbers=True).set_index('option').importance.to_dict()
-    table = read_safe_csv(run/'tried.csv', numbers=True)
+    table = read_safe_csv(run/'candidates.csv', numbers=True)
     charts = dict(search=svg_chart(lambda ax: draw_trials(ax, table), 'trials of the search'))
     if not shares: return charts
     return charts | dict(importance=svg_chart(lambda ax: draw_option_importance(ax, shares), 'importance of options'))
@@ -180,9 +180,9 @@ def inline_explanations(
     path = folder/'explain.json'
     if not path.exists(): return None
     album = read_json(path)
-    means = [_inline_files(mean, folder) for mean in album['means']]
+    means = [_inline_files(mean, folder) for mean in album['class_means']]
     groups = {name: _inline_files(rows, folder) for name, rows in album['groups'].items()}
-    return album | dict(means=means, groups=groups)
+    return album | dict(class_means=means, groups=groups)
 
 # %% ../../nbs/reports/04_run.ipynb #302108d7
 def short_number(text: str) -> str:
@@ -196,10 +196,10 @@ def _trials_context(
     training: dict, # of its config.json
 ) -> dict | None:   # title, columns, rows
     "The table of what was tried on valid: settings of probes, trials of a search, members of an ensemble"
-    if not training.get('tried'): return None
-    table, rows = read_safe_csv(run/'tried.csv'), []
+    if not training.get('table_caption'): return None
+    table, rows = read_safe_csv(run/'candidates.csv'), []
     for row in table.to_numpy().tolist(): rows.append([short_number(v) for v in row])
-    return dict(title=training['tried'], columns=[c.replace('_', ' ') for c in table], rows=rows)
+    return dict(title=training['table_caption'], columns=[c.replace('_', ' ') for c in table], rows=rows)
 
 def _comparison_rows(run: Path, monitor: str) -> list[dict] | None:
     "The trainings that were compared on the same split; None where there was one"
@@ -265,7 +265,7 @@ def _run_record(config: dict) -> _RunRecord:
     "From config.json"
     options = config['options']
     return _RunRecord(
-        score_names=SCORE_NAMES, command=config['command'], calibrated=config.get('calibrated'),
+        score_names=SCORE_NAMES, command=config['command'], calibrated=config.get('calibrate_command'),
         origin=config['origin'] | dict(finished=_format_time(config.get('finished'))),
         options={k: v for k, v in options.items() if v not in (None, [], '')})
 

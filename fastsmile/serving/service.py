@@ -30,7 +30,7 @@ from ..inference.backend import pack_inputs
 from ..inference.load import make_backend
 from ..inference.onnx_backend import OnnxNet
 from ..inference.predict import LoadedImage, PredictionJob
-from ..inference.rows import RowOptions, prediction_columns, row_format
+from ..inference.rows import RowOptions, prediction_columns, make_row_format
 from ..inference.tta import TTA_VIEWS
 from ..models.spec import Model
 from .page import PageInfo, format_percent
@@ -109,7 +109,7 @@ class Service:
     ):
         self.model, self.config, cores = model, config, os.cpu_count() or 1
         find = make_face_detector(config, model.facts.origin)
-        reading = row_format(model, request=RowOptions(config.calibrated, config.threshold, config.abstain, config.sets), faces=find is not None)
+        reading = make_row_format(model, request=RowOptions(config.calibrated, config.threshold, config.abstain, config.sets), faces=find is not None)
         self.engine = make_backend(model, config.precision, config.device)
         self.job, self.columns = PredictionJob(self.engine, None, TTA_VIEWS[config.tta], 'probs', reading, find), prediction_columns((), reading)
         most = config.max_batch or default_batch_size(model.spec.prep.size, self.engine.device, memory=self.engine.memory())
@@ -175,7 +175,7 @@ class Service:
         "What the model is, and how its answers are read"
         spec, facts = self.model.spec, self.model.facts
         return jsonable(dict(labels=spec.classes, prior=facts.prior, rule=self.config.threshold or facts.decide, architecture=spec.arch, metrics=facts.metrics,
-                             preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.reading.words, tta=self.config.tta, explain=self.methods,
+                             preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.row_format.description, tta=self.config.tta, explain=self.methods,
                              faces=self.config.faces, precision=self.engine.precision, trained=facts.origin, version=version('fastsmile'),
                              limits={k: getattr(self.config, k) for k in ('max_bytes', 'max_pixels', 'max_files', 'max_waiting', 'timeout')}))
 

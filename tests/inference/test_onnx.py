@@ -97,7 +97,7 @@ def test_the_same_rows_as_torch(made, album, tmp_path, ask):
     for engine in ('torch', 'onnx'):
         out = tmp_path/f'{engine}.csv'
         done = predict(album, PredictConfig(model=str(path), engine=engine, out=str(out), precision='fp32', device='cpu', **ask))
-        assert ('onnxruntime' in done.how['precision']) == (engine == 'onnx') and done.rows == 15 and done.failed == 1
+        assert ('onnxruntime' in done.run_info['precision']) == (engine == 'onnx') and done.rows == 15 and done.failed == 1
         both.append(rows_of(out))
     assert list(both[0][0]) == list(both[1][0])
     for a, b in zip(*both):

@@ -72,7 +72,7 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
 
 
 def test_the_members_stand_beside_the_ensemble(both, run):
-    table = pd.read_csv(both.path/'tried.csv')
+    table = pd.read_csv(both.path/'candidates.csv')
     assert len(table) == 3 and set(table.rows) == {run.metrics['test']['rows']}
     assert table.macro_f1[0] == pytest.approx(run.metrics['test']['macro_f1']['value'])
     assert table.macro_f1[2] == pytest.approx(both.metrics['test']['macro_f1']['value'])
@@ -117,7 +117,7 @@ def test_what_taught_one_measures_nothing(run, faces, tiny, tmp_path):
     taught = pd.read_csv(made.path/'training_fingerprints.csv', keep_default_na=False)
     assert not set(taught.path) & set(saved) and set(tables[1].index[tables[1] == 'train']) <= set(taught.path)
     folds = fit(faces, replace(tiny, epochs=1, folds=2, tta='none', out=str(tmp_path/'folds')))
-    with pytest.raises(SmileError, match='what tests one has taught another'): ensemble([folds.path/'fold_0', folds.path/'fold_1'])
+    with pytest.raises(SmileError, match='are training rows of another'): ensemble([folds.path/'fold_0', folds.path/'fold_1'])
     with pytest.raises(SmileError, match='cross-validation'): ensemble([folds.path, run.path])
 
 
@@ -138,7 +138,7 @@ def test_runs_that_cannot_be_put_together(run, faces, tiny, tmp_path):
     (copy/'config.json').write_text(json.dumps(config | dict(source='/elsewhere')))
     with pytest.raises(SmileError, match='was trained on /elsewhere'): ensemble([run.path, copy])
     fewer = fit(faces, replace(tiny, epochs=1, tta='none', drop_class=('negative smile',), out=str(tmp_path/'fewer')))
-    with pytest.raises(SmileError, match='tells apart'): ensemble([run.path, fewer.path])
+    with pytest.raises(SmileError, match='has the classes'): ensemble([run.path, fewer.path])
 
 
 def test_members_that_were_changed_are_refused(both, tmp_path):
@@ -157,7 +157,7 @@ def test_no_number_of_the_members_is_broken_on_a_terminal(both, width):
     from fastsmile.cli.tables import candidates_output
     console = Console(file=io.StringIO(), width=width)
     console.print(candidates_output(both)[0][0])
-    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'tried.csv').to_dict('records')
+    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'candidates.csv').to_dict('records')
     assert len(rows) == 3 and 'balanced accuracy' in shown and max(map(len, shown.splitlines())) <= width
     for r in rows:
         for k in ('balanced_accuracy', 'macro_f1'): assert f'{r[k]:.3f} ({r[k + "_from"]:.2f} to {r[k + "_to"]:.2f})' in shown

@@ -195,7 +195,7 @@ def test_evaluate_by_column_rule_and_coverage(run):
         with pytest.raises(OptionError, match='without a SOURCE: it has no effect'): evaluate(run.path, config=EvaluateConfig(**asked))
     with pytest.raises(OptionError, match='--part with a SOURCE'): evaluate(run.path, 'faces', EvaluateConfig(part='valid'))
     valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
-    assert valid['of'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
+    assert valid['measured_on'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
 
 
 def test_evaluate_on_another_source(run, tmp_path):
@@ -229,7 +229,7 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     for i, p in enumerate(rows['test'][:6]): shutil.copy(source/p, tmp_path/'s'/classes[i % 3]/f'{i}.jpg')
     ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
     r = evaluate(run.path, tmp_path/'s', ask)
-    found = {Path(c['path']).name: (c['of'], c['split'], c['same']) for c in r['copies']}
+    found = {Path(c['path']).name: (c['training_path'], c['split'], c['same']) for c in r['copies']}
     assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'hash')}
     assert r['metrics']['rows'] == 6 and not pd.read_csv(tmp_path/'o'/'predictions.csv').path.str.contains('same|smaller').any()
     both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))

@@ -26,7 +26,7 @@ from fastsmile.runs.probe import probe
 from fastsmile.runs.calibrate import calibrate
 from fastsmile.runs.evaluate import evaluate
 from fastsmile.runs.explain import explain
-from fastsmile.runs.fit import fit, resume
+from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import Run, load_run
 from fastsmile.models.heads import KNNHead, forest_from_sklearn, head_settings
 from fastsmile.data.splits import read_training_fingerprints
@@ -78,11 +78,11 @@ def test_a_class_that_the_forest_never_saw_has_no_share():
 
 
 def test_valid_chooses_and_test_is_measured_for_what_was_chosen(probed):
-    tried = pd.read_csv(probed.path/'tried.csv')
+    tried = pd.read_csv(probed.path/'candidates.csv')
     assert len(tried) == 4 + 2 + 2 and tried.valid_macro_f1.is_monotonic_decreasing and not any(c.startswith('test') for c in tried)
     best = tried.groupby(tried.probe.str.split(',').str[0]).valid_macro_f1.max()
     for kind in ('knn', 'forest', 'logistic'):
-        words = one(probed, kind).config['training']['words']
+        words = one(probed, kind).config['training']['summary']
         chosen = next(r for r in tried.itertuples() if r.probe in words)
         assert chosen.probe.startswith(kind) and chosen.valid_macro_f1 == best[kind]
     c = probed.comparison.set_index('folder')  # the best of each kind, calibrated
@@ -188,13 +188,13 @@ def test_wrong_options_are_refused(change, words):
 
 def test_too_many_neighbours_are_left_out_or_refused(faces, tmp_path):
     made = probe(faces, replace(BARE, probes='knn', k='3,5000', distance='cosine', tta='none', out=str(tmp_path/'a')))
-    assert pd.read_csv(made.path/'tried.csv').probe.tolist() == ['knn, k 3, cosine']
+    assert pd.read_csv(made.path/'candidates.csv').probe.tolist() == ['knn, k 3, cosine']
     with pytest.raises(SmileError, match='more than the'): probe(faces, replace(BARE, probes='knn', k='5000', out=str(tmp_path/'b')))
 
 
 def test_fit_does_not_go_on_with_a_probe(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(status='failed', kind='probe', source='x')))
-    with pytest.raises(SmileError, match='fastsmile probe'): resume('.', FitConfig(resume=str(tmp_path)))
+    with pytest.raises(SmileError, match='fastsmile probe'): fit('.', FitConfig(resume=str(tmp_path)))
 
 
 def saved_forest(folder):

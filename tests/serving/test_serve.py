@@ -38,7 +38,7 @@ from fastsmile.serving.uploads import FormBody, RequestError, Upload
 from fastsmile.config.commands import PredictConfig, ServeConfig
 from fastsmile.inference.load import load_model
 from fastsmile.inference.predict import predict_rows
-from fastsmile.inference.rows import RowOptions, row_format
+from fastsmile.inference.rows import RowOptions, make_row_format
 from fastsmile.data.sample import draw_face, random_face_params
 from fastsmile.serving.app import serve
 from fastsmile.serving.service import Service, accuracy_sentence
@@ -139,7 +139,7 @@ def test_rows_are_those_of_predict(model, tmp_path, options):
     some = files()
     for n, d in some.items(): (tmp_path/n).write_bytes(d)
     asked = {k: v for k, v in options.items() if k != 'tta'}
-    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), reading=row_format(model, request=RowOptions(**asked))))
+    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), row_format=make_row_format(model, request=RowOptions(**asked))))
     def rows_of(config):
         service = Service(model, config)
         try: return [r for several in asyncio.run(service.predict([Upload(n, d) for n, d in some.items()])) for r in several]
@@ -454,7 +454,7 @@ def test_faces_are_cut_out_as_predict_does(model, group, tmp_path):
     (tmp_path/'group.png').write_bytes(group)
     options = dict(faces='each', face_margin=0.1, face_score=0.5)
     find = make_face_detector(PredictConfig(**options))
-    expected = list(predict_rows(model, FolderReader(tmp_path), ['group.png'], reading=row_format(model, faces=True), faces=find))
+    expected = list(predict_rows(model, FolderReader(tmp_path), ['group.png'], row_format=make_row_format(model, faces=True), faces=find))
     assert len(expected) > 1
     with started(model.where, replace(PLAIN, **options)) as (where, service):
         status, _, got = ask(where, '/predict', *form(('group.png', group), ('none.png', picture('navy', (200, 200)))))
