@@ -110,7 +110,7 @@ def table_findings(
     return [make_finding('missing-image', rows(has_no_image(frame))),
             make_finding('unlabelled', rows(reason == UNLABELLED)),
             make_finding('exact-duplicate', rows(reason == REPEATED_ROW), severity='note', action='kept once'),
-            make_finding('image-without-row', finding_rows(source.images_without_row, ['no row names it'] * len(source.images_without_row))),
+            make_finding('image-without-row', [dict(path=p, why='no row names it') for p in source.images_without_row]),
             make_finding('label-variant', _spellings(source.label_spellings))]
 
 # %% ../../nbs/data/10_findings.ipynb #052e57ef

@@ -300,16 +300,19 @@ class VerifiedReader:
     def root_files(self) -> list[str]: return self.reader.root_files()
     def exists(self, name: str) -> bool: return self.reader.exists(name)
 
-    def read_bytes(self, name: str) -> bytes:
-        "The bytes of one file; raises `ImageError` where they have changed"
-        data, audited = self.reader.read_bytes(name), self.digests.get(name)
-        if audited and audited != content_digest(data): raise ImageError('changed since it was audited')
-        return data
+# %% ../../nbs/data/08_scan.ipynb #03aa41ce
+@patch
+def read_bytes(self: VerifiedReader, name: str) -> bytes:
+    "The bytes of one file; raises `ImageError` where they have changed"
+    data, audited = self.reader.read_bytes(name), self.digests.get(name)
+    if audited and audited != content_digest(data): raise ImageError('changed since it was audited')
+    return data
 
-    def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
-        "One decoded image; raises `ImageError`"
-        if not _has_own_file(self.reader, name): return self.reader.read_image(name, prep)
-        return decode_image(self.read_bytes(name), prep=prep)
+@patch
+def read_image(self: VerifiedReader, name: str, prep: Preprocessing | None = None) -> Image.Image:
+    "One decoded image; raises `ImageError`"
+    if not _has_own_file(self.reader, name): return self.reader.read_image(name, prep)
+    return decode_image(self.read_bytes(name), prep=prep)
 
 # %% ../../nbs/data/08_scan.ipynb #7e0ff00c
 def data_fingerprint(

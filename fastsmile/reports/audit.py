@@ -181,7 +181,7 @@ def fit_command(
 def audit(
     source: str | Path,                # a folder, a zip, a CSV or an array file
     config: AuditConfig = AuditConfig(),
-    progress: Callable | None = None,  # called with the number of images; returns what is called with those that are done
+    progress: Callable | None = None,  # called with the number of images; returns what is called with those done
 ) -> AuditResult:
     "Scan a source and write down what is wrong; it is never changed. Raises `SmileError` where it cannot be read"
     check_run_folder_free(config.out)

@@ -86,6 +86,7 @@ def draw_history(
     integer_axis(ax)
     ax.set_xlabel('epoch')
 
+# %% ../../nbs/reports/01_charts.ipynb #41259468
 def curve_chart(
     history: pd.DataFrame,      # as for `draw_history`
     column: str,

@@ -20,6 +20,7 @@ from PIL import Image
 from ..core.errors import printable, printable_lines
 from ..core.files import write_text
 from ..data.images import read_thumbnail, region_name
+from ..data.readers import Reader
 from ..inference.outputs import PredictionSummary, WITHHELD_LABEL
 
 # %% ../../nbs/reports/02_html.ipynb #6ae1c837
@@ -93,8 +94,8 @@ def jpeg_data_url(
 class Thumbnails:
     "Small copies of a reader's images, each decoded once"
     def __init__(self,
-        reader,    # where the images are
-        size: int, # pixels of the longer side, at most
+        reader: Reader, # where the images are
+        size: int,      # pixels of the longer side, at most
     ):
         self.reader, self.size, self._images = reader, size, {}
 
@@ -167,7 +168,7 @@ _GALLERY_THUMBNAIL_SIZE = 128  # pixels of a thumbnail's longer side
 def write_gallery(
     path: str | Path,                    # .html
     rows_by_label: dict[str, list[dict]], # from `pick_gallery_rows`
-    reader,                              # where the images are
+    reader: Reader,                      # where the images are
     summary: PredictionSummary,
     title: str = 'predictions',
 ) -> Path:
