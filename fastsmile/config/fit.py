@@ -9,7 +9,7 @@ __all__ = ['RESIZE_MODES', 'CACHE_MODES', 'TRACKERS', 'MONITORED_METRICS', 'Netw
 # %% ../../nbs/config/03_fit.ipynb #dc2d8237
 from dataclasses import dataclass
 
-from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, INIT_CHOICES
+from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, HEADS, INIT_CHOICES
 from .fields import LOSS_CHOICES, Options, POOL_CHOICES, PRECISIONS, ParsedChoices, SCHEDULE_CHOICES
 from .fields import SplitOptions, batch_size_opt, check_compatible, device_opt
 from .fields import format_choices, is_learning_rate, opt, parse_choice, parse_choices, parse_head
@@ -34,7 +34,7 @@ class NetworkOptions(RecipeOptions):
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture, e.g. '
                                  '\'{"channels": [32, 64, 128, 256]}\'', metavar='JSON')
     head: str = opt('linear', 'the classification head: linear, or hidden layers of these widths, e.g. mlp:1024 or '
-                    'mlp:512,512', metavar='linear|mlp:W,W')
+                    'mlp:512,512', metavar='|'.join(h.form for h in HEADS.values()))
     dropout: float = opt(0.0, 'dropout before each layer of the head', minimum=0.0, maximum=0.95)
     pool: str | None = opt(None, f"how the last feature map becomes a vector: {' or '.join(POOL_CHOICES)} (default: "
                            "the architecture's own)", metavar='WORD')

@@ -6,7 +6,8 @@
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMATS', 'FORMAT_EXTENSIONS', 'IMAGE_EXTENSIONS',
            'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError', 'ImageNotFoundError',
            'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'decode_image',
-           'region_name', 'parse_region', 'crop_region', 'read_thumbnail', 'UnreadableImageError']
+           'region_name', 'parse_region', 'crop_region', 'read_thumbnail', 'UnreadableImageError', 'normalize',
+           'denormalize']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -230,3 +231,23 @@ class UnreadableImageError(SmileError):
     ):
         reason = message.rpartition('UnreadableImageError: ')[2].splitlines()[0]
         super().__init__(reason, 'It could be read before: has the source changed? Train again on what is there.')
+
+# %% ../../nbs/data/01_images.ipynb #n0rmal02
+def normalize(
+    x: np.ndarray,    # floats from 0 to 255, an array or a tensor; changed in place
+    mean: np.ndarray, # of each channel, from 0 to 1
+    std: np.ndarray,  # of each channel
+) -> np.ndarray:
+    "Pixels as a network takes them: x / 255, - mean, / std"
+    x /= 255
+    x -= mean
+    x /= std
+    return x
+
+def denormalize(
+    x: np.ndarray,    # of `normalize`, an array or a tensor
+    mean: np.ndarray,
+    std: np.ndarray,
+) -> np.ndarray: # from 0 to 1
+    "The inverse, for drawing"
+    return x * std + mean

@@ -25,7 +25,7 @@ from ..core.errors import SmileError, say
 from ..core.files import LOCK_FILE, TEMP_PREFIX, atomic_write, write_json
 from ..core.system import sub_seed
 from ..data.images import ImageError, Preprocessing, resize_and_crop
-from .torch_backend import pixels_to_tensor
+from ..models.device import pixels_to_tensor
 from ..models.spec import Model
 
 # %% ../../nbs/inference/12_explain.ipynb #c0bbe9a4
@@ -407,7 +407,7 @@ def _chosen_groups(
     config: ExplainConfig,
 ) -> Iterator[tuple[str, _ExplainedImages]]:
     "The groups of rows that are worth looking at, with their images"
-    label, paths = model.facts.calibration.read(saved.probs)[0], saved.frame.path
+    label, paths = model.metadata.calibration.read(saved.probs)[0], saved.frame.path
     for name, rows in _choose_rows(saved.probs, saved.y, label, config.n, config.seed).items():
         good, images = _read_images(reader, paths.iloc[rows], model.spec.prep)
         there = set(good)
@@ -435,7 +435,7 @@ def _requested_group(
 # %% ../../nbs/inference/12_explain.ipynb #7f58095f
 def default_methods(model: Model) -> tuple: # of `EXPLAIN_METHODS`
     "What a report explains with: a method that costs one pass; none where there is no gradient"
-    if model.spec.head: return ()
+    if model.spec.head_is_fitted: return ()
     return ('smoothgrad',) if model.members else ('gradcam',)
 
 def _usable_methods(
@@ -443,7 +443,7 @@ def _usable_methods(
     methods: Sequence[str],
 ) -> tuple[list[str], list[str]]: # methods; notes where another stands in
     "The methods that this model has"
-    if model.spec.head and set(methods) != {'occlusion'}:
+    if model.spec.head_is_fitted and set(methods) != {'occlusion'}:
         note = 'The head has no gradient that a map could follow. '
         if methods: return ['occlusion'], [note + 'Occlusion stands in for it.']
         return [], [note + 'To see which parts of an image matter: fastsmile explain RUN --methods occlusion.']

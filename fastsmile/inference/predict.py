@@ -140,7 +140,7 @@ def inference_batch_size(
     "How many images go through the network at once where nobody says"
     device = device or backend.device
     threads = threads if device == 'cpu' else 1
-    return default_batch_size(backend.model.spec.prep.size, device, threads, backend.memory(), total)
+    return default_batch_size(backend.model.spec.prep.size, device, threads, backend.free_memory(), total)
 
 def _batches_in_flight(device: str, threads: int) -> int: return 2 * threads if device == 'cpu' else 3
 
@@ -156,10 +156,10 @@ def predict_batches(
     "Yield the rows of all names, in order; a few groups are under way at one time"
     backend, names = job.backend, iter(names)
     on_cpu = backend.device == 'cpu'
-    if job.faces: backend.most = min(backend.most, bs)  # a photograph may hold any number of them
+    if job.faces: backend.max_batch = min(backend.max_batch, bs)  # a photograph may hold any number of them
     if on_cpu and total is not None: threads = max(1, min(threads, -(-total // bs)))
     start = _start_on_cpu if on_cpu else _start_on_gpu
-    one_core = backend.one_core_each(on_cpu and (alone or threads > 1))
+    one_core = backend.single_core_threads(on_cpu and (alone or threads > 1))
     with one_core as begin, ThreadPoolExecutor(threads, initializer=begin) as pool:
         groups = iter(lambda: list(islice(names, bs)), [])
         try:
@@ -258,7 +258,7 @@ def open_prediction_job(
     model = load_model(config.model, config.engine)
     if config.known:
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
-    detector = make_face_detector(config, model.facts.origin)
+    detector = make_face_detector(config, model.metadata.origin)
     request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets)
     row_format = make_row_format(model, config.raw, request, known, detector is not None)
     backend = make_backend(model, config.precision, config.device)
@@ -281,9 +281,9 @@ def _ray_predictor(
     "What an actor makes once"
     job = open_prediction_job(config, reader, known)
     def predict(names: list[str]):
-        before = job.backend.again
+        before = job.backend.recomputed
         rows = list(predict_batches(job, names, bs, config.workers or 1, len(names), alone=True))
-        return rows, job.backend.again - before
+        return rows, job.backend.recomputed - before
     return predict
 
 # %% ../../nbs/inference/10_predict.ipynb #9d22f83c
@@ -296,12 +296,12 @@ def predict_on_ray(
 ) -> Iterator[dict]:
     "Yield the rows of all names, in order, from the actors of a Ray cluster"
     backend, names = job.backend, iter(names)
-    actor = replace(config, model=str(Path(backend.model.where).absolute()), engine='auto',
+    actor = replace(config, model=str(Path(backend.model.path).absolute()), engine='auto',
                     device=config.device or 'cpu',
                     precision=backend.precision, known=None, known_labels=None, known_label_col=None)
     size = _names_per_task(len(job.views), bs, total)
     tasks = iter(lambda: list(islice(names, size)), [])
     run = cluster_mapper(config, gpus=int(actor.device == 'cuda'))
     for rows, recomputed in run(partial(_ray_predictor, actor, job.reader, job.row_format.known, bs), tasks):
-        backend.again += recomputed
+        backend.recomputed += recomputed
         yield from rows

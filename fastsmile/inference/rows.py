@@ -236,16 +236,16 @@ def _index_known_images(reader: object, rows: 'pd.DataFrame', where: str) -> Kno
     examiner, max_bits = ImageScanner(), IMAGE_HASHES['phash'].max_distance
     scanned = scan_images(reader, rows.path.tolist(), examiner)
     _, group = find_copies(scanned, max_bits)
-    group_of = dict(zip(scanned.facts.index, group.tolist()))
+    group_of = dict(zip(scanned.metadata.index, group.tolist()))
     labels = rows.groupby(rows.path.map(group_of)).label.agg(lambda v: tuple(sorted(set(v)))).to_dict()
     good = np.flatnonzero(scanned.good)
-    facts, digests = scanned.facts.iloc[good], {}
+    facts, digests = scanned.metadata.iloc[good], {}
     for i, digest in enumerate(facts.digest): digests.setdefault(digest, i)
     return KnownImages(f'{len(good)} known images of {where}', facts.index.tolist(),
                        [labels[g] for g in group[good].tolist()],
                        np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbs[good],
                        facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, examiner, max_bits,
-                       data_fingerprint(rows, scanned.facts))
+                       data_fingerprint(rows, scanned.metadata))
 
 # %% ../../nbs/inference/06_rows.ipynb #8b33fcd3
 def open_known_images(
@@ -331,8 +331,8 @@ def make_row_format(
     faces: bool = False,                # columns of where a face is in its photograph
 ) -> RowFormat:
     "The format of a model's rows; an `OptionError` for a rule that does not exist, or for what was never calibrated"
-    calibration = model.facts.calibration
+    calibration = model.metadata.calibration
     request.parse_threshold(model.spec.classes, calibration.rules)
     _check_calibrated(request, calibration)
     made = RowFormat(model.spec.classes, calibration, request, raw, known, faces)
-    return replace(made, description=_describe_columns(made, np.ptp(model.facts.shift) > 1e-12))
+    return replace(made, description=_describe_columns(made, np.ptp(model.metadata.shift) > 1e-12))

@@ -27,13 +27,14 @@ from ..data.source import read_source
 from ..data.splits import digests_by_path, read_training_fingerprints, splits_as_trained
 from ..data.splits import stratified_group_split, write_training_fingerprints
 from ..inference.features import extract_features
+from ..inference.torch_backend import TorchBackend
+from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import class_prior, decision_offset, resolve_decision_rule, rule_before_fitting
 from ..metrics.predictions import SavedPredictions, calibration_settings, read_saved_predictions
 from ..metrics.scores import evaluate_predictions
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.ensemble import build_ensemble
-from ..models.heads import head_settings
 from ..models.spec import Model, ModelMetadata, ModelSpec
 from .folder import Run, load_run, recording_status
 from .probe import FittedProbe, TrainingFeatures, best_probe, fit_probes
@@ -200,7 +201,8 @@ def _fit_forest(
     if valid.empty:
         raise SmileError('No row is a valid row of all runs: nothing chooses the forest.', 'Take --how mean.')
     bare = _ensemble_model(members, metadata, dict(inputs=config.inputs))
-    x = extract_features(bare, members.data.reader, [*fitting.path, *valid.path], device=device, progress=progress)[0]
+    backend, names = TorchBackend(bare, device=device), [*fitting.path, *valid.path]
+    x = extract_features(backend, members.data.reader, names, TTA_VIEWS['none'], progress)[0]
     y, n = pd.concat([fitting, valid]).label.map(members.classes.index).to_numpy(), len(fitting)
     training = TrainingFeatures(x[:n], y[:n], plan_balance(y[:n], len(members.classes), 'none', config.seed),
                                 config.seed)
@@ -208,7 +210,7 @@ def _fit_forest(
                                decide=config.decide)
     candidates = fit_probes(training, (x[n:], y[n:]), probe_config, members.classes)
     head = best_probe(candidates, config.monitor).head
-    model = _ensemble_model(members, metadata, head_settings(head) | dict(inputs=config.inputs, features=x.shape[1]))
+    model = _ensemble_model(members, metadata, head.settings | dict(inputs=config.inputs, features=x.shape[1]))
     model.net.head = head
     return _FittedForest(members, model, candidates, n)
 
@@ -233,7 +235,7 @@ def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
     write_json(path/'audit.json', audit_record(data.table, []) | dict(findings=findings))
     balance, rows = plan_balance(members.labels, len(classes), 'none', 0), np.bincount(members.labels,
                                                                                        minlength=len(classes))
-    write_json(path/'balance.json', balance_record(balance, rows, np.array(model.facts.prior), classes, []))
+    write_json(path/'balance.json', balance_record(balance, rows, np.array(model.metadata.prior), classes, []))
 
 # %% ../../nbs/runs/14_ensemble.ipynb #3cb58cf8
 def _write_member_table(members: _EnsembleMembers, path: Path):
@@ -246,7 +248,7 @@ def _write_member_table(members: _EnsembleMembers, path: Path):
 
 def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Series) -> dict:
     saved = replace(saved, frame=saved.frame[saved.frame.path.isin(set(paths))].reset_index(drop=True), mix=())
-    label, _ = model.facts.calibration.read(saved.probs)
+    label, _ = model.metadata.calibration.read(saved.probs)
     m = evaluate_predictions(saved.y, label, saved.probs, saved.classes, saved.groups)
     row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
     for k in ('balanced_accuracy', 'macro_f1', 'log_loss'):

@@ -124,7 +124,7 @@ def _without_training_copies(
     from fastsmile.data.splits import find_training_copies, read_training_fingerprints
     options, fingerprints = read_json(run/'config.json')['options'], read_training_fingerprints(run)
     scanned = scan_images(reader, rows.path, ImageScanner(options.get('hash', 'phash')))
-    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.facts[['width', 'height']],
+    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.metadata[['width', 'height']],
                                                                                  on='path')
     if fingerprints is None:
         say('This run kept no fingerprints of its images: whether some of them are in the source is not known.',
@@ -156,8 +156,8 @@ def _read_rows_to_measure(
     "A labelled source and its rows; a `SmileError` where the model does not have its classes"
     from fastsmile.data.faces import crop_faces, warn_face_options
     from fastsmile.data.source import read_source
-    read = crop_faces(read_source(source, config), config, trained=model.facts.origin)
-    warn_face_options(model.facts.origin, config)
+    read = crop_faces(read_source(source, config), config, trained=model.metadata.origin)
+    warn_face_options(model.metadata.origin, config)
     rows = _rows_labelled_by_people(read.kept, source, config).reset_index(drop=True)
     aside = read.frame.reason[read.frame.reason != '']
     if len(aside):

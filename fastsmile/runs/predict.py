@@ -50,7 +50,7 @@ def _check_output_paths(
 # %% ../../nbs/runs/07_predict.ipynb #6b4320da
 def _model_file(model: Model) -> Path:
     "The file that changes when the model does"
-    return Path(model.where)/'config.json' if Path(model.where).is_dir() else Path(model.where)
+    return Path(model.path)/'config.json' if Path(model.path).is_dir() else Path(model.path)
 
 def _compute_device(job: PredictionJob, config: PredictConfig) -> str:
     "Where rows are computed: a cluster's actors do so on the CPU, unless they are given GPUs"
@@ -76,8 +76,8 @@ def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
     backend, model = job.backend, job.backend.model
     where = _compute_device(job, config) + (f', Ray ({printable(config.ray)})' if config.ray else '')
     views = config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}'
-    return dict(model=f'{printable(model.where)} ({model.spec.arch}, {model.spec.prep.size} px)',
-                precision=f'{backend.precision} on {where}{backend.by}', views=views,
+    return dict(model=f'{printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px)',
+                precision=f'{backend.precision} on {where}{backend.engine_name}', views=views,
                 probabilities=job.row_format.description)
 
 # %% ../../nbs/runs/07_predict.ipynb #1a977ce1
@@ -130,9 +130,9 @@ def _predict_to_file(
         _write_rows(sheet, rows, tick)
         seconds = time.perf_counter() - start
         picked = pick_gallery_rows(sheet.read(), classes, config.thumbs) if config.html else {}
-        if backend.again:
+        if backend.recomputed:
             run_info = run_info | dict(precision=f"{run_info['precision']}, "
-                                       f"{backend.again} uncertain rows recomputed in fp32")
+                                       f"{backend.recomputed} uncertain rows recomputed in fp32")
         return sheet.finish(seconds, run_info), picked
 
 # %% ../../nbs/runs/07_predict.ipynb #2d7af0f9
@@ -151,7 +151,7 @@ def predict(
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")
-    warn_face_options(job.backend.model.facts.origin, config)
+    warn_face_options(job.backend.model.metadata.origin, config)
     tick = progress(inputs.total) if progress else lambda n: None
     done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
     if config.html: _write_gallery_page(config, picked, inputs, done)

@@ -26,8 +26,10 @@ from ..core.errors import SmileError, printable, say
 from ..core.files import check_run_folder_free, new_run_folder, write_json, write_safe_csv
 from ..core.system import seed_everything, sub_seed
 from ..data.audit import SplitData, split_audited, write_split_data
-from ..inference.features import extract_features, headless_model
+from ..inference.features import extract_features, feature_model
 from ..inference.predict import frame_from_logits
+from ..inference.torch_backend import TorchBackend
+from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..metrics.comparison import write_comparison
@@ -35,7 +37,7 @@ from ..metrics.predictions import write_prediction_table
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
-from ..models.heads import KNNHead, classifier_name, forest_from_sklearn, head_settings
+from ..models.heads import classifier_name, forest_from_sklearn, head_settings, knn_from_rows
 from ..models.spec import Model, ModelMetadata, ModelSpec
 from .fit import audit_and_build
 from .folder import Run, base_record, recording_status
@@ -66,8 +68,8 @@ def _fit_knn(
     "A bank of the rows; there is nothing to fit"
     rows = np.sort(training.rows)
     if k > len(rows): raise SmileError(f'--k {k} is more than the {len(rows)} training rows.', 'Take fewer neighbours.')
-    head = KNNHead(len(rows), training.features.shape[1], training.n_classes, k, distance)
-    return head.fill(training.features[rows], training.labels[rows]), training.balance.draw.prior
+    head = knn_from_rows(training.features[rows], training.labels[rows], training.n_classes, k, distance)
+    return head, training.balance.draw.prior
 
 def _fit_forest(
     training: TrainingFeatures,
@@ -221,14 +223,14 @@ def probe_spec(
     if given or config.resize != 'squash':
         raise SmileError(f'--weights {printable(config.weights)} says the network itself.',
                          'Leave out --size, --resize, --pool and --model-args, or add --arch.')
-    return replace(own, classes=tuple(classes), hidden=(), dropout=0., head={})
+    return replace(own, classes=tuple(classes), head={})
 
 # %% ../../nbs/runs/12_probe.ipynb #4dee2733
 @dataclass(frozen=True)
 class ProbeFeatures:
     "What all probes share: rows, the network without its head, and the features of every row that is used"
     data: SplitData
-    model: Model        # from `headless_model`
+    model: Model        # from `feature_model`
     spec: ModelSpec     # with its linear head
     config: ProbeConfig
     device: str
@@ -258,12 +260,13 @@ def extract_probe_features(
     start = time.perf_counter()
     seed_everything(config.seed)
     net = build_network(spec, 'none' if config.features == 'pixels' else config.weights)
-    probed = ProbeFeatures(data, headless_model(spec, net), spec, config, device)
+    probed = ProbeFeatures(data, feature_model(spec, net), spec, config, device)
+    backend = TorchBackend(probed.model, device=device)
     for part in ('train', 'calib', 'valid', 'test', 'test_tta'):
         names = probed.rows(part.partition('_')[0]).path.tolist()
         tta = config.tta if part.endswith('_tta') else 'none'
         if not names or part.endswith('_tta') and tta == 'none': continue
-        probed.features[part] = extract_features(probed.model, data.reader, names, tta, device, progress)
+        probed.features[part] = extract_features(backend, data.reader, names, TTA_VIEWS[tta], progress)
     return replace(probed, seconds=time.perf_counter() - start)
 
 # %% ../../nbs/runs/12_probe.ipynb #59ddadc8
@@ -271,7 +274,7 @@ def _probe_model(probed: ProbeFeatures, chosen: FittedProbe) -> Model:
     "The network with a fitted head"
     net = copy.deepcopy(probed.model.net)
     net.set_submodule(classifier_name(net), chosen.head)
-    return Model(replace(probed.spec, hidden=(), dropout=0., head=head_settings(chosen.head)), chosen.metadata,
+    return Model(replace(probed.spec, head=head_settings(chosen.head)), chosen.metadata,
                  net.eval())
 
 def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: Model, path: Path):

@@ -128,11 +128,11 @@ def calibrate_and_save(
 ):
     "Fit on calib, measure, write the model file, and draw what the report explains"
     settings = calibration_settings(config, config.monitor, model.spec.classes)
-    calibration = fit_run_calibration(path, model.facts.prior, settings, config.seed)
+    calibration = fit_run_calibration(path, model.metadata.prior, settings, config.seed)
     metrics = write_metrics(path, calibration, config.tta)
-    model = replace(model, facts=model.facts.calibrated(calibration))
-    facts = replace(model.facts, metrics=summary_metrics(metrics), origin=_model_origin(data, config.as_dict()))
-    save_bundle(replace(model, facts=facts), path/'model')
+    model = replace(model, metadata=model.metadata.calibrated(calibration))
+    facts = replace(model.metadata, metrics=summary_metrics(metrics), origin=_model_origin(data, config.as_dict()))
+    save_bundle(replace(model, metadata=facts), path/'model')
     explain_for_report(model, data, path, config.device, config.seed)
 
 # %% ../../nbs/runs/03_results.ipynb #3f78abc1

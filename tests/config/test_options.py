@@ -233,7 +233,7 @@ def test_a_head_of_hidden_layers_on_any_architecture(arch, tmp_path):
     model = Model(spec, ModelMetadata([.7, .3], [.1, -.1], [0., 0.], 'argmax', link='focal:2.0'), net)
     save_bundle(model, tmp_path/'m')
     again, x = load_bundle(tmp_path/'m'), torch.randn(2, 3, 64, 64)
-    with torch.no_grad(): assert again.net(x).equal(net(x)) and again.spec == spec and again.facts == model.facts
+    with torch.no_grad(): assert again.net(x).equal(net(x)) and again.spec == spec and again.metadata == model.metadata
 
 
 def test_an_own_network_is_read_by_timm_once_fastsmile_is_imported(tmp_path):
@@ -336,7 +336,7 @@ def test_a_search_that_diverges_falls_back_and_leaves_no_trace(data, tiny, tmp_p
             if self.training and self.train_iter >= 3: self.learn.loss_grad = self.learn.loss = self.loss * float('nan')
     learn.add_cb(Diverge())
     rate = find_lr(learn)
-    assert rate.lr == 1e-3 and 'fell back' in rate.note and all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
+    assert rate.lr == 1e-3 and 'fell back' in rate.message and all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
     learn.lr_find(show_plot=False, suggest_funcs=())  # fastai's own: no error either, and the weights are back
     assert all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
     with pytest.raises(SmileError, match='lower --lr'): learn.fit(1, 1e-3)
@@ -394,7 +394,7 @@ def test_a_run_under_another_prior_is_fitted_and_measured_under_it(faces, tiny, 
     calib, test = (read_saved_predictions(r.path, k) for k in ('calib', 'test'))
     share = np.array(list(json.loads((r.path/'balance.json').read_text())['rows'].values()), dtype=float)
     assert np.allclose(calib.mix, share.sum() / share / 3) and np.isclose(calib.weights.mean(), 1)
-    own = r.model.facts.calibration
+    own = r.model.metadata.calibration
     assert np.isclose(own.temperature, fit_temperature(calib.probs, calib.y, calib.weights))
     assert not np.isclose(own.temperature, fit_temperature(calib.probs, calib.y))
     lost = -np.log(test.probs[np.arange(len(test.y)), test.y])

@@ -286,7 +286,7 @@ def trained(photographs, tmp_path_factory):
 
 
 def test_fit_trains_on_faces_and_says_so_in_the_model(trained, photographs, tmp_path, capsys, monkeypatch):
-    origin = trained.model.facts.origin
+    origin = trained.model.metadata.origin
     assert (origin['faces'], origin['face_margin'], origin['face_score']) == ('largest', 0.25, 0.7)
     rows = trained.data.rows
     assert rows.path.str.contains('#xywh=').all() and trained.learner().dls.valid_ds[0][0].shape == (3, 32, 32)

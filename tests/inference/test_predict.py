@@ -172,9 +172,9 @@ def test_raw_probabilities_have_columns_of_their_own(album, ask):
     assert 'raw_ columns as the network gives them' in done.run_info['probabilities'] and 'corrected' in done.run_info['probabilities']
     row, model = rows_of(ask.out)[0], load_model(ask.model)
     raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
-    shifted = raw * np.exp(model.facts.shift)
+    shifted = raw * np.exp(model.metadata.shift)
     assert np.abs(shifted / shifted.sum() - p).max() < 1e-9 < np.abs(raw - p).max()
-    assert 'as training saw them' in make_row_format(replace(model, facts=replace(model.facts, shift=[0.] * 3))).description
+    assert 'as training saw them' in make_row_format(replace(model, metadata=replace(model.metadata, shift=[0.] * 3))).description
 
 
 def killed(args, part, least, cwd=None):
@@ -295,7 +295,7 @@ def test_what_was_never_fitted_is_refused(album, ask, tmp_path, asked):
     from fastsmile.models.bundle import save_bundle
     from fastsmile.metrics.calibration import unfitted_calibration
     model = load_model(ask.model)
-    save_bundle(replace(model, facts=model.facts.calibrated(unfitted_calibration(model.facts.prior, 'argmax'))), tmp_path/'plain')
+    save_bundle(replace(model, metadata=model.metadata.calibrated(unfitted_calibration(model.metadata.prior, 'argmax'))), tmp_path/'plain')
     with pytest.raises(OptionError, match=f'--{asked}: this model was not calibrated'):
         predict(album, replace(ask, model=str(tmp_path/'plain'), **{asked: True}))
 
@@ -341,7 +341,7 @@ def test_tta_is_the_mean_over_its_views(album, run):
         a, b = probs(tta=tta), probs(tta=tta, mean='logits')
         assert np.abs(a - plain).max() > 1e-6 and np.abs(a - b).max() > 1e-9 and np.abs(a.sum(1) - 1).max() < 1e-9 and np.abs(b.sum(1) - 1).max() < 1e-9
         assert np.array_equal(a, probs(tta=tta))
-    assert not any(v.mirror for v in TTA_VIEWS['crops']) and {v.zoom for v in TTA_VIEWS['full']} == {1.0, 0.9}
+    assert not any(v.flip for v in TTA_VIEWS['crops']) and {v.zoom for v in TTA_VIEWS['full']} == {1.0, 0.9}
     mirrored = np.array([[r[f'p_{c}'] for c in model.spec.classes] for r in predict_rows(model, Mirrored(album), names, tta='flip', device='cpu')])
     assert np.abs(mirrored - probs(tta='flip')).max() < 1e-6  # flip does not tell a picture from its mirror image
 
@@ -417,10 +417,10 @@ COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
 def test_what_is_asked_decides_which_calls_are_close(run, monkeypatch, kw, key, tta, mean):
     "A narrow precision that is off by up to 0.14 a logit says what fp32 says, whichever boundary is asked about"
     from fastsmile.inference import torch_backend as room
-    facts, rng = run.model.facts, np.random.default_rng(0)
+    facts, rng = run.model.metadata, np.random.default_rng(0)
     classes = run.model.spec.classes
     calibration = replace(facts.calibration, temperature=1.7, cost=COST, confidence=0.5, least=[.3, .2, .1])
-    model = replace(run.model, facts=replace(facts, calibration=calibration, shift=[.5, -.2, -.3]))
+    model = replace(run.model, metadata=replace(facts, calibration=calibration, shift=[.5, -.2, -.3]))
     z = rng.normal(0, 1.5, (500, 3)).astype(np.float32)
     x = np.zeros((500, 1, 32, 32, 3), np.uint8)
     x[:, 0, :, :, 0], x[:, 0, :, :, 1] = np.arange(500)[:, None, None] // 256, np.arange(500)[:, None, None] % 256
@@ -428,9 +428,9 @@ def test_what_is_asked_decides_which_calls_are_close(run, monkeypatch, kw, key, 
     reading = make_row_format(model, request=RowOptions(**kw))
     def rows(precision):
         e = room.TorchBackend(model, precision, 'cpu')
-        if e.exact: e.exact._forward, e._forward = truth, lambda v: truth(v) + rng.uniform(-.14, .14, (len(v), 3)).astype(np.float32)
+        if e.fp32_backend: e.fp32_backend._forward, e._forward = truth, lambda v: truth(v) + rng.uniform(-.14, .14, (len(v), 3)).astype(np.float32)
         else: e._forward = truth
-        return [r[key] for r in reading.format(*predict_views(e, x, TTA_VIEWS[tta], mean, reading.decisions))], e.again
+        return [r[key] for r in reading.format(*predict_views(e, x, TTA_VIEWS[tta], mean, reading.decisions))], e.recomputed
     (exact, none), (quick, again) = rows('fp32'), rows('bf16')
     assert quick == exact and none == 0 < again < 350
     monkeypatch.setitem(room.UNCERTAIN_LEAD, 'bf16', 0.)

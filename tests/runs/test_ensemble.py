@@ -42,7 +42,7 @@ def mean_by_hand(runs, rows, prior):
     total = 0
     for r in runs:
         saved = pd.read_csv(r.path/'predictions_test.csv').set_index('path').loc[rows]
-        f = r.model.facts
+        f = r.model.metadata
         p = f.calibration.read(saved[[c for c in saved if c.startswith('p_')]].to_numpy())[1] * prior / np.array(f.prior)
         total = total + p / p.sum(1, keepdims=True) / len(runs)
     return total
@@ -51,8 +51,8 @@ def mean_by_hand(runs, rows, prior):
 def test_the_mean_of_calibrated_probabilities_under_the_prior_of_the_data(run, second, both):
     test = pd.read_csv(both.path/'predictions_test.csv')
     p = test[[c for c in test if c.startswith('p_')]].to_numpy()
-    assert np.ptp(second.model.facts.prior) < 1e-9 and np.ptp(both.model.facts.prior) > 0.1  # --prior uniform in one of them
-    assert np.abs(p - mean_by_hand([run, second], test.path, np.array(both.model.facts.prior))).max() < 1e-5
+    assert np.ptp(second.model.metadata.prior) < 1e-9 and np.ptp(both.model.metadata.prior) > 0.1  # --prior uniform in one of them
+    assert np.abs(p - mean_by_hand([run, second], test.path, np.array(both.model.metadata.prior))).max() < 1e-5
     assert both.metrics['test']['rows'] == run.metrics['test']['rows'] and both.config['status'] == 'finished'
 
 
@@ -67,7 +67,7 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
         assert np.abs(again[p].astype(float).to_numpy() - saved[p].to_numpy()).max() < 1e-5
     done = predict(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full', calibrated=True))
     assert done.rows > 100 and done.failed < 10
-    assert TorchBackend(model, 'bf16', 'cpu').exact is not None
+    assert TorchBackend(model, 'bf16', 'cpu').fp32_backend is not None
     assert not any(isinstance(m, nn.BatchNorm2d) for m in TorchBackend(model, device='cpu').net.modules())
 
 
@@ -82,7 +82,7 @@ def test_the_members_stand_beside_the_ensemble(both, run):
 def test_every_command_takes_an_ensemble(both, run, faces, tmp_path):
     assert evaluate(both.path, config=EvaluateConfig(draws=100))['metrics']['rows'] == both.metrics['test']['rows']
     assert calibrate(both.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
-    assert load_bundle(both.path).facts.decide == 'argmax'
+    assert load_bundle(both.path).metadata.decide == 'argmax'
     album = explain(both.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
     assert 'smoothgrad' in album['corners'] and 'no single feature map' in album['notes'][0]
     assert compare([run.path, both.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))['rows'] == run.metrics['test']['rows']

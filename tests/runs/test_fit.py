@@ -85,7 +85,7 @@ def test_probabilities_speak_for_the_data_and_labels_for_the_rule(faces, tiny, t
     assert [c[2:] for c in b[p].idxmax(axis=1)] == b.label.tolist()
     assert a.label.tolist() != b.label.tolist()
     assert a.confidence.tolist() == [row[f'p_{row.label}'] for _, row in a.iterrows()]
-    shift = balanced.model.facts.shift
+    shift = balanced.model.metadata.shift
     assert shift[0] > 0 > shift[1]  # NOT smile is commoner in the data than in what was drawn
 
 
