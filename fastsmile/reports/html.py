@@ -112,7 +112,7 @@ class Thumbnails:
 
     def url(self, name: str) -> str:
         "The same as a data URL; empty where the image cannot be read"
-        img = self.read_image(name)
+        img = self.image(name)
         return jpeg_data_url(img) if img else ''
 
 # %% ../../nbs/reports/02_html.ipynb #ff4da61d
