@@ -197,12 +197,12 @@ def digests_by_path(
 def _copies_by_bytes(
     fingerprints: pd.DataFrame,
     info: pd.DataFrame, # of the readable images of a `ScanResult`
-) -> pd.DataFrame: # path, of (which it copies), split, same
+) -> pd.DataFrame: # path, training_path (which it copies), split, same
     "Images with the bytes of a training image"
     first = fingerprints.drop_duplicates('digest').set_index('digest')
     same = info.digest[info.digest.isin(first.index)]
     of = first.loc[same]
-    return pd.DataFrame(dict(path=same.index, of=of.path.to_numpy(), split=of.split.to_numpy(), same='bytes'))
+    return pd.DataFrame(dict(path=same.index, training_path=of.path.to_numpy(), split=of.split.to_numpy(), same='bytes'))
 
 # %% ../../nbs/data/12_splits.ipynb #f272d4f2
 def _hash_words(hashes: pd.Series) -> np.ndarray: # (N, W), uint64
@@ -213,7 +213,7 @@ def _copies_by_hash(
     fingerprints: pd.DataFrame, # at least one, each with a hash
     scan: ScanResult,           # with at least one readable image
     near: int,                  # the greatest Hamming distance
-) -> pd.DataFrame: # path, of (which it copies), split, same
+) -> pd.DataFrame: # path, training_path (which it copies), split, same
     "Images whose hash is near that of a training image"
     old, old_row = np.unique(_hash_words(fingerprints.hash), axis=0, return_index=True)
     new, new_row = np.unique(scan.hashes[scan.readable, 0], axis=0, return_inverse=True)
@@ -224,7 +224,7 @@ def _copies_by_hash(
     copied = np.array([i in copy_of for i in new_row])
     of = fingerprints.iloc[[copy_of[i] for i in new_row[copied]]]
     path = scan.info.index[scan.readable][copied]
-    return pd.DataFrame(dict(path=path, of=of.path.to_numpy(), split=of.split.to_numpy(), same='hash'))
+    return pd.DataFrame(dict(path=path, training_path=of.path.to_numpy(), split=of.split.to_numpy(), same='hash'))
 
 # %% ../../nbs/data/12_splits.ipynb #0564eec7
 def find_training_copies(
@@ -232,7 +232,7 @@ def find_training_copies(
     scan: ScanResult,           # of other images, by the same hash
     hash: str = 'phash',        # one of `IMAGE_HASHES`
     near: int | None = None,    # the greatest Hamming distance; the hash's own where None
-) -> pd.DataFrame: # path, of (which it copies), split, same (bytes or hash): a row for each copy
+) -> pd.DataFrame: # path, training_path (which it copies), split, same (bytes or hash): a row for each copy
     "The images that are copies of training images"
     info = scan.info[scan.readable]
     copies = _copies_by_bytes(fingerprints, info)
