@@ -202,7 +202,8 @@ def _copies_by_bytes(
     first = fingerprints.drop_duplicates('digest').set_index('digest')
     same = info.digest[info.digest.isin(first.index)]
     of = first.loc[same]
-    return pd.DataFrame(dict(path=same.index, training_path=of.path.to_numpy(), split=of.split.to_numpy(), same='bytes'))
+    return pd.DataFrame(dict(path=same.index, training_path=of.path.to_numpy(), split=of.split.to_numpy(),
+                             same='bytes'))
 
 # %% ../../nbs/data/12_splits.ipynb #f272d4f2
 def _hash_words(hashes: pd.Series) -> np.ndarray: # (N, W), uint64
