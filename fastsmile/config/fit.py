@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESIZE_MODES', 'CACHE_MODES', 'TRACKERS', 'MONITORED_METRICS', 'NetworkOptions', 'ScheduleOptions',
-           'OptimizerOptions', 'RunOptions', 'FitConfig']
+           'OptimizerOptions', 'RepeatOptions', 'RunOptions', 'FitConfig']
 
 # %% ../../nbs/config/03_fit.ipynb #dc2d8237
 from dataclasses import dataclass
@@ -87,19 +87,29 @@ class OptimizerOptions(Options):
     loss: str = opt('ce', f'{format_choices(LOSS_CHOICES)}', metavar='WORD[:N]')
     monitor: str = opt('macro_f1', 'validation metric that selects the best epoch', choices=MONITORED_METRICS)
 
-# %% ../../nbs/config/03_fit.ipynb #9f5a5f4b
+# %% ../../nbs/config/03_fit.ipynb #993d5a4c
 @dataclass(frozen=True)
-class RunOptions(Options):
-    "Where and how often is trained, and what is written"
+class RepeatOptions(Options):
+    "How often is trained, and with which seeds"
     folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ '
                             'are the runs', minimum=2, maximum=50)
-    out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
-    resume: str | None = opt(None, 'resume a stopped run, from its last finished epoch and with its own options',
-                             metavar='RUN')
     seed: int = seed_opt('seed of the split, the draws and the weights')
     train_seed: int | None = seed_opt('another seed for the draws and the weights, on the same split', None)
     seeds: int = opt(1, 'train so many times, with consecutive seeds, on the same split; the table shows the spread',
                      minimum=1, maximum=100)
+
+    @property
+    def training_seed(self) -> int:
+        "The seed of draws and weights"
+        return self.seed if self.train_seed is None else self.train_seed
+
+# %% ../../nbs/config/03_fit.ipynb #8f274929
+@dataclass(frozen=True)
+class RunOptions(Options):
+    "Where is trained, and what is written"
+    out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
+    resume: str | None = opt(None, 'resume a stopped run, from its last finished epoch and with its own options',
+                             metavar='RUN')
     device: str | None = device_opt()
     workers: int | None = opt(None, 'processes that decode images (default: by the number of cores)',
                               minimum=0, maximum=64)
@@ -140,9 +150,10 @@ def _parse_training(config: 'FitConfig') -> ParsedChoices:
         lr_sweep=config.lr_sweep is not None, spread=config.spread, folds=config.folds, seeds=config.seeds,
         views=config.views, compile=config.compile, test_given=config.test != config.defaults()['test'])
 
-# %% ../../nbs/config/03_fit.ipynb #f9ff127c
+# %% ../../nbs/config/03_fit.ipynb #38f8f1af
 @dataclass(frozen=True)
-class FitConfig(RunOptions, OptimizerOptions, ScheduleOptions, NetworkOptions, SplitOptions, DecideOptions):
+class FitConfig(RunOptions, RepeatOptions, OptimizerOptions, ScheduleOptions, NetworkOptions, SplitOptions,
+                DecideOptions):
     "Options of `fit`"
     def __post_init__(self):
         super().__post_init__()
@@ -152,11 +163,6 @@ class FitConfig(RunOptions, OptimizerOptions, ScheduleOptions, NetworkOptions, S
     def parsed(self) -> ParsedChoices:
         "The options of one word or more, parsed; raises `OptionError` for what is not accepted"
         return _parse_training(self)
-
-    @property
-    def training_seed(self) -> int:
-        "The seed of draws and weights"
-        return self.seed if self.train_seed is None else self.train_seed
 
     @property
     def effective_augment(self) -> str:
