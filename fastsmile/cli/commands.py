@@ -74,7 +74,7 @@ def _audit(source: str, config: AuditConfig) -> tuple:
     "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
     from fastsmile.reports.audit import audit, fit_command
     with ProgressBar('examining') as start: done = audit(source, config, start)
-    return *audit_output(done, fit_command(source, config)), int(done.fails(config.fail_on))
+    return *audit_output(done, fit_command(source, config)), int(done.has_severity(config.fail_on))
 
 # %% ../../nbs/cli/03_commands.ipynb #1a616d19
 _FIT_EXAMPLES = ('fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '

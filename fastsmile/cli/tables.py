@@ -358,7 +358,7 @@ def audit_output(
     "What `audit` prints: its findings, the page, and the command that follows the plan"
     r = done.record
     title = f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside'
-    findings = [(f.kind, f.severity, f.count, f.action) for f in done.found]
+    findings = [(f.kind, f.severity, f.count, f.action) for f in done.findings]
     if findings: shown = [rich_table(title, ['finding', 'severity', 'count', 'what fit does'], findings)]
     else: shown = [f'{r["rows_in"]} rows, no findings.']
     plan = shell_quote(done.path/'plan.csv')

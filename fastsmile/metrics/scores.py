@@ -79,7 +79,7 @@ def expected_calibration_error(
     true: np.ndarray,    # (N,) whether it came true
     weights: np.ndarray, # (D, N)
 ) -> np.ndarray: # (D,)
-    "Expected calibration error: the mean distance between what was said and how often it was so, over bins"
+    "Expected calibration error: the mean distance between confidence and accuracy, over bins"
     in_bin = np.eye(CALIBRATION_BINS)[np.clip(np.ceil(said * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)]  # (N, bins)
     return _safe_ratio(np.abs(weights @ (in_bin * (said - true)[:, None])).sum(1), weights.sum(1))
 
@@ -226,13 +226,13 @@ def reliability_bins(
     y,                 # (N,)
     probs: np.ndarray, # (N, C)
     weights=None,      # (N,) of the rows
-) -> list[dict]: # said, so, rows of each bin that holds rows
+) -> list[dict]: # confidence, accuracy, rows of each bin that holds rows
     "How often the likeliest class is right, in bins of its probability: a calibration plot"
     said, right = probs.max(1), probs.argmax(1) == y
     at = np.clip(np.ceil(said * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     w = np.ones(len(y)) if weights is None else weights
     def mean(v, b): return float(np.average(v[at == b], weights=w[at == b]))
-    return [dict(said=mean(said, b), so=mean(right, b), rows=int((at == b).sum())) for b in range(CALIBRATION_BINS) if (at == b).any()]
+    return [dict(confidence=mean(said, b), accuracy=mean(right, b), rows=int((at == b).sum())) for b in range(CALIBRATION_BINS) if (at == b).any()]
 
 def has_collapsed(
     pred, # (N,) predicted classes

@@ -232,10 +232,10 @@ def subsample_training_rows(
         index = table.index[used & (table.split == split)]
         part = stratified_group_split(table.label[index], table.group[index], dict(kept=share, out=1 - share), seed)
         table.loc[index[part == 'out'], 'reason'] = _LEFT_OUT
-    fingerprints = data.taught
+    fingerprints = data.training_fingerprints
     if fingerprints is not None:
         fingerprints = fingerprints[~fingerprints.path.isin(table.path[table.reason == _LEFT_OUT])]
-    return replace(data, table=table, fingerprint=f'{data.fingerprint}-{rows}', taught=fingerprints)
+    return replace(data, table=table, fingerprint=f'{data.fingerprint}-{rows}', training_fingerprints=fingerprints)
 
 # %% ../../nbs/studies/02_run.ipynb #668b6b55
 @dataclass(frozen=True)

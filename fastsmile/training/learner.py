@@ -85,7 +85,7 @@ def prepare_images(
     config: FitConfig,
 ) -> PreparedImages:
     "The images of the train and valid rows, decoded where `--cache` keeps them"
-    digests = None if data.taught is None else dict(zip(data.taught.path, data.taught.digest))
+    digests = None if data.training_fingerprints is None else dict(zip(data.training_fingerprints.path, data.training_fingerprints.digest))
     cache = 'disk' if world_size() > 1 and config.cache == 'auto' and digests else config.cache
     names = data.rows[data.rows.split.isin(['train', 'valid'])].path
     with rank_zero_first(): return PreparedImages(data.reader, spec.prep, names, cache, digests)
