@@ -38,10 +38,9 @@ def _parse_toml(
 def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     "A TOML file of a user; raises `OptionError` where it cannot be read"
     where = local_path(path)
-    try: text = where.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e:
-        why = getattr(e, 'strerror', None) or 'not UTF-8 text'
-        raise OptionError(f'--config {printable(path)} cannot be read: {why}.',
+    try: text = where.read_text(encoding='utf-8-sig', errors='surrogateescape')  # as paths that are not UTF-8 are kept
+    except OSError as e:
+        raise OptionError(f'--config {printable(path)} cannot be read: {e.strerror}.',
                           'Name a TOML file of options.') from None
     return _parse_toml(text, printable(path))
 
