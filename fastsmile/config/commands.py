@@ -11,11 +11,12 @@ __all__ = ['EXPLAIN_METHODS', 'ENGINES', 'SERVED_EXPLANATIONS', 'KNN_DISTANCES',
 # %% ../../nbs/config/04_commands.ipynb #6518ae9b
 from dataclasses import dataclass, field
 
+from .choices import MONITORED_METRICS, format_choices, parse_choices
 from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, Options, POOL_CHOICES, PRECISIONS
 from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, check_ray_address
-from .fields import face_margin_opt, face_score_opt, faces_opt, flag, format_choices, opt
-from .fields import parse_choices, parse_number_list, parse_word_list, ray_opt, seed_opt
-from .fit import FitConfig, MONITORED_METRICS, RESIZE_MODES
+from .fields import face_margin_opt, face_score_opt, faces_opt, flag, opt
+from .fields import parse_number_list, parse_word_list, ray_opt, seed_opt
+from .fit import FitConfig, RESIZE_MODES
 from .recipes import with_recipe_defaults
 from ..core.errors import OptionError, check_choice
 

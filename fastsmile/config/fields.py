@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['FACE_MODES', 'HASH_NAMES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS', 'SAMPLING_CHOICES', 'BALANCE_CHOICES',
-           'LOSS_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES',
-           'INCOMPATIBLE_OPTIONS', 'opt', 'flag', 'Options', 'command_line', 'seed_opt', 'faces_opt', 'face_margin_opt',
-           'face_score_opt', 'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions', 'ray_opt', 'actors_opt',
-           'check_ray_address', 'ChoiceValue', 'parse_choice', 'format_choices', 'parse_choices', 'parse_rates',
+           'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'INCOMPATIBLE_OPTIONS', 'opt', 'flag',
+           'Options', 'command_line', 'seed_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt', 'SourceOptions',
+           'DataOptions', 'SplitOptions', 'DecideOptions', 'ray_opt', 'actors_opt', 'check_ray_address', 'parse_rates',
            'parse_head', 'ParsedChoices', 'check_compatible', 'parse_number_list', 'parse_word_list']
 
 # %% ../../nbs/config/01_fields.ipynb #17da425d
@@ -15,6 +14,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 
+from .choices import ChoiceValue, LOSSES, scores_where
 from ..core.errors import OptionError, check_choice
 
 # %% ../../nbs/config/01_fields.ipynb #ef9ca564
@@ -163,7 +163,7 @@ class SplitOptions(DataOptions):
             raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to learn from.', 'Together at most 0.9.')
 
 # %% ../../nbs/config/01_fields.ipynb #639bbf6c
-DECISION_RULES = ('auto', 'argmax', 'balanced', 'accuracy', 'balanced_accuracy', 'macro_f1', 'weighted_f1', 'mcc', 'kappa')
+DECISION_RULES = ('auto', 'argmax', 'balanced', *scores_where(lambda s: s.kind == 'labels'))
 
 @dataclass(frozen=True)
 class DecideOptions(Options):
@@ -201,67 +201,11 @@ def check_ray_address(
     if config.ray is not None and not re.fullmatch(r'local|auto|[^\s/]+:\d{1,5}', config.ray):
         raise OptionError(f'--ray {config.ray!r} is no cluster.', 'Accepted: local, auto, or HOST:PORT of its head node, e.g. 10.0.0.1:6379.')
 
-# %% ../../nbs/config/01_fields.ipynb #06850d5d
-@dataclass(frozen=True)
-class ChoiceValue:
-    "What may stand behind a word's colon"
-    default: float | str | None = None  # where nothing stands there; None: something must
-    least: float = 0.0
-    most: float = 1.0
-    whole: bool = False      # a count
-    words: tuple = ()        # only these, instead of numbers
-
-    def __str__(self): return '|'.join(self.words) or ('N' if self.whole else f'{self.least:g}..{self.most:g}')
-
-    def read(self, text: str):
-        "The value that `text` writes; a `ValueError` where it is none"
-        if self.words:
-            if text not in self.words: raise ValueError
-            return text
-        v = int(text) if self.whole else float(text)
-        if not self.least <= v <= self.most: raise ValueError
-        return v
-
-# %% ../../nbs/config/01_fields.ipynb #41c51592
-def parse_choice(
-    name: str,    # the option, as the user typed it
-    text: str,    # what was given: a word, or word:value
-    kinds: dict,  # word -> `ChoiceValue`, or None for a word that stands alone
-) -> tuple: # the word and its value (None for a word that stands alone)
-    "Read `word` or `word:value`; an `OptionError` that lists what is accepted"
-    word, colon, rest = text.partition(':')
-    rule = kinds.get(word)
-    try:
-        if word not in kinds or (rule is None and colon): raise ValueError
-        if rule is None: return word, None
-        if not colon and rule.default is None: raise ValueError
-        return word, rule.read(rest) if colon else rule.default
-    except ValueError: raise OptionError(f'{name} {text!r} is not known.', f'Accepted: {format_choices(kinds)}.') from None
-
-def format_choices(
-    kinds: dict, # word -> `ChoiceValue` or None
-) -> str:
-    "The words that are accepted, with their values"
-    def one(word, rule): return word if rule is None else f'{word}:{rule}' if rule.default is None else f'{word}[:{rule}]'
-    return ', '.join(one(w, r) for w, r in kinds.items())
-
-# %% ../../nbs/config/01_fields.ipynb #4dcba488
-def parse_choices(
-    name: str,
-    text: str,    # words joined by +
-    kinds: dict,
-) -> dict: # word -> value, in the order given
-    "Read `a+b:3`; an `OptionError` where a word comes twice"
-    parts = [parse_choice(name, t, kinds) for t in text.split('+')]
-    if len(dict(parts)) < len(parts): raise OptionError(f'{name} {text!r} says a word twice.', f'Accepted: {format_choices(kinds)}, joined by +.')
-    return dict(parts)
-
 # %% ../../nbs/config/01_fields.ipynb #a1faace0
 _SAMPLE_COUNT = ChoiceValue(least=1, most=10_000_000, whole=True)
 SAMPLING_CHOICES = {'none': None, 'weighted': None, 'oversample': None, 'undersample': None, 'both': _SAMPLE_COUNT, 'augment': _SAMPLE_COUNT}
 _LOSS_ADJUSTMENTS = {'class-weight': ChoiceValue('inverse', words=('inverse', 'effective')), 'logit-adjust': ChoiceValue(1.0, 0.0, 4.0)}
 BALANCE_CHOICES = SAMPLING_CHOICES | _LOSS_ADJUSTMENTS
-LOSS_CHOICES = {'ce': None, 'label-smoothing': ChoiceValue(0.1, 0.0, 0.9), 'focal': ChoiceValue(2.0, 0.0, 10.0), 'soft-f1': None, 'bce': None}
 _AUGMENT_STRENGTHS = dict.fromkeys(('none', 'light', 'medium', 'strong'))
 _MIX_CHOICES = {'mixup': ChoiceValue(0.4, 0.01, 10.0), 'cutmix': ChoiceValue(1.0, 0.01, 10.0)}
 AUGMENT_CHOICES = _AUGMENT_STRENGTHS | {'cutout': ChoiceValue(0.5)} | _MIX_CHOICES
@@ -324,6 +268,12 @@ class ParsedChoices:
         "Augmented views whose features are kept beside those of the plain picture; None where no features are kept"
         return _parse_views(self.views) if self.freeze == 'head' else None
 
+_BATCH_LOSSES = ' or '.join(word for word, loss in LOSSES.items() if not loss.per_row)
+
+def _no_logit_adjust(word: str, why: str) -> tuple:
+    "The row of `INCOMPATIBLE_OPTIONS` of a loss that takes no logit adjustment"
+    return f'--loss {word} with logit-adjust', lambda a: a.loss[0] == word and 'logit-adjust' in a.balance, why
+
 INCOMPATIBLE_OPTIONS = (
     ('--balance with two ways of drawing', lambda a: len(a.balance.keys() & SAMPLING_CHOICES.keys()) > 1, 'An epoch is drawn in one way.'),
     ('--balance class-weight+logit-adjust', lambda a: len(a.balance.keys() & _LOSS_ADJUSTMENTS.keys()) > 1,
@@ -332,14 +282,12 @@ INCOMPATIBLE_OPTIONS = (
      'Without augmentation the pictures that are drawn again are copies: that is oversampling.'),
     ('--augment with two strengths', lambda a: len(a.augment.keys() & _AUGMENT_STRENGTHS.keys()) > 1, 'Take one of none, light, medium, strong.'),
     ('--augment mixup+cutmix', lambda a: len(a.augment.keys() & _MIX_CHOICES.keys()) > 1, 'A batch is mixed in one way.'),
-    ('--loss soft-f1 with mixup or cutmix', lambda a: a.loss[0] == 'soft-f1' and a.augment.keys() & _MIX_CHOICES.keys(),
-     'Mixing interpolates the loss of single pictures; soft-F1 is a loss of a whole batch.'),
-    ('--loss soft-f1 with class-weight or logit-adjust', lambda a: a.loss[0] == 'soft-f1' and a.balance.keys() & _LOSS_ADJUSTMENTS.keys(),
-     'The mean of the F1 of all classes already counts each class once; it has no term per picture that a weight could multiply.'),
-    ('--loss bce with logit-adjust', lambda a: a.loss[0] == 'bce' and 'logit-adjust' in a.balance,
-     'The adjustment is one of a softmax over the classes; bce has a sigmoid for each.'),
-    ('--loss focal or label-smoothing with logit-adjust', lambda a: a.loss[0] in ('focal', 'label-smoothing') and 'logit-adjust' in a.balance,
-     'The loss bends the adjusted logits, and the way back to the shares of the data would bend those that are not; take ce.'),
+    (f'--loss {_BATCH_LOSSES} with mixup or cutmix', lambda a: not LOSSES[a.loss[0]].per_row and a.augment.keys() & _MIX_CHOICES.keys(),
+     f'Mixing interpolates the loss of single images; {_BATCH_LOSSES} is a loss of a whole batch.'),
+    (f'--loss {_BATCH_LOSSES} with class-weight or logit-adjust',
+     lambda a: not LOSSES[a.loss[0]].per_row and a.balance.keys() & _LOSS_ADJUSTMENTS.keys(),
+     'The mean of the F1 of all classes already counts each class once; it has no term per image that a weight could multiply.'),
+    *(_no_logit_adjust(word, loss.no_logit_adjust) for word, loss in LOSSES.items() if loss.no_logit_adjust),
     ('--freeze head with --freeze-epochs', lambda a: a.freeze == 'head' and a.freeze_epochs,
      'With --freeze head the head alone is trained all the time; --epochs says how long.'),
     ('--freeze head with --spread', lambda a: a.freeze == 'head' and a.spread, 'The head is one group of parameters, and has one rate.'),

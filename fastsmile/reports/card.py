@@ -9,7 +9,8 @@ __all__ = ['CARD_SCORES', 'write_card', 'verdict', 'decision_rule_text', 'probab
 import re
 from pathlib import Path
 
-from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES, parse_choices
+from ..config.choices import parse_choices
+from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES
 from ..core.errors import printable, printable_lines
 from ..core.files import read_json, write_text
 from ..metrics.scores import SCORE_NAMES

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES, parse_choices
+from ..config.choices import parse_choices
+from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES
 from ..core.system import sub_seed
 
 # %% ../../nbs/training/02_balance.ipynb #922b19a9

@@ -30,7 +30,8 @@ from fastai.vision.augment import RandomErasing, aug_transforms
 from fastai.vision.core import TensorImage
 from torch.utils.data import get_worker_info
 
-from ..config.fields import AUGMENT_CHOICES, parse_choices
+from ..config.choices import parse_choices
+from ..config.fields import AUGMENT_CHOICES
 from ..config.fit import CACHE_MODES
 from ..core.errors import SmileError, check_choice, printable, say
 from ..data.cache import cached_pixels
