@@ -1,6 +1,8 @@
 "Small things that several tests share: pictures, a sample, a trained run."
 import io
 import os
+import subprocess
+import sys
 import time
 import warnings
 from contextlib import contextmanager
@@ -109,3 +111,9 @@ def cheap(seconds=5, mib=300):
     yield
     assert time.process_time() - start < seconds
     if can: assert peak() - before < mib
+
+
+def shell(*args, cwd=None, **env):
+    "The command as its own process"
+    env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(COLUMNS='120', TERM='dumb') | env
+    return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)

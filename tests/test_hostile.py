@@ -221,7 +221,7 @@ STRANGE = ['\x1b]0;owned\x07', '\x1b[31m\x1b[2J', 'new\nline', 'carriage\rreturn
 COMMANDS = """
 import socket
 import sys
-from fastsmile.cli.from_config import app
+from fastsmile.cli.commands import app
 def connect(self, *to): print('CONNECTS', to)
 socket.socket.connect = socket.socket.connect_ex = connect
 for line in open(sys.argv[1]).read().split('\\0'):

@@ -4,368 +4,427 @@
 
 # %% auto #0
 __all__ = ['TEMP_PREFIX', 'MAX_JSON_BYTES', 'LOCK_FILE', 'CSV_OPEN_ARGS', 'is_url', 'local_path', 'absolute_source',
-           'atomic_write', 'remove_stale_temps', 'write_text', 'write_json', 'json_text', 'jsonable', 'read_run_config',
-           'read_json', 'open_exclusive', 'folder_lock', 'new_run_folder', 'check_run_folder_free',
-           'check_source_exists', 'newest_run', 'try_lock', 'escape_formula', 'unescape_formula', 'import_pandas',
-           'LineFeedWriter', 'write_safe_csv', 'read_safe_csv', 'file_sha256']
+           'check_source_exists', 'try_lock', 'remove_stale_temps', 'atomic_write', 'write_text', 'jsonable',
+           'json_text', 'write_json', 'read_json', 'open_exclusive', 'folder_lock', 'read_run_config',
+           'check_run_folder_free', 'new_run_folder', 'newest_run', 'escape_formula', 'unescape_formula',
+           'import_pandas', 'LineFeedWriter', 'write_safe_csv', 'read_safe_csv', 'file_sha256']
 
-# %% ../../nbs/core/02_files.ipynb #361e6f28
+# %% ../../nbs/core/02_files.ipynb #b3577b9d
 import csv
 import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
 import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import CONTROL_CHARS, SmileError, WriteError, as_write_error, printable, shell_quote
 
-# %% ../../nbs/core/02_files.ipynb #4111e272
-def is_url(where) -> bool:
+if TYPE_CHECKING: from pandas import DataFrame, Series
+
+# %% ../../nbs/core/02_files.ipynb #9340d297
+def is_url(where: object) -> bool:
     "Is it a URL such as s3://bucket/faces, which fsspec opens? A drive of Windows is none"
     return bool(re.match(r'([a-z][a-z0-9+]+::)*[a-z][a-z0-9+]+://', str(where)))
 
-def local_path(path) -> Path:
-    "Where something is to be written; a `SmileError` where it is a URL"
-    if is_url(path): raise SmileError(f'{printable(path)} is a URL, and fastsmile writes to a disk.', 'Name a place on this machine, and copy it there.')
-    return Path(path)
+def local_path(path: str | os.PathLike) -> Path:
+    "A path to write to; raises a `SmileError` where it is a URL"
+    if not is_url(path): return Path(path)
+    raise SmileError(f'{printable(path)} is a URL, and fastsmile writes to a disk.',
+                     'Choose a local path, and copy it there.')
 
+# %% ../../nbs/core/02_files.ipynb #f61c4a5c
 def absolute_source(
-    source, # a path or a URL
+    source: str | os.PathLike, # a path or a URL
 ) -> str:
-    "Where a source stands, for a later command to open from another folder: a URL as it is, else the absolute path"
+    "The source as another command can open it from another folder: a URL as it is, else the absolute path"
     return str(source) if is_url(source) else str(Path(source).absolute())
 
-# %% ../../nbs/core/02_files.ipynb #3eb3852a
-TEMP_PREFIX = '.fastsmile-'  # what the name of a temporary file begins with
-
-@contextmanager
-def atomic_write(
-    path, # the file to be written; its folder is made
-    room: bool = False, # the temporary path has a folder of its own, for a writer that puts files of its own beside
-):
-    "A temporary path that becomes `path` when the block ends without an error; `WriteError` where it cannot be written"
-    path, end = local_path(path), f'.{Path(path).name[:40]}.part'
-    with as_write_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_temps(path.parent, end)
-        fd, part = _locked_temp_file(path.parent, end)
-        try:
-            if room: _temp_folder(part).mkdir()
-            tmp = _temp_folder(part)/path.name if room else part
-            yield tmp
-            with open(tmp, 'r+b') as f: os.fsync(f.fileno())  # Windows takes none that is only read
-            os.chmod(tmp, 0o666 & ~_umask())
-            os.replace(tmp, path)
-        finally:
-            if os.name != 'nt': os.close(fd)
-            _remove_temp(part)
-
-def _locked_temp_file(folder: Path, end: str) -> tuple[int, Path]:
-    "A new file, locked; on Windows closed, because there an open file cannot be renamed"
-    while True:
-        fd, tmp = tempfile.mkstemp(dir=folder, prefix=TEMP_PREFIX, suffix=end)
-        if os.name == 'nt' or try_lock(fd) is not False and _is_still_at(fd, tmp): break
-        os.close(fd)  # somebody took it for a leftover before it was locked
-    if os.name == 'nt': os.close(fd)
-    return fd, Path(tmp)
-
-def _temp_folder(part: Path) -> Path:
-    "The folder that may belong to a temporary file"
-    return part.with_suffix('.room')
-
-def _remove_temp(part: Path):
-    "A temporary file and what is in its room; the file goes last, and stays while anything else does"
-    shutil.rmtree(_temp_folder(part), ignore_errors=True)
-    if not _temp_folder(part).exists(): part.unlink(missing_ok=True)
-
-def remove_stale_temps(
-    folder,
-    end: str = '.part', # what their names end with
-    below: bool = False, # also in the folders below
-):
-    "Delete temporary files of processes that were killed; those that somebody is writing stay"
-    for p in Path(folder).glob(f'{"**/" if below else ""}{TEMP_PREFIX}*{glob.escape(end)}'):
-        try:
-            old = time.time() - p.stat().st_mtime > 86400
-            if os.name == 'nt' and not old: continue  # not locked there
-            with open(p, 'r+b') as f:  # a network file system locks no file that is open for reading alone
-                got = os.name == 'nt' or try_lock(f.fileno())
-                if got or got is None and old: _remove_temp(p)
-        except OSError: continue  # gone, or somebody else's
-
-def _umask() -> int:
-    "The process's file mode mask, which can only be read by setting it"
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-# %% ../../nbs/core/02_files.ipynb #37c74acb
-def write_text(
-    path,      # the file
-    text: str, # its whole content, written as UTF-8
-):
-    "Write `text` to `path` atomically; half a character, which UTF-8 cannot hold, is replaced"
-    data = re.sub(r'[\ud800-\udc7f\udd00-\udfff]', '\N{REPLACEMENT CHARACTER}', text).encode('utf-8', 'surrogateescape')  # bytes of file names stay
-    with atomic_write(path) as tmp: tmp.write_bytes(data)
-
-# %% ../../nbs/core/02_files.ipynb #c156b5a6
-def write_json(
-    path, # the file
-    obj,  # anything JSON can hold; dataclasses, paths and NumPy numbers are turned into it
-):
-    "Write `obj` to `path` as indented JSON, atomically; NaN becomes null"
-    write_text(path, json_text(obj, 1) + '\n')
-
-def json_text(
-    obj,
-    indent: int | None = None,
-) -> str:
-    "`obj` as JSON; NaN becomes null, and what a terminal obeys or UTF-8 cannot hold stands as its code"
-    text = json.dumps(jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False)
-    return re.sub(f'[{CONTROL_CHARS}]', lambda m: f'\\u{ord(m[0]):04x}', text)
-
-def jsonable(o):
-    "`o` in JSON's own types: numbers that are not finite become None"
-    if isinstance(o, dict): return {str(k): jsonable(v) for k, v in o.items()}
-    if isinstance(o, list | tuple | set): return [jsonable(v) for v in o]
-    if hasattr(o, 'tolist'): return jsonable(o.tolist())
-    if isinstance(o, float): return o if o == o and abs(o) != float('inf') else None
-    return o if isinstance(o, str | int | bool) or o is None else str(o)
-
-# %% ../../nbs/core/02_files.ipynb #06aa17ed
-_RUN_CONFIG_TYPES = dict(status=str, source=str, options=dict, model=dict, origin=dict)  # in the config.json of a run
-
-def read_run_config(
-    run, # a run folder
-) -> dict:
-    "The config.json of a run folder; a `SmileError` where it is no record of a run"
-    record = read_json(Path(run)/'config.json')
-    if isinstance(record, dict) and all(isinstance(record.get(k, t()), t) for k, t in _RUN_CONFIG_TYPES.items()): return record
-    raise SmileError(f'{printable(Path(run)/"config.json")} is no record of a run.', 'Name a folder that fastsmile has written.')
-
-# %% ../../nbs/core/02_files.ipynb #57694aad
-MAX_JSON_BYTES = 256 * 1024**2
-
-def read_json(
-    path, # a JSON file that fastsmile wrote
-):
-    "The content of `path`; a `SmileError` where it is missing or broken"
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES: raise ValueError(f'more than {MAX_JSON_BYTES:,} bytes')
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise SmileError(f'{printable(path)} does not exist.') from None
-    except RecursionError: raise SmileError(f'{printable(path)} cannot be read as JSON: too many lists within lists.') from None
-    except (ValueError, OSError) as e: raise SmileError(f'{printable(path)} cannot be read as JSON: {printable(e)}') from None
-
-# %% ../../nbs/core/02_files.ipynb #62f5829a
-def open_exclusive(
-    path,  # a file to append to
-    **how, # as `open` takes it
-):
-    "Open a file that no other process appends to; a `SmileError` where one does. The lock ends with the process"
-    with as_write_error(path, 'Name another place with --out.'):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try: file = open(path, 'a', **how)
-            except FileNotFoundError as e: raise WriteError(f'{printable(path)} cannot be written: {e.strerror}.', 'Name another place with --out.') from None
-            if try_lock(file.fileno()) is False:
-                file.close()
-                raise SmileError(f'Another process is writing {printable(path)}.', 'Wait for it, or name another place with --out.')
-            if _is_still_at(file.fileno(), path):
-                return _unlock_in_forks(file)
-            file.close()  # its owner renamed or deleted it between the two steps
-
-LOCK_FILE = '.lock'  # in a run folder while somebody writes there; and after somebody was killed
-
-@contextmanager
-def folder_lock(
-    folder, # of a run
-):
-    "Inside, this process alone writes that folder; a `SmileError` where another one does"
-    mark = open_exclusive(Path(folder)/LOCK_FILE)
-    try:
-        remove_stale_temps(folder, below=True)
-        yield
-        if os.name != 'nt': (Path(folder)/LOCK_FILE).unlink(missing_ok=True)
-    finally: mark.close()
-    if os.name == 'nt': (Path(folder)/LOCK_FILE).unlink(missing_ok=True)
-
-# %% ../../nbs/core/02_files.ipynb #65c9b297
-def new_run_folder(
-    out: str | None,  # the folder that was asked for, or None to make a name
-    name: str,        # what the run is about; the made name is `runs/<name>-<time>`
-    root='runs',      # where made names stand
-) -> Path:
-    "Make and return a run folder; a `SmileError` where `out` already holds something, or is a URL"
-    if out is None:
-        base = Path(root)/f'{re.sub(r"[^A-Za-z0-9_.-]+", "-", name)}-{datetime.now():%Y%m%d-%H%M%S}'
-        tries = [base, *(base.with_name(f'{base.name}-{i}') for i in range(2, 100))]
-    else: tries = [local_path(out)]
-    for path in tries:
-        try: path.mkdir(parents=True)
-        except FileExistsError:
-            if out is not None and path.is_dir() and _is_free_folder(path): return path
-        except OSError as e:
-            raise SmileError(f'The folder {path} cannot be made: {e.strerror}.', 'Name a folder that can be written with --out.') from None
-        else: return path
-    raise _folder_taken_error(tries[-1])
-
-def _folder_taken_error(path: Path) -> SmileError:
-    try: old = read_run_config(path)
-    except SmileError: old = {}
-    stopped = old.get('kind', 'fit') == 'fit' and old.get('status') in ('running', 'stopped', 'failed')
-    return SmileError(f'{printable(path)} already holds something.', 'Name an empty or new folder with --out; nothing was changed.'
-                      + f' It is a run that was not finished: fastsmile fit --resume {shell_quote(path)} goes on.' * stopped)
-
-def check_run_folder_free(
-    out: str | None, # the folder that was asked for
-):
-    "Raise a `SmileError`, before any work, where `new_run_folder` would raise it after the work"
-    if out is not None and (path := local_path(out)).exists() and not (path.is_dir() and _is_free_folder(path)): raise _folder_taken_error(path)
-
-def _is_free_folder(path: Path) -> bool:
-    "Is a folder empty, or did whoever took it end before there was anything to go on with?"
-    names = {p.name for p in path.iterdir() if not p.name.startswith(TEMP_PREFIX)}
-    return not names or LOCK_FILE in names and 'config.json' not in names
-
-# %% ../../nbs/core/02_files.ipynb #9e471fda
 def check_source_exists(
-    where, # a source that somebody named
+    where: str | os.PathLike, # a path or a URL
 ):
-    "Raise a `SmileError` where there is nothing of that name; asked before anything heavy is imported"
-    if not is_url(where) and not os.path.exists(where): raise SmileError(f'{printable(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
+    "Raises a `SmileError` where there is no such path; called before anything heavy is imported"
+    if is_url(where) or os.path.exists(where): return
+    raise SmileError(f'{printable(where)} does not exist.', 'Name a folder, a zip, a CSV or an array file.')
 
-# %% ../../nbs/core/02_files.ipynb #3d928240
-def newest_run(
-    root='runs', # the folder of run folders
-) -> Path:
-    "The finished run under `root` that finished last; a `SmileError` where there is none"
-    done = []
-    for p in Path(root).glob('*/config.json'):
-        try: cfg = read_json(p)
-        except SmileError: continue  # a broken folder is no finished run
-        if isinstance(cfg, dict) and cfg.get('status') == 'finished': done.append((str(cfg.get('finished')), p.parent.name, p.parent))
-    if done: return max(done)[-1]
-    raise SmileError(f'There is no finished run under {Path(root).absolute()}.',
-                     'Train one with `fastsmile fit SOURCE`, or name a run or a model with --model.')
-
-# %% ../../nbs/core/02_files.ipynb #e2d6b898
+# %% ../../nbs/core/02_files.ipynb #dab029a1
 def try_lock(
     fd: int, # an open file
-) -> bool | None: # None where this file system knows no locks
-    "Lock a file for this process, until it is closed or the process ends, however it ends; False where another has it"
+) -> bool | None: # None where this file system has no locks
+    "Lock a file until it is closed or the process ends; False where another process has the lock"
     try: import fcntl
     except ImportError: return _try_lock_windows(fd)
     try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e: return False if e.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
-def _is_still_at(fd: int, path) -> bool:
+def _try_lock_windows(fd: int) -> bool:
+    "Lock a byte far behind the end: a locked part cannot be read by others"
+    import msvcrt
+    position = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, 1 << 40, os.SEEK_SET)
+    try: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError: return False
+    finally: os.lseek(fd, position, os.SEEK_SET)
+    return True
+
+# %% ../../nbs/core/02_files.ipynb #e12c187f
+def _is_still_at(fd: int, path: str | os.PathLike) -> bool:
     "Is an open file still the one of that name?"
     try: return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError: return False
 
-def _try_lock_windows(fd: int) -> bool:
-    "A byte far behind the end: what is locked there cannot be read by others"
-    import msvcrt
-    at = os.lseek(fd, 0, os.SEEK_CUR)
-    os.lseek(fd, 1 << 40, os.SEEK_SET)
-    try: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError: return False
-    finally: os.lseek(fd, at, os.SEEK_SET)
-    return True
-
-# %% ../../nbs/core/02_files.ipynb #a2258fe4
+# %% ../../nbs/core/02_files.ipynb #b62752de
 _LOCKED_FILES = weakref.WeakSet()  # files that this process has locked
 
 def _unlock_in_forks(
-    file, # that is open and locked
-):
-    "The same file, whose lock a forked process does not keep alive; what it buffers is written by this process alone"
+    file: IO, # open and locked
+) -> IO:
+    "The same file; a forked process neither keeps its lock nor writes what it buffers"
+    _register_fork_hook()
     _LOCKED_FILES.add(file)
     return file
 
+@cache
+def _register_fork_hook():
+    if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_close_locked_files)
+
 def _close_locked_files():
-    "In a forked process"
+    "In a forked process: what was locked becomes /dev/null"
     with open(os.devnull, 'w') as nothing:
         for f in _LOCKED_FILES:
             if not f.closed: os.dup2(nothing.fileno(), f.fileno())
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_close_locked_files)
+# %% ../../nbs/core/02_files.ipynb #842aeb20
+TEMP_PREFIX = '.fastsmile-'  # the beginning of a temporary file's name
 
-# %% ../../nbs/core/02_files.ipynb #9b055ff8
-_FORMULA_START = re.compile(r"'*[=+\-@\t\r\n]")       # how a cell begins that a spreadsheet would compute, or that looks like one made harmless
+def _locked_temp_file(folder: Path, suffix: str) -> tuple[int, Path]:
+    "A new file, locked; on Windows closed, because there an open file cannot be renamed"
+    while True:
+        fd, path = tempfile.mkstemp(dir=folder, prefix=TEMP_PREFIX, suffix=suffix)
+        if os.name == 'nt': break
+        if try_lock(fd) is not False and _is_still_at(fd, path): return fd, Path(path)
+        os.close(fd)  # another process took it for a leftover before it was locked
+    os.close(fd)
+    return fd, Path(path)
+
+def _temp_folder(part: Path) -> Path:
+    "The folder that may belong to a temporary file"
+    return part.with_suffix('.dir')
+
+def _remove_temp(part: Path):
+    "Delete a temporary file and its folder; the file goes last, and stays while anything else does"
+    shutil.rmtree(_temp_folder(part), ignore_errors=True)
+    if not _temp_folder(part).exists(): part.unlink(missing_ok=True)
+
+# %% ../../nbs/core/02_files.ipynb #11070480
+_DAY = 24 * 60 * 60  # seconds after which a temporary file is a leftover where there are no locks
+
+def _remove_if_stale(path: Path):
+    "Delete one temporary file that nobody has locked; without locks, one that is older than a day"
+    is_old = time.time() - path.stat().st_mtime > _DAY
+    if os.name == 'nt':
+        if is_old: _remove_temp(path)
+        return
+    with open(path, 'r+b') as f:  # a network file system locks no file that is open for reading alone
+        locked = try_lock(f.fileno())
+        if locked or locked is None and is_old: _remove_temp(path)
+
+# %% ../../nbs/core/02_files.ipynb #6b79054d
+def remove_stale_temps(
+    folder: str | os.PathLike,
+    suffix: str = '.part',    # the end of their names
+    recursive: bool = False,  # also in the folders below
+):
+    "Delete temporary files of processes that were killed; those that another process is writing stay"
+    pattern = f'{TEMP_PREFIX}*{glob.escape(suffix)}'
+    for p in Path(folder).glob(f'**/{pattern}' if recursive else pattern):
+        try: _remove_if_stale(p)
+        except OSError: continue  # gone, or not ours
+
+# %% ../../nbs/core/02_files.ipynb #fd63dbe6
+def _replace_file(temp: Path, path: Path):
+    "Move a finished file to its place, when it is on the disk"
+    with open(temp, 'r+b') as f: os.fsync(f.fileno())  # Windows takes none that is only read
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    os.chmod(temp, 0o666 & ~mask)
+    os.replace(temp, path)
+
+# %% ../../nbs/core/02_files.ipynb #91388dfa
+@contextmanager
+def atomic_write(
+    path: str | os.PathLike, # the file to be written; its folder is made
+    own_folder: bool = False, # put the temporary file in its own folder, for a writer that adds files of its own
+) -> Iterator[Path]:
+    "A temporary path that becomes `path` when the block ends without an error; raises `WriteError`"
+    path = local_path(path)
+    suffix = f'.{path.name[:40]}.part'
+    with as_write_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_temps(path.parent, suffix)
+        fd, part = _locked_temp_file(path.parent, suffix)
+        try:
+            if own_folder: _temp_folder(part).mkdir()
+            temp = _temp_folder(part)/path.name if own_folder else part
+            yield temp
+            _replace_file(temp, path)
+        finally:
+            if os.name != 'nt': os.close(fd)
+            _remove_temp(part)
+
+# %% ../../nbs/core/02_files.ipynb #20df7548
+_BROKEN_HALVES = r'[\ud800-\udc7f\udd00-\udfff]'  # halves of characters that are no byte of a file name
+
+def write_text(
+    path: str | os.PathLike,
+    text: str,                # the whole content, written as UTF-8
+):
+    "Write `text` to `path` atomically; half a character, which UTF-8 cannot hold, is replaced"
+    text = re.sub(_BROKEN_HALVES, '\N{REPLACEMENT CHARACTER}', text)
+    with atomic_write(path) as temp: temp.write_bytes(text.encode('utf-8', 'surrogateescape'))
+
+# %% ../../nbs/core/02_files.ipynb #7c228160
+def jsonable(o: Any) -> Any:
+    "`o` in JSON's own types: numbers that are not finite become None"
+    if isinstance(o, dict): return {str(k): jsonable(v) for k, v in o.items()}
+    if isinstance(o, list | tuple | set): return [jsonable(v) for v in o]
+    if hasattr(o, 'tolist'): return jsonable(o.tolist())
+    if isinstance(o, float): return o if math.isfinite(o) else None
+    return o if isinstance(o, str | int | bool) or o is None else str(o)
+
+# %% ../../nbs/core/02_files.ipynb #61a5970b
+def json_text(
+    obj: Any,
+    indent: int | None = None,
+) -> str:
+    "`obj` as JSON; NaN becomes null, and what a terminal obeys or UTF-8 cannot hold is written as its code"
+    text = json.dumps(jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False)
+    return re.sub(f'[{CONTROL_CHARS}]', lambda m: f'\\u{ord(m[0]):04x}', text)
+
+def write_json(
+    path: str | os.PathLike,
+    obj: Any, # anything JSON can hold; paths and NumPy numbers are turned into it
+):
+    "Write `obj` to `path` as indented JSON, atomically; NaN becomes null"
+    write_text(path, json_text(obj, 1) + '\n')
+
+# %% ../../nbs/core/02_files.ipynb #2b274fe3
+MAX_JSON_BYTES = 256 * 1024**2
+
+def read_json(
+    path: str | os.PathLike, # a JSON file that fastsmile wrote
+) -> Any:
+    "The content of `path`; raises a `SmileError` where it is missing or broken"
+    path = Path(path)
+    problem = f'{printable(path)} cannot be read as JSON'
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES: raise ValueError(f'more than {MAX_JSON_BYTES:,} bytes')
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError: raise SmileError(f'{printable(path)} does not exist.') from None
+    except RecursionError: raise SmileError(f'{problem}: too many lists within lists.') from None
+    except (ValueError, OSError) as e: raise SmileError(f'{problem}: {printable(e)}') from None
+
+# %% ../../nbs/core/02_files.ipynb #f3deda89
+_OTHER_OUT_HINT = 'Choose another path with --out.'
+
+def open_exclusive(
+    path: str | os.PathLike, # a file to append to
+    **how: Any,              # as `open` takes it
+) -> IO:
+    "Open a file that no other process appends to; the lock ends with the process. Raises a `SmileError`"
+    with as_write_error(path, _OTHER_OUT_HINT):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try: file = open(path, 'a', **how)
+            except FileNotFoundError as e:
+                raise WriteError(f'{printable(path)} cannot be written: {e.strerror}.', _OTHER_OUT_HINT) from None
+            if try_lock(file.fileno()) is False:
+                file.close()
+                raise SmileError(f'Another process is writing {printable(path)}.', f'Wait for it. {_OTHER_OUT_HINT}')
+            if _is_still_at(file.fileno(), path): return _unlock_in_forks(file)
+            file.close()  # its owner renamed or deleted it before it was locked
+
+# %% ../../nbs/core/02_files.ipynb #4035e9ae
+LOCK_FILE = '.lock'  # in a run folder while a process writes there, and after one was killed
+
+@contextmanager
+def folder_lock(
+    folder: str | os.PathLike, # of a run
+) -> Iterator[None]:
+    "Inside, this process alone writes that folder; raises a `SmileError` where another one does"
+    lock = Path(folder)/LOCK_FILE
+    file = open_exclusive(lock)
+    try:
+        remove_stale_temps(folder, recursive=True)
+        yield
+        if os.name != 'nt': lock.unlink(missing_ok=True)
+    finally: file.close()
+    if os.name == 'nt': lock.unlink(missing_ok=True)  # there an open file cannot be deleted
+
+# %% ../../nbs/core/02_files.ipynb #c8ea4e91
+_RUN_CONFIG_TYPES = dict(status=str, source=str, options=dict, model=dict, origin=dict)  # in a run's config.json
+
+def read_run_config(
+    run: str | os.PathLike, # a run folder
+) -> dict:
+    "The config.json of a run folder; raises a `SmileError` where it is not one of a fastsmile run"
+    path = Path(run)/'config.json'
+    record = read_json(path)
+    is_run = isinstance(record, dict)
+    is_run = is_run and all(isinstance(record.get(k, t()), t) for k, t in _RUN_CONFIG_TYPES.items())
+    if is_run: return record
+    raise SmileError(f'{printable(path)} is not a fastsmile run.', 'Name a run folder that fastsmile has written.')
+
+# %% ../../nbs/core/02_files.ipynb #3cdb8bd5
+def _is_free_folder(path: Path) -> bool:
+    "Is a folder empty, or left by a process that ended before there was anything to resume?"
+    names = {p.name for p in path.iterdir() if not p.name.startswith(TEMP_PREFIX)}
+    return not names or LOCK_FILE in names and 'config.json' not in names
+
+# %% ../../nbs/core/02_files.ipynb #57d446c7
+def _folder_taken_error(path: Path) -> SmileError:
+    "The error for a folder that is not empty; of a run that was not finished it says how to resume it"
+    try: config = read_run_config(path)
+    except SmileError: config = {}
+    hint = 'Choose an empty or new folder with --out; nothing was changed.'
+    if config.get('kind', 'fit') == 'fit' and config.get('status') in ('running', 'stopped', 'failed'):
+        hint += f' To resume the unfinished run in it: fastsmile fit --resume {shell_quote(path)}'
+    return SmileError(f'{printable(path)} is not empty.', hint)
+
+def check_run_folder_free(
+    out: str | os.PathLike | None, # the folder that was asked for
+):
+    "Raises a `SmileError`, before any work, where `new_run_folder` would raise it after the work"
+    if out is None or not local_path(out).exists(): return
+    path = local_path(out)
+    if not path.is_dir() or not _is_free_folder(path): raise _folder_taken_error(path)
+
+# %% ../../nbs/core/02_files.ipynb #f7e70a00
+def new_run_folder(
+    out: str | os.PathLike | None,   # the folder that was asked for, or None to make a name
+    name: str,                       # what the run is about; the made name is `runs/<name>-<time>`
+    root: str | os.PathLike = 'runs', # where made names are
+) -> Path:
+    "Make and return a run folder; raises a `SmileError` where `out` is not empty, or is a URL"
+    for path in [local_path(out)] if out is not None else _run_folder_names(name, Path(root)):
+        try: path.mkdir(parents=True)
+        except FileExistsError:
+            if out is not None and path.is_dir() and _is_free_folder(path): return path
+        except OSError as e:
+            raise SmileError(f'The folder {path} cannot be made: {e.strerror}.',
+                             'Choose a folder that can be written with --out.') from None
+        else: return path
+    raise _folder_taken_error(path)
+
+def _run_folder_names(name: str, root: Path) -> list[Path]:
+    "Names to try, the first by the time alone"
+    base = root/f'{re.sub(r"[^A-Za-z0-9_.-]+", "-", name)}-{datetime.now():%Y%m%d-%H%M%S}'
+    return [base, *(base.with_name(f'{base.name}-{i}') for i in range(2, 100))]
+
+# %% ../../nbs/core/02_files.ipynb #1a9faa10
+def newest_run(
+    root: str | os.PathLike = 'runs', # the folder of run folders
+) -> Path:
+    "The finished run under `root` that finished last; raises a `SmileError` where there is none"
+    finished = []
+    for p in Path(root).glob('*/config.json'):
+        try: config = read_json(p)
+        except SmileError: continue  # a broken folder is no finished run
+        if not isinstance(config, dict) or config.get('status') != 'finished': continue
+        finished.append((str(config.get('finished')), p.parent.name, p.parent))
+    if finished: return max(finished)[-1]
+    raise SmileError(f'There is no finished run under {Path(root).absolute()}.',
+                     'Train one with `fastsmile fit SOURCE`, or name a run or a model with --model.')
+
+# %% ../../nbs/core/02_files.ipynb #e2e5b7e0
+# the beginning of a cell that a spreadsheet would compute, or that looks like one made harmless
+_FORMULA_START = re.compile(r"'*[=+\-@\t\r\n]")
 _NUMBER_CELL = re.compile(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?')
 
 def escape_formula(
-    cell, # text; anything else is returned as it is
-):
+    cell: Any, # text; anything else is returned as it is
+) -> Any:
     "A cell that no spreadsheet computes: an apostrophe before what would be a formula"
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA_START.match(cell) and not _NUMBER_CELL.fullmatch(cell) else cell
+    if not isinstance(cell, str) or not _FORMULA_START.match(cell): return cell
+    return cell if _NUMBER_CELL.fullmatch(cell) else f"'{cell}"
 
 def unescape_formula(
-    cell: str, # from a file of ours
+    cell: str, # from a file that fastsmile wrote
 ) -> str:
     "The text that `escape_formula` made harmless"
     return cell[1:] if cell[:1] == "'" and _FORMULA_START.match(cell) else cell
 
-# %% ../../nbs/core/02_files.ipynb #ef42d167
+# %% ../../nbs/core/02_files.ipynb #b7260dd9
 def import_pandas():
-    "pandas, keeping text that is no UTF-8"
+    "The module pandas, set for the whole process to keep text that is not UTF-8"
     import pandas as pd
     pd.set_option('mode.string_storage', 'python')
     return pd
 
-# %% ../../nbs/core/02_files.ipynb #4711a01c
-CSV_OPEN_ARGS = dict(newline='', encoding='utf-8', errors='surrogateescape')  # a file name may be no Unicode
+# %% ../../nbs/core/02_files.ipynb #9190810c
+CSV_OPEN_ARGS = dict(newline='', encoding='utf-8', errors='surrogateescape')  # a file name may not be Unicode
 
 class LineFeedWriter:
-    "Text from a CSV writer that ends rows with CR LF, and therefore quotes both, into a file whose rows end with LF"
-    def __init__(self, file): self.file = file
+    "Text from a CSV writer that ends rows with CR LF, and so quotes both, into a file whose rows end with LF"
+    def __init__(self, file: IO): self.file = file
     def write(self, row: str): self.file.write(row.removesuffix('\r\n') + '\n')
 
+# %% ../../nbs/core/02_files.ipynb #3e1855b3
 def write_safe_csv(
-    frame, # a DataFrame; its index is not written
-    path,
+    frame: 'DataFrame', # its index is not written
+    path: str | os.PathLike,
 ):
-    "Write a table as CSV, whole or not at all, its text made harmless"
-    pd = import_pandas()
-    def safe(column): return pd.Series([escape_formula(v) for v in column], index=column.index, dtype=object) if column.dtype.kind == 'O' else column
-    cells = frame.apply(safe).set_axis([escape_formula(c) for c in frame.columns], axis=1) if len(frame) else frame.set_axis(map(escape_formula, frame.columns), axis=1)
-    with atomic_write(path) as tmp, open(tmp, 'w', **CSV_OPEN_ARGS) as f: cells.to_csv(LineFeedWriter(f), index=False, lineterminator='\r\n')
+    "Write a table as CSV atomically, its text made harmless in a spreadsheet"
+    cells = frame.apply(_escape_column) if len(frame) else frame
+    cells = cells.set_axis([escape_formula(c) for c in frame.columns], axis=1)
+    with atomic_write(path) as temp, open(temp, 'w', **CSV_OPEN_ARGS) as f:
+        cells.to_csv(LineFeedWriter(f), index=False, lineterminator='\r\n')
 
-# %% ../../nbs/core/02_files.ipynb #576f573f
+def _escape_column(column: 'Series') -> 'Series':
+    "A column of text, harmless; any other as it is"
+    if column.dtype.kind != 'O': return column
+    return import_pandas().Series([escape_formula(v) for v in column], index=column.index, dtype=object)
+
+# %% ../../nbs/core/02_files.ipynb #50615e57
 def read_safe_csv(
-    path,                  # a CSV that `write_safe_csv` wrote
-    numbers: bool = False, # make numbers of columns that hold nothing else; what is missing in them is NaN
-): # a DataFrame
-    "Read a table of ours; a `SmileError` where it is missing or broken"
+    path: str | os.PathLike, # a CSV that `write_safe_csv` wrote
+    numbers: bool = False,   # make numbers of columns that hold nothing else; a missing one is NaN
+) -> 'DataFrame':
+    "Read a table that fastsmile wrote; raises a `SmileError` where it is missing or broken"
     pd = import_pandas()
-    try:
-        with open(path, **CSV_OPEN_ARGS) as f: head, *rows = [[unescape_formula(c) for c in r] for r in csv.reader(f) if r] or [[]]
-    except OSError as e: raise SmileError(f'{printable(path)} cannot be read: {e.strerror}.') from None
-    except csv.Error as e: raise SmileError(f'{printable(path)} cannot be read as a table: {printable(e)}.') from None
-    if wrong := [i for i, r in enumerate(rows, 2) if len(r) != len(head)]:
-        raise SmileError(f'{printable(path)} is broken: row {wrong[0]} has {len(rows[wrong[0] - 2])} cells, the first {len(head)}.', 'Make it anew.')
+    head, *rows = _read_rows(path) or [[]]
+    for line, row in enumerate(rows, 2):
+        if len(row) == len(head): continue
+        raise SmileError(f'{printable(path)} is broken: row {line} has {len(row)} cells, the first {len(head)}.',
+                         'Write it again.')
     frame = pd.DataFrame(rows, columns=head, dtype=str)
     return frame.apply(_as_numbers) if numbers and len(frame) else frame
 
-def _as_numbers(column):
+def _read_rows(path: str | os.PathLike) -> list[list[str]]:
+    "The rows that are not empty, as text"
+    try:
+        with open(path, **CSV_OPEN_ARGS) as f: return [list(map(unescape_formula, row)) for row in csv.reader(f) if row]
+    except OSError as e: raise SmileError(f'{printable(path)} cannot be read: {e.strerror}.') from None
+    except csv.Error as e: raise SmileError(f'{printable(path)} cannot be read as a table: {printable(e)}.') from None
+
+def _as_numbers(column: 'Series') -> 'Series':
     "A column of text as numbers, where it holds nothing else"
-    import pandas as pd
-    try: return pd.to_numeric(column.replace('', float('nan')))
+    try: return import_pandas().to_numeric(column.replace('', float('nan')))
     except ValueError: return column
 
-# %% ../../nbs/core/02_files.ipynb #ab4cb80f
-def file_sha256(path) -> str:
+# %% ../../nbs/core/02_files.ipynb #e6020ea5
+def file_sha256(path: str | os.PathLike) -> str:
     "The SHA-256 of a file, in hex"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -6,108 +6,132 @@
 __all__ = ['CGROUP', 'free_memory', 'default_batch_size', 'is_memory_error', 'iso_now', 'sub_seed', 'seed_everything',
            'is_distributed', 'Interrupted', 'graceful_interrupt']
 
-# %% ../../nbs/core/03_system.ipynb #1036e12e
+# %% ../../nbs/core/03_system.ipynb #9543a9db
 import math
 import os
 import random
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-# %% ../../nbs/core/03_system.ipynb #1cab6f86
-CGROUP = Path('/sys/fs/cgroup')  # of this process, in a container with version 2 of control groups
+# %% ../../nbs/core/03_system.ipynb #a9c9e047
+CGROUP = Path('/sys/fs/cgroup')  # of this process, in a container with control groups version 2
 
 def free_memory() -> int: # bytes
-    "Memory that this process can still take; 4 GB where the system does not say"
-    left = []
-    try: left.append(int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024)
+    "Memory that this process can still take; 4 GB where the system gives no figure"
+    limits = []
+    try: limits.append(int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024)
     except (OSError, IndexError, ValueError): pass  # not Linux
-    try: left.append(int((CGROUP/'memory.max').read_text()) - int((CGROUP/'memory.current').read_text()) + _reclaimable_cache())
+    try:
+        limit, used = (int((CGROUP/f'memory.{name}').read_text()) for name in ('max', 'current'))
+        limits.append(limit - used + _reclaimable_cache())
     except (OSError, ValueError): pass  # no container, or one without a limit
-    return min(left, default=4 * 1024**3)
+    return min(limits, default=4 * 1024**3)
 
 def _reclaimable_cache() -> int: # bytes
-    "What a container holds of files that it has read, and gives back where memory is asked for"
+    "Cached files of the container, which it gives back where memory is needed"
     try: return int((CGROUP/'memory.stat').read_text().split('\ninactive_file ')[1].split()[0])
     except (OSError, IndexError, ValueError): return 0
 
+# %% ../../nbs/core/03_system.ipynb #18cd6bb0
+_BYTES_PER_PIXEL = 64 * 4  # of activations: 64 float maps
+
 def default_batch_size(
     size: int,        # pixels on a side
-    device: str,
-    sharers: int = 1, # threads that each hold such a group
-    memory: int | None = None, # bytes that are free on the device; asked of the system where None
-    total: int | None = None,  # pictures altogether, where that is known: the sharers then get equal groups
+    device: str,      # 'cpu', 'cuda', ...
+    threads: int = 1, # that each hold a batch
+    memory: int | None = None, # free bytes on the device; measured where None
+    total: int | None = None,  # images altogether, where known: the threads then get equal batches
 ) -> int:
-    "How many pictures to put through the network at once"
-    best = 256 if device != 'cpu' else min(64, max(4, 1 << round(math.log2(8 * (224 / size)**2))))
-    each, free = size**2 * 4 * 64, free_memory() if memory is None else memory
-    while best > 1 and best * each * sharers > free / 4: best //= 2
-    return -(-total // (sharers * -(-total // (best * sharers)))) if total and device == 'cpu' else best
+    "How many images to put through the network at once"
+    best = 256
+    if device == 'cpu': best = min(64, max(4, 1 << round(math.log2(8 * (224 / size)**2))))
+    image_bytes, free = size**2 * _BYTES_PER_PIXEL, free_memory() if memory is None else memory
+    while best > 1 and best * image_bytes * threads > free / 4: best //= 2
+    return best if device != 'cpu' or not total else _equal_batch_size(total, best, threads)
 
-# %% ../../nbs/core/03_system.ipynb #16f10df2
+def _equal_batch_size(total: int, most: int, threads: int) -> int:
+    "The size, at most `most`, with which each of `threads` gets the same number of batches"
+    rounds = math.ceil(total / (most * threads))
+    return math.ceil(total / (threads * rounds))
+
+# %% ../../nbs/core/03_system.ipynb #7fda67a8
+_MEMORY_ERROR_TEXTS = ("can't allocate memory", 'not enough memory', 'out of memory', 'failed to allocate')
+
 def is_memory_error(e: BaseException) -> bool:
-    "Is this how NumPy, torch on a CPU or onnxruntime say that memory ran out?"
-    return isinstance(e, MemoryError) or any(t in str(e).lower() for t in ("can't allocate memory", 'not enough memory', 'out of memory',
-                                                                           'failed to allocate'))
+    "Is this how NumPy, torch on a CPU or onnxruntime report that memory ran out?"
+    text = str(e).lower()
+    return isinstance(e, MemoryError) or any(t in text for t in _MEMORY_ERROR_TEXTS)
 
 # %% ../../nbs/core/03_system.ipynb #41689003
 def iso_now() -> str:
     "This moment as ISO 8601 text in local time with its offset"
     return datetime.now().astimezone().isoformat(timespec='milliseconds')
 
-# %% ../../nbs/core/03_system.ipynb #558f4980
+# %% ../../nbs/core/03_system.ipynb #e3f2b46c
 def sub_seed(
-    seed: int,  # the run's seed
-    *use,       # what the random numbers are for, e.g. 'split' or ('draw', epoch)
+    seed: int,    # the run's seed
+    *use: object, # what the random numbers are for, e.g. 'split' or ('draw', epoch)
 ) -> int:
     "A seed of 32 bits for one use, the same on every machine"
     from hashlib import blake2b
     return int.from_bytes(blake2b(repr((seed, *use)).encode(), digest_size=4).digest(), 'big')
 
-# %% ../../nbs/core/03_system.ipynb #66da185f
+# %% ../../nbs/core/03_system.ipynb #f5dd7aef
 def seed_everything(
     seed: int, # the run's seed
 ):
-    "Seed Python's, NumPy's and (where it is loaded) torch's global generators"
+    "Seed the global generators of Python, NumPy and torch, the last two where they are loaded"
     random.seed(seed)
     if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(seed % 2**32)
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
 
-# %% ../../nbs/core/03_system.ipynb #d47a6888
+# %% ../../nbs/core/03_system.ipynb #724e0803
 def is_distributed() -> bool:
-    "Was this process started as one of several that are to work together?"
+    "Was this process started as one of several that work together?"
     return os.environ.get('WORLD_SIZE', '1') != '1' and {'RANK', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
 
-# %% ../../nbs/core/03_system.ipynb #0a980690
+# %% ../../nbs/core/03_system.ipynb #8c76bb0d
 class Interrupted(KeyboardInterrupt):
-    "Ctrl-C, and what is left of the work"
+    "Ctrl-C, with what is kept of the work and how to continue"
     def __init__(self,
         message: str, # what is kept
-        hint: str,    # how to go on
+        hint: str,    # how to continue
     ):
         super().__init__(message)
         self.message, self.hint = message, hint
 
+# %% ../../nbs/core/03_system.ipynb #131065b6
+class _InterruptFlag:
+    "Remembers the first SIGINT; raises `KeyboardInterrupt` at the second one"
+    def __init__(self, finishing: str): self.finishing, self.pressed, self.process = finishing, False, os.getpid()
+
+    def on_signal(self, *_):
+        if os.getpid() != self.process: return  # a forked process: it ends with this one
+        if self.pressed: raise KeyboardInterrupt
+        self.pressed = True
+        if os.environ.get('FASTSMILE_QUIET'): return
+        os.write(2, f'\nCtrl-C: stopping after {self.finishing}; once more stops at once.\n'.encode())
+
+    def check(self):
+        if self.pressed: raise KeyboardInterrupt
+
+# %% ../../nbs/core/03_system.ipynb #4054c378
 @contextmanager
 def graceful_interrupt(
-    what: str, # what is finished first
-):
-    "Gives a function that raises `KeyboardInterrupt` where Ctrl-C was pressed; a second one raises it anywhere"
-    asked, mine = [], os.getpid()
-    def pressed(*_):
-        if os.getpid() != mine: return  # a process that was forked: it ends with this one
-        if asked: raise KeyboardInterrupt
-        asked.append(True)
-        if not os.environ.get('FASTSMILE_QUIET'): os.write(2, f'\nCtrl-C: stopping after {what}; once more stops at once.\n'.encode())
-    def leave():
-        if asked: raise KeyboardInterrupt
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-        yield leave
+    finishing: str, # what is finished first, e.g. 'this batch'
+) -> Iterator[Callable[[], None]]: # raises `KeyboardInterrupt` where Ctrl-C was pressed
+    "Ctrl-C waits until the block calls the function it gets, or ends; a second one raises `KeyboardInterrupt` at once"
+    flag = _InterruptFlag(finishing)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield flag.check
         return
-    before = signal.signal(signal.SIGINT, pressed)
-    try: yield leave
+    before = signal.signal(signal.SIGINT, flag.on_signal)
+    try: yield flag.check
     finally: signal.signal(signal.SIGINT, before)
-    leave()
+    flag.check()

@@ -178,7 +178,7 @@ def sample(
     "Draw the sample data set into `where`; raises `SmileError` where something stands there already"
     root = local_path(where)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise SmileError(f'{printable(root)} already holds something.', 'Name a new or empty folder; nothing was changed.')
+        raise SmileError(f'{printable(root)} is not empty.', 'Name a new or empty folder; nothing was changed.')
     try: (root/'happy_images').mkdir(parents=True)
     except OSError as e: raise SmileError(f'{printable(root)} cannot be made: {e.strerror}.', 'Name a folder that can be written.') from None
     s = _SampleWriter(root, np.random.default_rng(sub_seed(config.seed, 'sample')), dict(train=[], test=[]), [])

@@ -53,7 +53,7 @@ def write_tensors(
     metadata: dict | None = None, # strings for its header
 ):
     "A safetensors file, atomically, in the default memory layout; `WriteError` where it cannot be written"
-    with atomic_write(path, room=True) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp, metadata=metadata)
+    with atomic_write(path, own_folder=True) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp, metadata=metadata)
 
 # %% ../../nbs/models/04_weights.ipynb #4e082d6e
 _SPARE_TENSORS = 2_000  # parameters that a network may have while it is built, and lose again

@@ -1,14 +1,13 @@
 "What a person sees in a shell: exit codes, one clear line, results on standard output."
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
-from conftest import folder, picture
+from conftest import folder, picture, shell
 
 from fastsmile.core.errors import SmileError
 from fastsmile.config.commands import (
@@ -20,11 +19,6 @@ from fastsmile.config.fields import flag
 from fastsmile.config.fit import FitConfig
 
 
-def shell(*args, cwd=None, **env):
-    env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(COLUMNS='120', TERM='dumb') | env
-    return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
-
-
 @pytest.mark.parametrize('name,config', [('fit', FitConfig), ('predict', PredictConfig), ('sample', SampleConfig), ('demo', DemoConfig),
                                          ('archs', ArchsConfig), ('audit', AuditConfig), ('evaluate', EvaluateConfig), ('calibrate', CalibrateConfig),
                                          ('explain', ExplainConfig), ('report', ReportConfig), ('compare', CompareConfig), ('cache', CacheConfig),
@@ -33,7 +27,7 @@ def shell(*args, cwd=None, **env):
 def test_help_shows_every_option_and_an_example(name, config):
     from typer.testing import CliRunner
 
-    from fastsmile.cli.from_config import app
+    from fastsmile.cli.commands import app
     r = CliRunner().invoke(app, [name, '--help'], env=dict(COLUMNS='120', TERM='dumb'))
     assert r.exit_code == 0 and f'fastsmile {name}' in r.stdout.split('Example')[1]
     assert {flag(f.name) for f in fields(config)} <= set(re.findall(r'--[a-z-]+', r.stdout))
@@ -120,7 +114,7 @@ def test_names_of_the_package_are_functions_also_after_their_rooms_were_imported
 def test_predictions_that_all_failed_are_an_error(tmp_path, run, monkeypatch):
     from typer.testing import CliRunner
     from fastsmile.cli.commands import expand_bare_flags
-    from fastsmile.cli.from_config import app
+    from fastsmile.cli.commands import app
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     monkeypatch.chdir(tmp_path)
     def ask(*args): return CliRunner().invoke(app, expand_bare_flags(['predict', *args, '--model', str(run.path)]))
@@ -146,5 +140,5 @@ def test_an_occupied_folder_is_refused_before_any_work(tmp_path, status):
     from fastsmile.runs.fit import fit
     where = folder(tmp_path/'taken', {'config.json': json.dumps(dict(status=status, kind='fit'))})
     for make, config in ((audit, AuditConfig), (fit, FitConfig), (probe, ProbeConfig), (ensemble, EnsembleConfig)):
-        with pytest.raises(SmileError, match='taken already holds something') as e: make(str(tmp_path/'nowhere'), config(out=str(where)))
-        assert (f'--resume {where} goes on' in e.value.hint) == (status == 'stopped')
+        with pytest.raises(SmileError, match='taken is not empty') as e: make(str(tmp_path/'nowhere'), config(out=str(where)))
+        assert (f'To resume the unfinished run in it: fastsmile fit --resume {where}' in e.value.hint) == (status == 'stopped')

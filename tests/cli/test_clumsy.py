@@ -40,8 +40,8 @@ def test_a_record_that_is_none(record, run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path/'run')
     (copy/'config.json').write_text(json.dumps(record))
     for use in (evaluate, calibrate, report, explain, load_run, read_run_config, lambda r: compare([r, run.path]), lambda r: fit('.', FitConfig(resume=str(r)))):
-        with pytest.raises(SmileError, match='is no record of a run'): use(copy)
-    with pytest.raises(SmileError, match='already holds something'): new_run_folder(str(copy), 'x')
+        with pytest.raises(SmileError, match='is not a fastsmile run'): use(copy)
+    with pytest.raises(SmileError, match='is not empty'): new_run_folder(str(copy), 'x')
 
 
 def test_a_record_without_a_training_is_no_finished_run(tmp_path):

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 from fastsmile import FitConfig, fit, load_run
 from fastsmile.core.errors import OptionError
 from fastsmile.core.files import read_json
-from fastsmile.cli.from_config import app
+from fastsmile.cli.commands import app
 from fastsmile.config.fields import command_line
 from fastsmile.config.recipes import RECIPES
 

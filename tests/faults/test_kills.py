@@ -35,8 +35,8 @@ def test_the_harness_sees_torn_files(tmp_path):
     files = {'a.json': '{"a": 1', 'b.csv': 'x,y\n1,2\n1', 'c.html': '<html><body>', 'd.safetensors': '\x08', 'e.png': '\x89PNG', 'f.md': '---\n', 'g.xyz': ''}
     for name, text in files.items(): (tmp_path/name).write_text(text, encoding='latin-1')
     assert sorted(b.partition(':')[0] for b in broken(tmp_path)) == sorted(files)
-    (tmp_path/'.fastsmile-x.room').mkdir()
-    for name in ('.lock', '.fastsmile-x.a.json.part', '.fastsmile-x.room/.tmpX', 'p.csv.part'): (tmp_path/name).write_text('half')
+    (tmp_path/'.fastsmile-x.dir').mkdir()
+    for name in ('.lock', '.fastsmile-x.a.json.part', '.fastsmile-x.dir/.tmpX', 'p.csv.part'): (tmp_path/name).write_text('half')
     assert len(broken(tmp_path)) == len(files)
 
 

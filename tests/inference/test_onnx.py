@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, folder, picture
-from test_cli import shell
+from conftest import TINY, folder, picture, shell
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
