@@ -98,13 +98,13 @@ def _training_text(options: dict, training: dict, model: dict) -> str:
     if training.get('words'): return training['words']  # no network was trained
     start = 'random weights' if options['weights'] == 'none' else f"weights: {options['weights']}"
     def words(p):
-        early = '' if p.get('asked', p['epochs']) == p['epochs'] else f", of {p['asked']} that were asked for"
+        early = '' if p.get('planned', p['epochs']) == p['epochs'] else f", of {p['planned']} that were asked for"
         what = 'the head alone' if p['name'] == 'head' else 'everything that is not frozen' if options['freeze'] != 'none' else 'the whole network'
         return f"{p['epochs']} epoch{'s' * (p['epochs'] != 1)}{early} of {what} ({p['note'].rstrip('.')})"
     phases, usual = ', then '.join(map(words, training['phases'])), FitConfig().as_dict()
     changed = ' '.join(w.format(options[k]) for k, w in _OPTION_TEXTS.items() if options.get(k, usual[k]) != usual[k])
     again = training.get('refit')
-    kept, parts = training.get('features'), training.get('parts', 1)
+    kept, parts = training.get('features'), training.get('micro_batches', 1)
     numbers = f"Computed in {training['precision']['note']}. " if training.get('precision') else ''
     once = (f"The features of the frozen network were computed once, of each picture as it is and of {kept['views']} augmented views "
             f"({kept['passes']:,} pictures, {kept['seconds']:.0f} seconds{', by an earlier run' if kept['cached'] else ''}). ") if kept else ''

@@ -108,7 +108,7 @@ def train_trial(
     config, folder = trial_config(search.config, trial.params), search.folder(trial.number)
     spec = spec_from_config(config, search.data.classes)
     learn, _ = build_learner(search.data, spec, new_network(spec, config), config, folder, search.device, search.pictures(spec, config))
-    tell = TrialReporter(trial, config.monitor, told)
+    tell = TrialReporter(trial.report, trial.should_prune, config.monitor, told)
     learn.add_cb(tell)
     with tracked_training(learn, config, folder): train_learner(learn, config, folder, (folder/'checkpoints'/STATE_FILE).exists())
     tell.report()  # an epoch that --patience ended with

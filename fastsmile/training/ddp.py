@@ -95,7 +95,7 @@ class GradientAveraging(DistributedTrainer):
         super().before_validate()
         net = get_model(self.learn.model)
         held = {k: b for k, b in net.named_buffers() if b.is_floating_point()}
-        means = [a.mean[k] for a in self.learn.cbs.filter(lambda cb: isinstance(cb, WeightEMA)) for k in held if k in a.mean]
+        means = [a.average[k] for a in self.learn.cbs.filter(lambda cb: isinstance(cb, WeightEMA)) for k in held if k in a.average]
         average_over_ranks([*held.values(), *means])
 
     def after_fit(self):

@@ -112,16 +112,16 @@ def train_learner(
     phases = plan_phases(config.epochs, freeze, spread, config.freeze == 'head')
     with _distributed_if_needed(learn):
         _add_callbacks(learn, config)
-        learn.history.talk(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
-        if snap.found: say(f"{len(snap.found[1]['rows'])} epochs are done; going on.")
+        learn.history.print_line(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
+        if snap.saved: say(f"resuming after epoch {len(snap.saved.rest['rows'])}")
         with _training_context(learn, config, snap) as how:
             done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.asked().schedule, snap=snap)
     curves = [rate.curve.assign(phase=p.name, taken=lr) for p, lr, rate in done if rate]
     if curves and not rank(): write_safe_csv(pd.concat(curves), path/'lr_find.csv')
     ran = [r['phase'] for r in learn.history.rows]
-    phases = [dict(name=p.name, epochs=ran.count(p.name), asked=p.epochs, frozen=p.frozen, lr=lr,
+    phases = [dict(name=p.name, epochs=ran.count(p.name), planned=p.epochs, frozen=p.frozen, lr=lr,
                    note=rate.note if rate else f'Learning rate {lr:g}, as given.') for p, lr, rate in done]
-    return dict(phases=phases, best_epoch=learn.checkpoint_saver.best_epoch, device=str(learn.dls.device), seconds=snap.seconds, parts=learn.parts,
+    return dict(phases=phases, best_epoch=learn.checkpoint_saver.best_epoch, device=str(learn.dls.device), seconds=snap.seconds, micro_batches=learn.micro_batches,
                 processes=world_size(), **how), done
 
 def _distributed_if_needed(learn):
@@ -134,13 +134,13 @@ def _distributed_if_needed(learn):
 def _training_context(learn, config: FitConfig, snap: StateSaver, choice: PrecisionChoice | None = None):
     "Inside, the learner computes in its precision, compiled or on features where that was asked for; gives what the report says of it"
     device, views = str(learn.dls.device), config.asked().kept_views
-    if snap.noted('precision'): choice = PrecisionChoice(**snap.noted('precision'))
+    if snap.saved_note('precision'): choice = PrecisionChoice(**snap.saved_note('precision'))
     choice = choice or from_rank_zero(lambda: choose_precision(learn, config.precision, learn.dls.train.rows.pictures.prep.size))
     say(f'precision: {choice.note}')
     if views == 0 and config.augment != 'none':
         say(f'--augment {config.augment} is not used: the features of the plain pictures are kept. --views N or fresh uses it.')
-    snap.note('precision', asdict(choice))
-    features = nullcontext() if views is None else training_on_features(learn, views, config.seen_augment, config.training_seed, choice.used)
+    snap.set_note('precision', asdict(choice))
+    features = nullcontext() if views is None else training_on_features(learn, views, config.seen_augment, config.training_seed, choice.precision)
     with keep_freed_memory(), compiled_network(learn.model) if config.compile else nullcontext(), features as kept, learn.added_cbs(precision_callbacks(choice, device)):
         yield dict(precision=asdict(choice), features=asdict(kept) if kept else None)
 
@@ -150,7 +150,7 @@ def _add_callbacks(learn, config: FitConfig):
     live = LiveProgress()
     if live.console.is_terminal and not live.console.is_dumb_terminal and not os.environ.get('FASTSMILE_QUIET'):
         learn.add_cb(live)
-        learn.history.talk = live.talk
+        learn.history.print_line = live.print_line
 
 def print_network(net, spec: ModelSpec):
     "Say what is trained, stage by stage, and what a model file of it needs"
@@ -197,18 +197,18 @@ def make_learner(
     dls: DataLoaders,
     model: nn.Module,   # from `build_network`
     path,               # the run folder
-    judge: ValidationMetrics,
+    validation_metrics: ValidationMetrics,
     monitor: str = 'macro_f1',
     wd: float = 0.01,
     classes=(),
-    talk=say,
+    print_line=say,
     loss: nn.Module | None = None, # from `make_loss`; cross-entropy where None
     groups: int = 3,    # of parameters
     cbs=(),             # more callbacks
 ) -> MemorySafeLearner:
     "A fastai Learner around a timm model, with our callbacks"
     path = Path(path)
-    cbs = [ChannelsLast(), FrozenBatchNorm(), StopOnDivergence(), History(judge, path/'history.csv', classes, talk), CheckpointSaver(path/'checkpoints', monitor), *cbs]
+    cbs = [ChannelsLast(), FrozenBatchNorm(), StopOnDivergence(), History(validation_metrics, path/'history.csv', classes, print_line), CheckpointSaver(path/'checkpoints', monitor), *cbs]
     learn = MemorySafeLearner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, wd=wd, train_bn=False,
                     splitter=partial(param_groups, n=groups, names=trainable_names(model)), path=path, model_dir='checkpoints', cbs=cbs)
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback)))
@@ -333,14 +333,15 @@ def run_phases(
     given = lr if isinstance(lr, list) else [lr] * len(phases)
     for i, (p, lr) in enumerate(zip(phases, given, strict=True)):
         _reset_optimizer(learn, p)
-        before = snap is not None and i <= snap.at
-        top, rate = _lr_from_json(snap.rate(i)) if before else _choose_lr(learn, p.name, lr, min(100, total // 3))
+        saved = snap.saved if snap else None
+        before = saved is not None and i <= saved.phase
+        top, rate = _lr_from_json(saved.lr(i)) if before else _choose_lr(learn, p.name, lr, min(100, total // 3))
         if rate: _reset_optimizer(learn, p)
-        if snap: snap.enter(i, _lr_to_json(top, rate), snap.found[1]['begun'] if before and i == snap.at else len(learn.history.rows))
+        if snap: snap.start_phase(i, _lr_to_json(top, rate), saved.rest['rows_before'] if before and i == saved.phase else len(learn.history.rows))
         done.append((p, top, rate))
-        if before and i < snap.at: continue
+        if before and i < saved.phase: continue
         learn.history.phase = p.name
-        if before and snap.epochs == p.epochs: restore_learner(learn, *snap.found)
+        if before and saved.epochs == p.epochs: restore_learner(learn, saved.tensors, saved.rest)
         else:
             seed_everything(sub_seed(seed, p.name, *([rank()] if rank() else [])))  # each process varies its pictures in its own way
             if hasattr(learn.loss_func, 'reset'): learn.loss_func.reset()
@@ -356,7 +357,7 @@ def _reset_optimizer(learn: MemorySafeLearner, phase: TrainingPhase):
 def _choose_lr(learn: MemorySafeLearner, name: str, lr: float | None, steps: int) -> tuple[float, LRSuggestion | None]:
     "The rate that is given, or one that is searched; says which"
     rate = find_lr(learn, steps) if lr is None else None
-    learn.history.talk(f'{name}: {rate.note}' if rate else f'{name}: learning rate {lr:g}, as given.')
+    learn.history.print_line(f'{name}: {rate.note}' if rate else f'{name}: learning rate {lr:g}, as given.')
     return (rate.lr if rate else lr), rate
 
 def _lr_to_json(lr: float, rate: LRSuggestion | None) -> dict:

@@ -157,7 +157,7 @@ def test_the_prior_that_is_asked_for(data, tiny, tmp_path):
     assert np.allclose(moved(p['uniform'], facts['data'].prior), p['data']) and np.allclose(moved(p['uniform'], [.2, .2, .6]), p[str(share)])
     labels = {tuple((np.log(p[k]) + facts[k].offset).argmax(1)) for k in p}
     assert len(labels) == 1  # the balanced decision is the same under each prior
-    judged = [m.history.judge(z, np.arange(5) % 3) for m, _ in made.values()]
+    judged = [m.history.validation_metrics(z, np.arange(5) % 3) for m, _ in made.values()]
     assert all(np.isclose(j['loss'], judged[0]['loss']) and j['macro_f1'] == judged[0]['macro_f1'] for j in judged)  # validation rows have the data's shares
     with pytest.raises(OptionError, match='uniform'): learner(data, replace(tiny, prior='even'), tmp_path)
 
@@ -291,7 +291,7 @@ def test_weights_of_a_vision_transformer_reach_another_size(tmp_path):
 def test_patience_ends_early_and_says_so(data, tiny, tmp_path):
     learn, _ = learner(data, replace(tiny, patience=2), tmp_path)
     said = []
-    learn.history.talk = said.append
+    learn.history.print_line = said.append
     train_learner(learn, replace(tiny, lr='1e-9', patience=2, epochs=30, monitor='accuracy'), tmp_path)
     assert 3 <= len(learn.history.rows) < 20 and 'No improvement for 2 epochs' in said[-1]
 
@@ -301,7 +301,7 @@ def test_the_average_is_what_is_measured_and_kept(data, tiny, tmp_path, plain_lo
     plain = trained(data, tiny, tmp_path)[1]
     assert h.train_loss.tolist() == plain_losses and h.valid_loss.tolist() != plain.valid_loss.tolist()
     kept = learn.model.state_dict()
-    if learn.checkpoint_saver.best_epoch == len(h): assert kept['fc.weight'].allclose(learn.weight_ema.mean['fc.weight'])
+    if learn.checkpoint_saver.best_epoch == len(h): assert kept['fc.weight'].allclose(learn.weight_ema.average['fc.weight'])
 
 
 def test_more_accumulation_than_batches_is_refused(data, tiny, tmp_path):
@@ -363,7 +363,7 @@ def test_a_display_on_a_terminal_that_moves_and_lines_elsewhere(data, tiny, tmp_
     trained(data, replace(tiny, epochs=1), tmp_path)
     said = capsys.readouterr().err
     assert 'epoch   1 all' in said and 'macro F1' in said
-    assert ('pictures/s' in said) == ('\x1b[' in said) == ((terminal, term) == ('1', 'xterm'))
+    assert ('images/s' in said) == ('\x1b[' in said) == ((terminal, term) == ('1', 'xterm'))
 
 
 # Probabilities, decisions, words

@@ -67,13 +67,13 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, f
     real = TrialReporter.after_epoch
     def killed(self):
         real(self)
-        if self.trial.number == 1 and self.told == 1: raise KeyboardInterrupt('now')
+        if self.report_value.__self__.number == 1 and self.reported == 1: raise KeyboardInterrupt('now')
     monkeypatch.setattr(TrialReporter, 'after_epoch', killed)
     with pytest.raises(KeyboardInterrupt): tune(faces, once)
     monkeypatch.setattr(TrialReporter, 'after_epoch', real)
     with pytest.raises(SmileError, match='fastsmile tune'): resume('.', FitConfig(resume=once.out))
     epochs = []
-    monkeypatch.setattr(TrialReporter, 'after_epoch', lambda self: (epochs.append(self.trial.number), real(self))[1])
+    monkeypatch.setattr(TrialReporter, 'after_epoch', lambda self: (epochs.append(self.report_value.__self__.number), real(self))[1])
     again = tune(faces, once)
     pd.testing.assert_frame_equal(table(again), table(searched[0]))
     assert epochs and 0 not in epochs  # the first was not trained again

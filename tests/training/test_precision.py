@@ -55,7 +55,7 @@ def test_auto_that_keeps_fp32_is_fp32_to_the_bit(data, tiny, tmp_path, exact, mo
     monkeypatch.setattr(mixed, 'fast_half_precision', lambda device: 'bf16')  # as if the machine had AMX
     monkeypatch.setattr(mixed, 'MIN_SPEEDUP', float('inf'))
     h, told, learn = trained(data, tiny, tmp_path)
-    assert told['precision']['used'] == 'fp32' and told['precision']['ratio'] > 0 and 'times as fast' in told['precision']['note']
+    assert told['precision']['precision'] == 'fp32' and told['precision']['speedup'] > 0 and 'times as fast' in told['precision']['note']
     pd.testing.assert_frame_equal(h, exact[0], check_exact=True)
     assert all(v.equal(exact[2].model.state_dict()[k]) for k, v in learn.model.state_dict().items())
 
@@ -72,7 +72,7 @@ def test_auto_takes_what_pays_and_resume_takes_what_was_chosen(data, tiny, tmp_p
         m.setattr(StateSaver, 'after_epoch', stop)
         with pytest.raises(Stopped): trained(data, tiny, tmp_path)
     noted = read_state(tmp_path/'checkpoints'/STATE_FILE)[1]['precision']
-    assert noted['used'] == 'bf16'
+    assert noted['precision'] == 'bf16'
     monkeypatch.setattr(mixed, 'measure_speedup', lambda *_: pytest.fail('timed again'))
     assert trained(data, tiny, tmp_path, resume=True)[1]['precision'] == noted
 
@@ -81,7 +81,7 @@ def test_nothing_is_timed_where_it_is_plain(data, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(mixed, 'fast_half_precision', lambda device: None)
     monkeypatch.setattr(mixed, 'measure_speedup', lambda *_: pytest.fail('timed'))
     choice = mixed.choose_precision(learner(data, tiny, tmp_path), 'auto', 32)
-    assert (choice.used, choice.ratio) == ('fp32', None)
+    assert (choice.precision, choice.speedup) == ('fp32', None)
 
 
 def test_the_scale_of_fp16_is_part_of_the_state(data, tiny, tmp_path):
@@ -115,7 +115,7 @@ def test_memory_that_runs_out_halves_the_batch_and_keeps_the_step(data, tiny, tm
     assert is_out_of_memory(error)
     told, _ = train_learner(learn, config, tmp_path/'cut')
     h = pd.DataFrame(learn.history.rows).drop(columns=TIMES)
-    assert told['parts'] == 4 and capsys.readouterr().err.count('out of memory') == 2  # to 8, and to 4
+    assert told['micro_batches'] == 4 and capsys.readouterr().err.count('out of memory') == 2  # to 8, and to 4
     assert (h.filter(like='drawn_') == whole.filter(like='drawn_')).all(axis=None)
     assert (h.train_loss - whole.train_loss).abs().max() < 1e-4 and (h.valid_loss - whole.valid_loss).abs().max() < 1e-4
     assert h.lr.equals(whole.lr)
@@ -126,10 +126,10 @@ def test_with_accumulation_and_bf16_and_in_a_resumed_run(data, tiny, tmp_path):
     learn = learner(data, config, tmp_path)
     hungry(learn, 8, torch.OutOfMemoryError('out of memory'))
     train_learner(learn, config, tmp_path)
-    assert read_state(tmp_path/'checkpoints'/STATE_FILE)[1]['parts'] == learn.parts == 2 and not torch.is_autocast_enabled('cpu')
+    assert read_state(tmp_path/'checkpoints'/STATE_FILE)[1]['micro_batches'] == learn.micro_batches == 2 and not torch.is_autocast_enabled('cpu')
     again = learner(data, replace(config, epochs=1), tmp_path)
     train_learner(again, config, tmp_path, resume=True)
-    assert again.parts == 2
+    assert again.micro_batches == 2
 
 
 def test_other_errors_are_not_taken_for_it(data, tiny, tmp_path):
@@ -138,12 +138,12 @@ def test_other_errors_are_not_taken_for_it(data, tiny, tmp_path):
     with pytest.raises(RuntimeError, match='shapes differ'): train_learner(learn, tiny, tmp_path)
     learn = learner(data, tiny, tmp_path)
     hungry(learn, 1, torch.OutOfMemoryError('out of memory'))
-    with pytest.raises(SmileError, match='two pictures'): train_learner(learn, tiny, tmp_path)
+    with pytest.raises(SmileError, match='a batch of 2'): train_learner(learn, tiny, tmp_path)
 
 
 def test_the_report_says_it(faces, tiny, tmp_path):
     r = fit(faces, replace(tiny, precision='bf16', epochs=1, tta='none', out=str(tmp_path/'r'), model_args=TINY))
-    assert r.config['training']['precision']['used'] == 'bf16' and 'Computed in bf16, as asked' in r.report.read_text()
+    assert r.config['training']['precision']['precision'] == 'bf16' and 'Computed in bf16, as requested' in r.report.read_text()
     assert isinstance(r.learner(), MemorySafeLearner)
 
 

@@ -89,7 +89,7 @@ def test_killed_in_a_shell(faces, tmp_path):
     p.wait(30)
     assert read_json(tmp_path/'cut'/'config.json')['status'] == 'running' and 1 <= len(read_state(state)[1]['rows']) < 6
     r = subprocess.run([sys.executable, '-m', 'fastsmile', 'fit', '--resume', str(tmp_path/'cut'), '--json'], capture_output=True, text=True, env=env)
-    assert r.returncode == 0 and 'epochs are done' in r.stderr and json.loads(r.stdout)['path'] == str(tmp_path/'cut')
+    assert r.returncode == 0 and 'resuming after epoch' in r.stderr and json.loads(r.stdout)['path'] == str(tmp_path/'cut')
     whole = fit(faces, replace(load_run(tmp_path/'cut').options, out=str(tmp_path/'whole')))
     same_history(load_run(tmp_path/'cut').history, whole.history)
 

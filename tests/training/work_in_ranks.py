@@ -82,9 +82,9 @@ def measured(data, config: FitConfig, file: Path) -> dict:
     learn.model.load_state_dict(load_file(file))
     learn.model.eval()
     logits, y = (np.concatenate(v) for v in zip(*[(learn.model(x).detach().numpy(), y.numpy()) for x, y in learn.dls.valid]))
-    judge = learn.history.judge
-    assert isinstance(judge, ValidationMetrics) and len(y) == (data.rows.split == 'valid').sum()
-    return judge(logits, y)
+    metrics = learn.history.validation_metrics
+    assert isinstance(metrics, ValidationMetrics) and len(y) == (data.rows.split == 'valid').sum()
+    return metrics(logits, y)
 
 
 def work(faces: str, out: Path, cases=tuple(CASES)):
