@@ -160,10 +160,10 @@ def _save_class_means(model: Model, train: tuple, out: Path, config: ExplainConf
 
 def _chosen_groups(model: Model, saved, reader, config: ExplainConfig):
     "Yield the groups of rows that are worth looking at, with their pictures"
-    label = model.facts.calibration.read(saved.probs)[0]
+    label = model.facts.calibration.apply(saved.probs)[0]
     for name, rows in _choose_rows(saved.probs, saved.y, label, config.n, config.seed).items():
-        good, pictures = _read_images(reader, saved.frame.path.iloc[rows], model.spec.prep)
-        keep = [r for r in rows if saved.frame.path.iloc[r] in set(good)]
+        good, pictures = _read_images(reader, saved.table.path.iloc[rows], model.spec.prep)
+        keep = [r for r in rows if saved.table.path.iloc[r] in set(good)]
         yield name, _ExplainedImages(good, pictures, saved.probs[keep], label[keep], saved.y[keep])
 
 def _requested_group(model: Model, reader, names, config: ExplainConfig):

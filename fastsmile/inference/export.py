@@ -68,7 +68,7 @@ def _onnx_metadata(
     c = f.calibration
     entries = {'labels': list(model.spec.classes), 'preprocessing': dict(steps=steps, size=p.size, mean=p.mean, std=p.std, interpolation=p.interpolation,
                crop_mode=p.crop_mode, crop_pct=p.crop_pct), 'reading': dict(steps=reading, link=f.link, shift=f.shift, temperature=c.temperature, rule=c.rule,
-               offsets=c.offsets, cost=c.cost), 'calibration': c.as_dict(), 'opset': opset}
+               offsets=c.offsets, cost=c.costs), 'calibration': c.as_dict(), 'opset': opset}
     return {ONNX_CONFIG_KEY: json.dumps(cfg)} | {k: json.dumps(v) for k, v in entries.items()}
 
 def _exporter_message(e: Exception) -> str:

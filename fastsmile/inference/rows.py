@@ -168,11 +168,11 @@ def _apply_decision(
 ) -> tuple[np.ndarray, ...]: # labels (N,), calibrated probabilities (N, C), whether the label is withheld (N,), the sets (N, C) bool
     "What probabilities say, as `request` asks"
     rule, only, bar = request.least(classes, calibration.rules)
-    label, p = calibration.read(probs, rule)
+    label, p = calibration.apply(probs, rule)
     if only is not None:
         others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
         label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
-    return label, p, ~calibration.sure(p, label) & request.abstain, calibration.sets(p)
+    return label, p, ~calibration.is_confident(p, label) & request.abstain, calibration.prediction_sets(p)
 
 def _format_rows(
     probs: np.ndarray,        # (N, C) under the data's prior
@@ -197,8 +197,8 @@ def _check_calibrated(
     calibration: Calibration,
 ):
     "An `OptionError` where what is asked for was never fitted, and would say nothing"
-    asked = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.rows)]
-    if request.abstain and not calibration.confidence: asked.append('--abstain')
+    asked = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.calib_rows)]
+    if request.abstain and not calibration.min_confidence: asked.append('--abstain')
     if asked:
         raise OptionError(f'{", ".join(asked)}: this model was not calibrated, for its run had no rows in calib.',
                           'Train with rows set aside for it: fastsmile fit ... --calib 0.1.')

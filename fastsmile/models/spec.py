@@ -68,7 +68,7 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior; class indices (N,)
         "What the logits say"
         p = probabilities_from_logits(np.asarray(logits, dtype=np.float64), np.array(self.facts.shift), self.facts.link)
-        return p, self.facts.calibration.read(p)[0]
+        return p, self.facts.calibration.apply(p)[0]
 
 # %% ../../nbs/models/01_spec.ipynb #469157ef
 MAX_SETTING = 10**6  # of any number among a network's arguments: none has a wider layer
@@ -105,9 +105,9 @@ def _parse_checked(cfg: dict) -> tuple[ModelSpec, ModelMetadata]:
         raise ValueError('its origin, its metrics or its rule is none')
     if not len(spec.classes) == len(facts.prior) == len(facts.shift) == len(facts.offset): raise ValueError('its lists of classes differ in length')
     c = facts.calibration
-    numbers = [float(x) for v in (*c.offsets.values(), c.least, c.rows, *(c.cost or []), [c.confidence, c.temperature]) for x in v]
+    numbers = [float(x) for v in (*c.offsets.values(), c.set_thresholds, c.calib_rows, *(c.costs or []), [c.min_confidence, c.temperature]) for x in v]
     if not np.isfinite(numbers).all() or c.rule not in c.rules: raise ValueError('its calibration is none')
-    if not c.temperature > 0 or {len(spec.classes)} != {len(v) for v in (*c.offsets.values(), c.least, *(c.cost or []))}:
+    if not c.temperature > 0 or {len(spec.classes)} != {len(v) for v in (*c.offsets.values(), c.set_thresholds, *(c.costs or []))}:
         raise ValueError('its calibration does not fit its classes')
     return spec, facts
 

@@ -16,7 +16,7 @@ from ..config.fit import FitConfig
 from ..core.files import read_json, read_safe_csv, write_text
 from ..metrics.comparison import summarize_variants
 from ..metrics.scores import SCORE_NAMES
-from .card import decision_rule_text, probability_note, verdict
+from .card import CARD_SCORES, RULE_SCORES, decision_rule_text, probability_note, verdict
 from .charts import balance_chart, class_f1_chart, curve_chart, draw_lr_find
 from .charts import draw_option_importance, draw_trials, lr_find_chart, reliability_chart
 from .charts import save_figure, svg_chart
@@ -32,7 +32,7 @@ def _report_context(
     o, t = config['options'], config['training']
     part = 'test' if 'test' in metrics else 'valid'
     return dict(run=run.name, config=o | dict(size=config['model']['size']), audit=audit, verdict=verdict(metrics), part=part, m=metrics[part],
-                valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES,
+                valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES, card_scores=CARD_SCORES, rule_scores=RULE_SCORES,
                 rule=decision_rule_text(metrics['calibration']), training=_training_text(o, t, config['model']),
                 prior_words=probability_note(o['balance'], o.get('loss', 'ce'), o['prior']),
                 album=inline_explanations(run/'explain'), command=config['command'], calibrated=config.get('calibrated'),
@@ -59,8 +59,8 @@ def _report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict
     drawn = {} if history is None else {c: history[f'drawn_{c}'][history.valid_loss.notna()].mean() for c in balance if f'drawn_{c}' in history}
     level = metrics['valid']['baseline']['accuracy'] if 'valid' in metrics else None
     on = metrics[cal['on']]
-    have, asked = {c: r.get('train', 0) for c, r in balance.items()}, read_json(run/'balance.json')['asked']
-    charts = dict(balance=balance_chart(have, drawn, asked), reliability=reliability_chart(on['reliability'], cal['after']['reliability']),
+    have, planned = {c: r.get('train', 0) for c, r in balance.items()}, read_json(run/'balance.json')['planned']
+    charts = dict(balance=balance_chart(have, drawn, planned), reliability=reliability_chart(on['reliability'], cal['after']['reliability']),
                   classes=class_f1_chart(metrics[part]))
     if history is not None: charts |= dict(loss=curve_chart(history, 'loss', 'loss'), f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch),
                                            accuracy=curve_chart(history, 'accuracy', 'accuracy', level=level))
@@ -141,7 +141,7 @@ def _training_context(
 ) -> dict: # stages, balance_facts, augmented, comparison, tried
     "What the page says of the network, of what was drawn, of augmentation, and of other trainings"
     seen, b = run/'augmented.jpg', read_json(run/'balance.json')
-    facts = {c: dict(rows=b['rows'][c], asked=b['asked'][c], low=min(d[c] for d in b['drawn']), high=max(d[c] for d in b['drawn']), weight=b['weights'][c],
+    facts = {c: dict(rows=b['rows'][c], planned=b['planned'][c], low=min(d[c] for d in b['drawn']), high=max(d[c] for d in b['drawn']), weight=b['weights'][c],
                      implied=b['implied_prior'][c], target=b['target_prior'][c]) for c in b['rows']} if b['drawn'] else {}
     table = read_safe_csv(run/'comparison.csv', numbers=True) if (run/'comparison.csv').exists() else None
     monitor = config['options']['monitor']

@@ -15,7 +15,7 @@ from ..core.errors import say
 from ..core.files import folder_lock, read_json, read_safe_csv, write_json
 from ..metrics.calibration import calibration_metadata
 from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration, fold_folders
-from ..metrics.predictions import has_predictions, read_model_metadata, read_saved_predictions
+from ..metrics.predictions import has_predictions, main_values, read_model_metadata, read_saved_predictions
 from ..metrics.predictions import write_metrics, write_prediction_table
 from .folder import finished_run, frame_of_dicts
 from .folds import rewrite_folds
@@ -65,7 +65,7 @@ def _calibrate_run(run: Path, config: CalibrateConfig) -> dict:
     calibration = fit_run_calibration(run, facts['prior'], calibration_settings(config, options['monitor'], classes), options['seed'])
     with _calibrating(run, config):
         metrics = write_metrics(run, calibration, options['tta'])
-        kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
+        kept = main_values(metrics)
         bundle = read_json(run/'model'/'config.json')
         write_json(run/'model'/'config.json', bundle | dict(fastsmile=bundle['fastsmile'] | calibration_metadata(calibration) | dict(metrics=kept)))
         write_card(run)

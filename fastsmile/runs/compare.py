@@ -36,7 +36,7 @@ def compare(
     names = _short_names(runs)
     saved, note = align_predictions([load_predictions(r, config.part)[0] for r in runs], names, config.anyway)
     hows = [calibration_of_run(r, s, EvaluateConfig()) for r, s in zip(runs, saved)]
-    read = [(how.read(s.probs)[0], s.probs) for how, s in zip(hows, saved)]
+    read = [(how.apply(s.probs)[0], s.probs) for how, s in zip(hows, saved)]
     y, groups = saved[0].y, saved[0].groups
     rows = [dict(name=n, path=str(r), metrics={k: m[k] for k in ALL_SCORES}, baseline=m['baseline'], collapsed=m['collapsed'], unmeasured=m['note'], rule=how.rule,
                  **_run_costs(r))

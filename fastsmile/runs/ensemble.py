@@ -217,11 +217,11 @@ def _write_shared_rows(crew: _EnsembleMembers, model: Model, path: Path):
 def _write_member_table(crew: _EnsembleMembers, config: EnsembleConfig, path: Path):
     "tried.csv: every member, and the ensemble, on the same test rows"
     mine, out = read_saved_predictions(path, 'test'), []
-    kept = set(mine.frame.path)
+    kept = set(mine.table.path)
     each = [(n, r.model, read_saved_predictions(r.path, 'test')) for n, r in zip(crew.names, crew.runs)]
     for name, model, saved in [*each, ('ensemble', load_bundle(path), mine)]:
-        saved = replace(saved, frame=saved.frame[saved.frame.path.isin(kept)].reset_index(drop=True), mix=())
-        m = evaluate_predictions(saved.y, model.facts.calibration.read(saved.probs)[0], saved.probs, saved.classes, saved.groups)
+        saved = replace(saved, table=saved.table[saved.table.path.isin(kept)].reset_index(drop=True), class_row_weights=())
+        m = evaluate_predictions(saved.y, model.facts.calibration.apply(saved.probs)[0], saved.probs, saved.classes, saved.groups)
         row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
         for k in ('balanced_accuracy', 'macro_f1', 'log_loss'): row |= {k: m[k]['value'], f'{k}_from': m[k]['low'], f'{k}_to': m[k]['high']}
         out.append(row)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config.commands import EvaluateConfig
-from ..core.errors import OptionError, SmileError, printable, say
+from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
 from ..inference.outputs import check_replaceable
 from ..metrics.calibration import Calibration, calibration_from_metadata, combine_fold_calibrations
-from ..metrics.calibration import fit_min_confidence
+from ..metrics.calibration import with_coverage
 from ..metrics.predictions import SavedPredictions, fold_folders, has_predictions, measure_calibration
 from ..metrics.predictions import measure_predictions, measure_slices, predictions_from_table
 from ..metrics.predictions import read_fold_predictions, read_model_metadata, read_saved_predictions
@@ -30,13 +30,12 @@ def _requested_calibration(
 ) -> Calibration:
     "The run's calibration with the rule and the abstention that were asked for"
     made = calibration_from_metadata(read_model_metadata(run))
-    if config.threshold: made.read(np.full((1, len(made.least)), 1 / len(made.least)), config.threshold)  # is it there?
+    if config.threshold: check_choice('--threshold', config.threshold, made.rules)
     made = replace(made, rule=config.threshold or made.rule)
-    if config.min_confidence is not None: return replace(made, confidence=config.min_confidence, coverage=None)
+    if config.min_confidence is not None: return replace(made, min_confidence=config.min_confidence, coverage=None)
     if config.coverage is None: return made
     calib = read_saved_predictions(run, 'calib')
-    label, p = made.read(calib.probs)
-    return replace(made, confidence=fit_min_confidence(p[np.arange(len(p)), label], config.coverage, calib.weights), coverage=config.coverage)
+    return with_coverage(made, calib.probs, config.coverage, calib.weights)
 
 # %% ../../nbs/runs/08_evaluate.ipynb #e9f4d500
 def evaluate(
@@ -59,7 +58,7 @@ def evaluate(
         name = config.tta if source is not None else read_json(run/'config.json')['options']['tta']
         out['tta'] = dict(views=name, **measure_predictions(views, calibration, draws=config.draws), difference=tta_gain(plain_, views, calibration, config.draws))
     if where:
-        write_prediction_table(relabel_predictions(plain_.frame, calibration), where/'predictions.csv')
+        write_prediction_table(relabel_predictions(plain_.table, calibration), where/'predictions.csv')
         write_json(where/'metrics.json', out)
     return out | dict(out=str(where) if where else None)
 
@@ -79,7 +78,7 @@ def load_predictions(run: Path, part: str) -> tuple[SavedPredictions, SavedPredi
 def calibration_of_run(run: Path, saved: SavedPredictions, config: EvaluateConfig) -> Calibration:
     "What reads these predictions: the run's calibration, or each fold's own"
     folds = fold_folders(run)
-    return combine_fold_calibrations([_requested_calibration(f, config) for f in folds], saved.frame.fold.to_numpy()) if folds else _requested_calibration(run, config)
+    return combine_fold_calibrations([_requested_calibration(f, config) for f in folds], saved.table.fold.to_numpy()) if folds else _requested_calibration(run, config)
 
 def _predict_source(run: Path, source, config: EvaluateConfig) -> tuple[SavedPredictions, SavedPredictions | None, list[dict]]: # without and with TTA; `_without_training_copies` it
     "The run's model on a labelled source"

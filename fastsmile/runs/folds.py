@@ -17,10 +17,9 @@ from ..metrics.predictions import fold_folders, measure_calibration, measure_pre
 from ..metrics.predictions import read_fold_predictions, read_model_metadata, read_prediction_table
 from ..metrics.predictions import write_prediction_table
 from ..metrics.scores import SCORE_NAMES
-from ..reports.card import decision_rule_text, verdict
+from ..reports.card import RULE_SCORES, decision_rule_text, probability_note, verdict
 from ..reports.charts import class_f1_chart, reliability_chart
 from ..reports.html import render_template
-from ..reports.card import probability_note
 
 # %% ../../nbs/runs/05_folds.ipynb #a96e68b1
 def write_folds(
@@ -31,7 +30,7 @@ def write_folds(
     folders = fold_folders(path)
     write_prediction_table(pd.concat([read_prediction_table(f, 'test').assign(fold=i) for i, f in enumerate(folders)], ignore_index=True), path/'predictions_oof.csv')
     saved, each = read_fold_predictions(path, 'test'), [read_json(f/'metrics.json')['test'] for f in folders]
-    calibration = combine_fold_calibrations([calibration_from_metadata(read_model_metadata(f)) for f in folders], saved.frame.fold.to_numpy())
+    calibration = combine_fold_calibrations([calibration_from_metadata(read_model_metadata(f)) for f in folders], saved.table.fold.to_numpy())
     out = dict(test=measure_predictions(saved, calibration), calibration=dict(on='test', **measure_calibration(saved, calibration)),
                folds=[{k: m[k] for k in SCORE_NAMES} | dict(rows=m['rows']) for m in each], spread=spread_over_folds(each))
     write_json(path/'metrics.json', out)
@@ -44,7 +43,7 @@ def _write_folds_page(path: Path, metrics: dict, command: str):
     charts = dict(reliability=reliability_chart(m['reliability'], cal['after']['reliability']), classes=class_f1_chart(m))
     write_text(path/'report.html', render_template('folds.html.j2', dict(
         run=path.name, m=m, cal=cal, rule=decision_rule_text(cal), prior_words=probability_note(o['balance'], o['loss'], o['prior']), charts=charts,
-        folds=metrics['folds'], spread=metrics['spread'], verdict=verdict(metrics), score_names=SCORE_NAMES, command=command)))
+        folds=metrics['folds'], spread=metrics['spread'], verdict=verdict(metrics), score_names=SCORE_NAMES, rule_scores=RULE_SCORES, command=command)))
 
 # %% ../../nbs/runs/05_folds.ipynb #6e82623d
 def rewrite_folds(

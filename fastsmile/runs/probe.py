@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..config.choices import lower_is_better
 from ..config.commands import ProbeConfig
 from ..config.fields import command_line
 from ..config.fit import FitConfig
@@ -54,7 +55,7 @@ class TrainingFeatures:
     seed: int
 
     @property
-    def rows(self) -> np.ndarray: return self.balance.draw.epoch(0)  # into x, shuffled
+    def rows(self) -> np.ndarray: return self.balance.sampler.rows_of_epoch(0)  # into x, shuffled
     @property
     def n_classes(self) -> int: return len(self.balance.weights)
 
@@ -66,7 +67,7 @@ def _fit_knn(
     "A bank of the rows; there is nothing to fit"
     rows = np.sort(known.rows)
     if k > len(rows): raise SmileError(f'--k {k} is more than the {len(rows)} training rows.', 'Take fewer neighbours.')
-    return KNNHead(len(rows), known.x.shape[1], known.n_classes, k, distance).fill(known.x[rows], known.y[rows]), known.balance.draw.prior
+    return KNNHead(len(rows), known.x.shape[1], known.n_classes, k, distance).fill(known.x[rows], known.y[rows]), known.balance.sampler.sampled_prior
 
 def _fit_forest(
     known: TrainingFeatures,
@@ -78,7 +79,7 @@ def _fit_forest(
     rows = known.rows
     made = RandomForestClassifier(trees, min_samples_leaf=leaf, random_state=sub_seed(known.seed, 'forest'), n_jobs=-1)
     made.fit(known.x[rows], known.y[rows], known.balance.weights[known.y[rows]])
-    return forest_from_sklearn(made, known.n_classes), known.balance.prior
+    return forest_from_sklearn(made, known.n_classes), known.balance.implied_prior
 
 def _fit_logistic(
     known: TrainingFeatures,
@@ -100,7 +101,7 @@ def _fit_logistic(
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(w))
         head.bias.copy_(torch.from_numpy(b - w @ mean))
-    return head, known.balance.prior
+    return head, known.balance.implied_prior
 
 _PROBE_FITTERS = dict(knn=_fit_knn, forest=_fit_forest, logistic=_fit_logistic)
 
@@ -159,7 +160,7 @@ def best_probe(
     monitor: str,
 ) -> FittedProbe:
     "The best on valid; the first of those that are equal"
-    return max(tried, key=lambda c: c.valid[monitor] * (-1 if monitor == 'loss' else 1))
+    return max(tried, key=lambda c: c.valid[monitor] * (-1 if lower_is_better(monitor) else 1))
 
 def _write_tried(
     path: Path,              # a run folder
@@ -169,7 +170,7 @@ def _write_tried(
     "tried.csv: every candidate, the best on valid first"
     rows = [dict(probe=c.name, **{f'valid_{k}': v for k, v in c.valid.items()},
                  seconds=round(c.seconds, 2)) for c in tried]
-    table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=monitor == 'loss', kind='stable')
+    table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=lower_is_better(monitor), kind='stable')
     write_safe_csv(table, path/'tried.csv')
 
 # %% ../../nbs/runs/12_probe.ipynb #7a3214a1
@@ -254,7 +255,7 @@ def _write_probe_run(
         write_audit(bench.data, path)
         _write_tried(path, tried, config.monitor)
         balance, classes = bench.known.balance, bench.spec.classes
-        have = np.bincount(balance.draw.labels, minlength=len(classes))
+        have = np.bincount(balance.sampler.labels, minlength=len(classes))
         write_json(path/'balance.json', balance_record(balance, have, np.array(made.facts.prior), classes, []))
         _write_probe_predictions(bench, made, model, path)
         calibrate_and_save(model, bench.data, config, path)

@@ -22,7 +22,7 @@ from ..data.audit import SplitData
 from ..inference.explain import default_methods
 from ..inference.predict import predict_rows
 from ..inference.rows import prediction_columns
-from ..metrics.predictions import calibration_settings, fit_run_calibration, write_metrics
+from ..metrics.predictions import calibration_settings, fit_run_calibration, main_values, write_metrics
 from ..metrics.predictions import write_prediction_table
 from ..models.bundle import save_bundle
 from ..models.factory import count_parameters, needs_fastsmile, stage_table
@@ -105,7 +105,7 @@ def calibrate_and_save(
     calibration = fit_run_calibration(path, model.facts.prior, calibration_settings(config, config.monitor, model.spec.classes), config.seed)
     metrics = write_metrics(path, calibration, config.tta)
     model = replace(model, facts=model.facts.calibrated(calibration))
-    kept = {s: {k: metrics[s][k]['value'] for k in ('accuracy', 'balanced_accuracy', 'macro_f1')} for s in ('valid', 'test') if s in metrics}
+    kept = main_values(metrics)
     save_bundle(replace(model, facts=replace(model.facts, metrics=kept, origin=_model_origin(data, config.as_dict()))), path/'model')
     explain_run(model, data, path, ExplainConfig(methods=default_methods(model), neighbours=0, device=config.device, seed=config.seed))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..config.choices import lower_is_better
 from ..config.commands import TuneConfig
 from ..config.fields import command_line
 from ..config.fit import FitConfig
@@ -112,7 +113,7 @@ def train_trial(
     learn.add_cb(tell)
     with tracked_training(learn, config, folder): train_learner(learn, config, folder, (folder/'checkpoints'/STATE_FILE).exists())
     tell.report()  # an epoch that --patience ended with
-    return learn.checkpoint_saver.best * (-1 if config.monitor == 'loss' else 1)
+    return learn.checkpoint_saver.best * (-1 if lower_is_better(config.monitor) else 1)
 
 # %% ../../nbs/runs/13_tune.ipynb #3a0560d3
 _ENDED_STATES = ('COMPLETE', 'PRUNED', 'FAIL')
@@ -142,7 +143,7 @@ def _open_study(source, config: TuneConfig, path: Path, fingerprint: str):
     optuna = _import_optuna()
     if not (path/'tune.db').exists(): new_run_folder(path, 'tune')
     study = optuna.create_study(storage=f'sqlite:///{path.absolute()/"tune.db"}', study_name='fastsmile', load_if_exists=True, pruner=pruner_for(config),
-                                direction='minimize' if config.monitor == 'loss' else 'maximize')
+                                direction='minimize' if lower_is_better(config.monitor) else 'maximize')
     mine = _search_identity(source, config) | dict(data=fingerprint)
     theirs = study.user_attrs.get('asked', mine)
     if differ := [k for k in mine if mine[k] != theirs.get(k)]:
@@ -205,11 +206,11 @@ def trial_table(
     out = []
     for t in _valid_trials(study):
         seen = list(t.intermediate_values.values())
-        worth = t.value if t.value is not None else (min if monitor == 'loss' else max)(seen) if seen else float('nan')
+        worth = t.value if t.value is not None else (min if lower_is_better(monitor) else max)(seen) if seen else float('nan')
         out.append({'trial': t.number, 'state': t.state.name.lower(), f'valid_{monitor}': worth, 'epochs': len(seen),
                     'seconds': round(t.user_attrs.get('seconds', 0.), 1)} | {k: f'{v:.4g}' if isinstance(v, float) else v for k, v in t.params.items()})
     table = pd.DataFrame(out)
-    return table.assign(ended=table.state != 'complete').sort_values(['ended', f'valid_{monitor}'], ascending=[True, monitor == 'loss'],
+    return table.assign(ended=table.state != 'complete').sort_values(['ended', f'valid_{monitor}'], ascending=[True, lower_is_better(monitor)],
                                                                      kind='stable').drop(columns='ended').reset_index(drop=True)
 
 def option_importance(study) -> dict: # option -> its share, the largest first; empty where it cannot be told

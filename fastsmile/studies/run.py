@@ -25,8 +25,7 @@ from ..data.audit import SplitData, audit_and_split
 from ..data.source import read_source
 from ..data.splits import stratified_group_split
 from ..metrics.predictions import read_saved_predictions
-from ..metrics.scores import ALL_SCORES, SCORE_NAMES, bootstrap_weights, estimate_scores, group_ids
-from ..metrics.scores import percentile_intervals
+from ..metrics.scores import ALL_SCORES, MAIN_SCORES, SCORE_NAMES, estimate_scores, with_intervals
 from ..models.device import device_description, pick_device
 from ..reports.charts import interval_chart
 from ..reports.html import escape_markdown, render_template
@@ -64,7 +63,7 @@ def entry_predictions(
 ) -> EntryPredictions:
     "The saved predictions of an entry, on the rows that all of its seeds could read"
     saved = [read_saved_predictions(r, part) for r in runs]
-    each = [EntryPredictions(tuple(s.frame.path), s.y, s.groups, ((s.frame.label.map(s.classes.index).to_numpy(int), s.probs),), s.classes,
+    each = [EntryPredictions(tuple(s.table.path), s.y, s.groups, ((s.table.label.map(s.classes.index).to_numpy(int), s.probs),), s.classes,
                     (read_json(r/'metrics.json')[part]['collapsed'],)) for r, s in zip(runs, saved)]
     both = _shared_paths(each)
     each = [o.on(both) for o in each]
@@ -77,21 +76,10 @@ def _shared_paths(outcomes: list) -> tuple: # paths
     if any(len(o.paths) > len(both) for o in outcomes): say(f'Some rows could not be read each time: {len(both)} are compared.', style='yellow')
     return both
 
-def _with_interval(
-    measured,     # (D, N) weights -> metric -> (D,)
-    rows: int,
-    groups: list, # (N,)
-    draws: int = 1000,
-) -> dict: # metric -> value, low, high
-    "Figures with the interval that drawing rows gives them, groups together"
-    value, ids = measured(np.ones((1, rows))), group_ids(groups, rows)
-    span = percentile_intervals([measured(w) for w in bootstrap_weights(ids, draws)], ids.max() + 1)
-    return {k: dict(value=float(value[k][0]), low=float(span[k][0]), high=float(span[k][1])) for k in ALL_SCORES}
-
 def entry_metrics(o: EntryPredictions, draws: int = 1000) -> dict: # metric -> value, low, high, seeds
     "An entry's figures: the mean over its seeds, its interval, and each seed"
     each = [estimate_scores(o.y, *m, np.ones((1, len(o.y))))[0] for m in o.made]
-    return {k: v | dict(seeds=[float(e[k][0]) for e in each]) for k, v in _with_interval(o.means, len(o.y), o.groups, draws).items()}
+    return {k: v | dict(seeds=[float(e[k][0]) for e in each]) for k, v in with_intervals(o.means, o.groups, len(o.y), draws).items()}
 
 def metric_differences(one: EntryPredictions, two: EntryPredictions, draws: int = 1000) -> dict: # metric -> value, low, high
     "How much higher each mean is in `one` than in `two`, row by row"
@@ -100,7 +88,7 @@ def metric_differences(one: EntryPredictions, two: EntryPredictions, draws: int 
     def less(w):
         a, b = one.means(w), two.means(w)
         return {k: a[k] - b[k] for k in ALL_SCORES}
-    return _with_interval(less, len(one.y), one.groups, draws)
+    return with_intervals(less, one.groups, len(one.y), draws)
 
 # %% ../../nbs/studies/02_run.ipynb #10bacac5
 def _difference_text(d: dict, metric: str) -> str: return f"{d[metric]['value']:+.3f} ({d[metric]['low']:+.3f} to {d[metric]['high']:+.3f}) in {SCORE_NAMES[metric]}"
@@ -142,7 +130,7 @@ def _test_claim(claim: Claim, got: dict) -> dict: # says, verdict, figure
     return dict(says=claim.says, verdict=verdict, figure=figure)
 
 # %% ../../nbs/studies/02_run.ipynb #9ec172da
-_STUDY_METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1')
+_STUDY_METRICS = MAIN_SCORES
 
 # %% ../../nbs/studies/02_run.ipynb #03360c8d
 _LEFT_OUT = 'left out by --rows'

@@ -69,7 +69,7 @@ def plan_training(
     balance = plan_balance(y, len(classes), config.balance, config.training_seed)
     target = target_prior(config.prior, class_prior(y, len(classes)), classes)
     rule = rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))  # what is fitted on calib comes after the training
-    return balance, ModelMetadata(target.tolist(), prior_shift(target, balance.prior).tolist(), decision_offset(rule, target).tolist(), rule,
+    return balance, ModelMetadata(target.tolist(), prior_shift(target, balance.implied_prior).tolist(), decision_offset(rule, target).tolist(), rule,
                           link=loss_link(loss, value))
 
 def prepare_images(data, spec: ModelSpec, config: FitConfig) -> PreparedImages:
@@ -92,9 +92,9 @@ def build_learner(
     rows, classes = data.rows, spec.classes
     balance, facts = plan_training(rows, classes, config)
     pictures = pictures or prepare_images(data, spec, config)
-    dls = make_loaders(rows, LoaderSpec(pictures, classes, balance.draw, config.seen_augment, config.bs, device, config.workers))
-    shares = class_prior(balance.draw.labels, len(classes))  # valid has the data's shares, whatever --prior says: its loss is measured under them
-    judge = ValidationMetrics(prior_shift(shares, balance.prior), np.array(facts.offset) + prior_shift(np.array(facts.prior), shares), facts.link)
+    dls = make_loaders(rows, LoaderSpec(pictures, classes, balance.sampler, config.seen_augment, config.bs, device, config.workers))
+    shares = class_prior(balance.sampler.labels, len(classes))  # valid has the data's shares, whatever --prior says: its loss is measured under them
+    judge = ValidationMetrics(prior_shift(shares, balance.implied_prior), np.array(facts.offset) + prior_shift(np.array(facts.prior), shares), facts.link)
     return make_learner(dls, freeze_before(net, config.freeze), path, judge, config.monitor, config.wd, classes, loss=make_loss(*config.asked().loss, balance),
                         groups=config.groups, cbs=mixup_callbacks(config.seen_augment)), facts
 
@@ -180,7 +180,7 @@ def refit_on_all_rows(learn, data, spec: ModelSpec, start: dict, config: FitConf
 def write_balance(data, spec: ModelSpec, config: FitConfig, learn, path: Path):
     "balance.json: the rows of each class, what was asked, what was drawn"
     balance, facts = plan_training(data.rows, spec.classes, config)
-    have = np.bincount(balance.draw.labels, minlength=len(spec.classes))
+    have = np.bincount(balance.sampler.labels, minlength=len(spec.classes))
     first = [r for r in learn.history.rows if r['valid_loss'] == r['valid_loss']]  # a refit draws from more rows
     write_json(path/'balance.json', balance_record(balance, have, np.array(facts.prior), spec.classes, first))
 

@@ -158,7 +158,7 @@ class SampledDL(TfmdDL):
     def get_idxs(self):
         if self.draw is None or not self.shuffle: return super().get_idxs()
         self.epoch += 1
-        self.last = self.draw.epoch(self.epoch - 1)
+        self.last = self.draw.rows_of_epoch(self.epoch - 1)
         return self.last.tolist()
 
 # %% ../../nbs/training/07_loaders.ipynb #8b77fc6c

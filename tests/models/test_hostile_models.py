@@ -156,7 +156,7 @@ SIZES = [
     (('fastsmile', 'format'), 'x', 'not a model'),
     (('fastsmile', 'calibration', 'temperature'), -1, 'calibration'),
     (('fastsmile', 'calibration', 'rule'), '__import__', 'calibration'),
-    (('fastsmile', 'calibration', 'least'), ['x', 'y'], 'not a model'),
+    (('fastsmile', 'calibration', 'set_thresholds'), ['x', 'y'], 'not a model'),
     (('fastsmile', 'calibration', 'rows'), 3, 'not a model'),
     (('fastsmile', 'calibration', 'rows'), ['a'], 'not a model'),
     (('fastsmile', 'link'), 'focal:abc', 'not a model'),

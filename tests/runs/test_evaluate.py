@@ -250,14 +250,14 @@ def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_pa
     cost = tmp_path/'c.csv'
     cost.write_text('true,' + ','.join(classes) + '\n' + '\n'.join(f'{c},' + ','.join('0' if c == d else '50' if i == 2 else '1' for d in classes)
                                                                   for i, c in enumerate(classes)))
-    before = read_saved_predictions(copy, 'test').frame
+    before = read_saved_predictions(copy, 'test').table
     m = calibrate(copy, CalibrateConfig(cost=str(cost), min_confidence=0.77, set_level=0.8))
-    after = read_saved_predictions(copy, 'test').frame
+    after = read_saved_predictions(copy, 'test').table
     assert (after.label == classes[2]).sum() > (before.label == classes[2]).sum()
     p = [c for c in before if c.startswith('p_')]
     assert (after[p] == before[p]).all().all() and m['test']['macro_f1']['value'] != run.metrics['test']['macro_f1']['value']
     kept = calibration_from_metadata(read_model_metadata(copy))
-    assert (kept.rule, kept.confidence, kept.coverage, kept.level) == ('cost', 0.77, None, 0.8)
+    assert (kept.rule, kept.min_confidence, kept.coverage, kept.set_level) == ('cost', 0.77, None, 0.8)
     assert all('--min-confidence 0.77 --set-level 0.8' in (copy/f).read_text() for f in ('report.html', 'model/README.md'))  # how it can be made again
     from fastsmile.runs.folder import load_run
     again = load_run(copy).predict(run.config['source']).set_index('path').label  # the file is loaded, and says the same
@@ -304,7 +304,7 @@ def test_predict_reads_probabilities_as_asked(run, tmp_path):
     assert set(every[good].label) == {classes[2]} and classes[0] not in set(none[good].label)
     with pytest.raises(OptionError, match='neither a rule'): ask('x', threshold='frown=2')
     held, done = ask('abstain', abstain=True)
-    least = run.model.facts.calibration.confidence
+    least = run.model.facts.calibration.min_confidence
     sure = np.array([float(r[f'calibrated_{r.label}']) >= least for _, r in cal[good].iterrows()])
     assert (held[good].label != '').tolist() == sure.tolist() and (held[good].withheld != '').sum() == (~sure).sum() == done.labels['withheld'] > 0
 
@@ -347,7 +347,7 @@ def test_a_class_without_rows_is_not_measured_rather_than_zero(run, tmp_path):
 def test_macro_f1_says_where_it_counts_an_absent_class_that_is_answered():
     p = np.eye(3)[[0, 1, 2, 0]]
     made = evaluate_predictions([0, 1, 1, 0], [0, 1, 2, 0], p, 'abc', draws=10)
-    assert made['note'].endswith("(2 of 3), and macro F1 counts 'c' as 0, because the model answers it.")
+    assert made['note'].endswith("(2 of 3), and macro F1 counts 'c' as 0, because the model predicts it.")
     assert abs(made['macro_f1']['value'] - (1 + 2 / 3 + 0) / 3) < 1e-9 and abs(made['balanced_accuracy']['value'] - 0.75) < 1e-9
     assert made['per_class'][1]['recall'] == 0.5 and evaluate_predictions([0, 1], [0, 1], p[:2], 'ab', draws=10)['note'] == ''
 
