@@ -12,13 +12,13 @@ import inspect
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from itertools import takewhile
 from typing import Annotated
 
 import typer
 
-from ..config.fields import flag
+from ..config.fields import default_of, flag
 from ..core.errors import OptionError, SmileError, printable, printable_lines, say, write_failure_reason
 from ..core.files import json_text
 from ..core.system import Interrupted, is_distributed
@@ -31,10 +31,9 @@ def _typer_options(
     out = []
     for f in fields(config):
         kind = list[str] if f.type == tuple[str, ...] else f.type
-        names = [flag(f.name), *filter(None, [f.metadata['short']])]
-        option = typer.Option(*names, help=f.metadata['help'], metavar=f.metadata['metavar'], show_default=f.default not in (None, ()))
-        default = list(f.default) if isinstance(f.default, tuple) else f.default
-        assert f.default is not MISSING, f'{config.__name__}.{f.name} needs a default'
+        names = [flag(f.name), *filter(None, [f.metadata['short_flag']])]
+        option = typer.Option(*names, help=f.metadata['help'], metavar=f.metadata['metavar'], show_default=default_of(f) not in (None, ()))
+        default = list(default_of(f)) if isinstance(default_of(f), tuple) else default_of(f)
         out.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]))
     return out
 
@@ -85,13 +84,14 @@ def command(
     "Make a command out of a function from (argument, config) to what to print, what `--json` prints, and maybe an exit code"
     def wrap(f):
         def run(ctx, **given):
-            as_json = given.pop('json')
+            as_json, file = given.pop('json'), given.pop('config', None)
             where = [given.pop(a[0]) for a in arguments]
             typed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if ctx.get_parameter_source(k).name != 'DEFAULT'}
             try:
                 if name != 'fit' and is_distributed():
                     raise OptionError(f'fastsmile {name} in several processes.', 'torchrun is for fastsmile fit; start this once, without it.')
-                if (told := f(*where, config(**typed))) is None: raise typer.Exit  # a process that only helps another
+                options = config(**typed) if file is None else config.from_file(file, **typed)
+                if (told := f(*where, options)) is None: raise typer.Exit  # a process that only helps another
                 show, result, *code = told
                 if as_json: print(json_text(result))
                 else: _print_result(show)
@@ -100,16 +100,26 @@ def command(
                 if os.environ.get('FASTSMILE_DEBUG') or isinstance(e, typer.Exit): raise
                 raise typer.Exit(report_exception(e)) from None
         valued = [f for f in fields(config) if f.type not in (tuple[str, ...], bool)]
-        _SINGLE_VALUE_FLAGS[name] = [*map(flag, (f.name for f in valued)), *(f.metadata['short'] for f in valued if f.metadata['short'])]
+        _SINGLE_VALUE_FLAGS[name] = [*map(flag, (f.name for f in valued)), *(f.metadata['short_flag'] for f in valued if f.metadata['short_flag'])]
         first = [_typer_argument(*(*a, str)[:4]) for a in arguments]
         last = inspect.Parameter('json', inspect.Parameter.KEYWORD_ONLY, default=False,
                                  annotation=Annotated[bool, typer.Option('--json', help='print the result as JSON')])
+        if hasattr(config, 'from_file'):
+            _SINGLE_VALUE_FLAGS[name].append('--config')
+            last = [_config_parameter(), last]
+        else: last = [last]
         context = inspect.Parameter('ctx', inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = inspect.Signature([context, *first, *_typer_options(config), last])
+        run.__signature__ = inspect.Signature([context, *first, *_typer_options(config), *last])
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
         app.command(name, help=f.__doc__, epilog=f'Example: {example}')(run)
         return f
     return wrap
+
+def _config_parameter() -> inspect.Parameter:
+    "The option `--config`"
+    help = 'a TOML file of options, e.g. the options.toml of a run; the command line overrules it'
+    return inspect.Parameter('config', inspect.Parameter.KEYWORD_ONLY, default=None,
+                             annotation=Annotated[str | None, typer.Option('--config', help=help, metavar='FILE')])
 
 def _typer_argument(name: str, default, help: str, kind: type) -> inspect.Parameter:
     "What stands before the options, as a parameter for Typer"

@@ -4,339 +4,519 @@
 
 # %% auto #0
 __all__ = ['FACE_MODES', 'HASH_NAMES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS', 'SAMPLING_CHOICES', 'BALANCE_CHOICES',
-           'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'INCOMPATIBLE_OPTIONS', 'opt', 'flag',
-           'Options', 'command_line', 'seed_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt', 'SourceOptions',
-           'DataOptions', 'SplitOptions', 'DecideOptions', 'ray_opt', 'actors_opt', 'check_ray_address', 'parse_rates',
-           'parse_head', 'ParsedChoices', 'check_compatible', 'parse_number_list', 'parse_word_list']
+           'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'INCOMPATIBLE_OPTIONS', 'Default',
+           'opt', 'flag', 'default_of', 'Options', 'check_unused', 'command_line', 'check_option_names', 'options_or',
+           'seed_opt', 'device_opt', 'batch_size_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt',
+           'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions', 'reported_tta_opt', 'ray_opt', 'actors_opt',
+           'check_ray_address', 'parse_number_list', 'parse_rates', 'is_learning_rate', 'parse_head', 'parse_word_list',
+           'ParsedChoices', 'Incompatible', 'check_compatible']
 
-# %% ../../nbs/config/01_fields.ipynb #17da425d
+# %% ../../nbs/config/01_fields.ipynb #e371383a
 import re
 import shlex
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
 from .choices import ChoiceValue, LOSSES, scores_where
-from ..core.errors import OptionError, check_choice
+from ..core.errors import OptionError, check_choice, printable
 
-# %% ../../nbs/config/01_fields.ipynb #ef9ca564
+# %% ../../nbs/config/01_fields.ipynb #b6935e38
+@dataclass(frozen=True)
+class Default:
+    "The value of an option that was not given; it prints as that value"
+    value: Any
+
+    def __repr__(self) -> str: return repr(self.value)
+
+# %% ../../nbs/config/01_fields.ipynb #2987328b
 def opt(
-    default,              # the value where nothing is said
-    help: str,            # one line for `--help`
-    accepts=(),           # the words that are accepted, where only these are
-    least=None,           # the smallest number that is accepted
-    most=None,            # the largest
-    metavar: str = None,  # how `--help` writes the value
-    short: str = None,    # a one-letter flag, such as '-n'
-    along: str = None,    # the field that it says more about: given without that one it would do nothing, and is an error
-):
+    default: Any,                  # the value where the option is not given
+    help: str,                     # one line for `--help`
+    choices: Sequence[str] = (),   # the accepted words, where only these are
+    minimum: float | None = None,  # the smallest accepted number
+    maximum: float | None = None,  # the largest
+    metavar: str | None = None,    # how `--help` writes the value
+    short_flag: str | None = None, # a one-letter flag, such as '-n'
+    requires: str | None = None,   # another field: without that one this one has no effect, which is an error
+) -> Any:
     "A dataclass field that is also a command-line option"
-    if accepts: help, metavar = f'{help} [{"|".join(accepts)}]', metavar or 'WORD'
-    meta = dict(help=help, accepts=tuple(accepts), least=least, most=most, metavar=metavar, short=short, along=along)
-    return field(default=default, metadata=meta)
+    if choices: help, metavar = f'{help} [{"|".join(choices)}]', metavar or 'WORD'
+    about = dict(help=help, choices=tuple(choices), minimum=minimum, maximum=maximum, metavar=metavar,
+                 short_flag=short_flag, requires=requires)
+    return field(default=Default(default), metadata=about)
 
-# %% ../../nbs/config/01_fields.ipynb #fb52b560
+# %% ../../nbs/config/01_fields.ipynb #57b5d2d1
 def flag(
     name: str, # a field's name
 ) -> str:
     "The option of the field `name`: `image_col` is `--image-col`"
     return '--' + name.replace('_', '-')
 
-# %% ../../nbs/config/01_fields.ipynb #922b19a9
-@dataclass(frozen=True)
-class Options:
-    "What every command's options share: each value is checked when the object is made"
-    def __post_init__(self):
-        for f in fields(self):
-            v, m = getattr(self, f.name), f.metadata
-            if v == '' != f.default: raise OptionError(f'{flag(f.name)} is empty.', 'Give it a value, or leave it out.')
-            if m.get('accepts'): check_choice(flag(f.name), v, m['accepts'])
-            if v is None or isinstance(v, str | bool | tuple): continue
-            low, high = m.get('least'), m.get('most')
-            if (low is not None and not v >= low) or (high is not None and not v <= high):
-                raise OptionError(f'{flag(f.name)} {v} is out of range.', f'Accepted: {_range_text(low, high)}.')
-        alone = {f.name for f in fields(self) if getattr(self, f.name) == f.default}
-        for f in fields(self):
-            if f.name not in alone and (to := f.metadata.get('along')) in alone:
-                raise OptionError(f'{flag(f.name)} without {flag(to)}.', f'It says more about {flag(to)}: give both, or neither.')
+def default_of(
+    f: Field, # made by `opt`
+) -> Any:
+    "The value of an option that is not given"
+    return f.default.value
 
-    def as_dict(self) -> dict: return asdict(self)
-
-    def usual(self) -> dict: # option -> value
-        "What holds where nothing is given"
-        return {f.name: f.default for f in fields(self)}
-
-    def no_use_of(self,
-        names,      # of options
-        where: str, # why they would do nothing
-        hint: str,
-    ):
-        "Raise an `OptionError` where one of these options is given"
-        usual = self.usual()
-        for n in names:
-            if getattr(self, n) != usual[n]: raise OptionError(f'{flag(n)} {where}: it would do nothing.', hint)
-
-def _range_text(low, high) -> str:
+# %% ../../nbs/config/01_fields.ipynb #16257133
+def _range_text(low: float | None, high: float | None) -> str:
     "A range in words"
     if high is None: return f'{low} or more'
     return f'{high} or less' if low is None else f'from {low} to {high}'
 
-# %% ../../nbs/config/01_fields.ipynb #6e8e0750
+def _check_value(f: Field, value: Any) -> None:
+    "Raise an `OptionError` for an empty value, an unknown word, or a number out of range"
+    name, low, high = flag(f.name), f.metadata['minimum'], f.metadata['maximum']
+    if value == '' != default_of(f): raise OptionError(f'{name} is empty.', 'Give it a value, or leave it out.')
+    if f.metadata['choices']: check_choice(name, value, f.metadata['choices'])
+    if value is None or isinstance(value, str | bool | tuple): return
+    too_low = low is not None and not value >= low  # so that nan is refused, too
+    too_high = high is not None and not value <= high
+    if too_low or too_high:
+        raise OptionError(f'{name} {value} is out of range.', f'Accepted: {_range_text(low, high)}.')
+
+# %% ../../nbs/config/01_fields.ipynb #b624019a
+@dataclass(frozen=True)
+class Options:
+    "Base of every command's options: each value is checked when the object is made"
+    def __post_init__(self):
+        defaults = self.defaults()
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), Default): object.__setattr__(self, f.name, defaults[f.name])
+        for f in fields(self): _check_value(f, getattr(self, f.name))
+        _check_requirements(self)
+
+    def defaults(self) -> dict[str, Any]: # option -> value
+        "The values of options that are not given"
+        return {f.name: default_of(f) for f in fields(self)}
+
+    def as_dict(self) -> dict[str, Any]: # option -> value
+        "All options with their values"
+        return asdict(self)
+
+def _check_requirements(options: Options) -> None:
+    "Raise an `OptionError` for an option that needs another one, which is not given"
+    given = [f for f in fields(options) if getattr(options, f.name) != default_of(f)]
+    for f in given:
+        needed = f.metadata['requires']
+        if needed and needed not in [g.name for g in given]:
+            raise OptionError(f'{flag(f.name)} without {flag(needed)}.',
+                              f'It only applies with {flag(needed)}: give both, or neither.')
+
+# %% ../../nbs/config/01_fields.ipynb #a52aaff5
+def check_unused(
+    options: Options,
+    names: Iterable[str], # of options that have no effect now
+    reason: str,          # why they have none
+    hint: str,            # what to do instead
+) -> None:
+    "Raise an `OptionError` where one of these options differs from its default"
+    defaults = options.defaults()
+    for name in names:
+        if getattr(options, name) != defaults[name]:
+            raise OptionError(f'{flag(name)} {reason}: it has no effect.', hint)
+
+# %% ../../nbs/config/01_fields.ipynb #966b5076
 def command_line(
-    name: str,        # of the command
-    args: list,       # what stands before the options
+    name: str,               # of the command
+    arguments: Iterable[Any], # what precedes the options
     options: Options,
 ) -> str:
-    "The shell command with every option that is not what it would be anyway"
-    words, usual = ['fastsmile', name, *map(str, args)], options.usual()
+    "The shell command, with every option that differs from its default"
+    words, defaults = ['fastsmile', name, *map(str, arguments)], options.defaults()
     for f in fields(options):
-        v = getattr(options, f.name)
-        if v == (f.default if f.name == 'recipe' else usual[f.name]): continue
-        for one in v if isinstance(v, tuple) else [v]: words += [flag(f.name)] if one is True else [flag(f.name), str(one)]
+        value = getattr(options, f.name)
+        if value == defaults[f.name]: continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words.append(flag(f.name))
+            if one is not True: words.append(str(one))
     return shlex.join(words)
 
-# %% ../../nbs/config/01_fields.ipynb #775ee514
+# %% ../../nbs/config/01_fields.ipynb #ef377435
+def check_option_names(
+    cls: type[Options],    # whose fields are the options
+    names: Iterable[str],
+    where: str,            # what holds the names, for the message
+) -> None:
+    "Raise an `OptionError` for the first name that is not an option, naming the nearest that is"
+    known = [f.name for f in fields(cls)]
+    for name in names:
+        if name in known: continue
+        near = get_close_matches(str(name).replace('-', '_'), known, 1, 0.4)
+        hint = f'Did you mean {near[0]}?' if near else f'Accepted: {", ".join(known)}.'
+        raise OptionError(f'Unknown option {printable(name)!r} in {where}.', hint)
+
+# %% ../../nbs/config/01_fields.ipynb #07c13281
+_Config = TypeVar('_Config', bound=Options)
+
+def options_or(
+    config: _Config | None,      # the options as an object, or None
+    cls: type[_Config],          # its class
+    options: Mapping[str, Any],  # or the options by name
+) -> _Config:
+    "The config that a call means; raises `OptionError` where both are given, or a name is not an option"
+    if config is None:
+        check_option_names(cls, options, cls.__name__)
+        return cls(**options)
+    if not options: return config
+    raise OptionError(f'{", ".join(options)} beside a {cls.__name__}.',
+                      f'Put all options into the {cls.__name__}, or give all of them by name.')
+
+# %% ../../nbs/config/01_fields.ipynb #8117d625
+def seed_opt(
+    help: str,
+    default: int | None = 42,
+) -> Any:
+    "The option for a seed, in the range that torch accepts"
+    return opt(default, help, minimum=0, maximum=2**63 - 1)
+
+def device_opt() -> Any:
+    "The option `device`"
+    return opt(None, 'cpu, cuda, cuda:1, mps (default: best available)')
+
+def batch_size_opt(
+    default: int | None = 64,
+    help: str = 'images in a batch',
+    minimum: int = 1,
+) -> Any:
+    "The option `bs`"
+    return opt(default, help, minimum=minimum, maximum=8192)
+
+# %% ../../nbs/config/01_fields.ipynb #604a8236
 FACE_MODES = ('none', 'each', 'largest', 'one')
 
-def seed_opt(help: str, default: int | None = 42):
-    "An option for a seed: what torch takes as one"
-    return opt(default, help, least=0, most=2**63 - 1)
-
 def faces_opt(
-    alone: str, # what --faces without a word is
-):
+    bare: str, # what --faces without a word means
+) -> Any:
     "The option `faces`"
-    return opt('none', 'cut the faces out of larger photographs first (needs the extra faces): each of them, the largest, or one, where a photograph with '
-                       f'several is set aside; --faces alone is {alone}', accepts=FACE_MODES)
+    help = ('cut the faces out of larger photographs first (needs the extra faces): each of them, the largest, or one, '
+            f'where a photograph with several is set aside; --faces alone means {bare}')
+    return opt('none', help, choices=FACE_MODES)
 
-def face_margin_opt():
+def face_margin_opt() -> Any:
     "The option `face_margin`"
-    return opt(None, "what is cut out around a face's box on each side, as a share of its longer side; below 0 is tighter (default: as the model was "
-                     'trained, else 0)', least=-0.3, most=2.0, metavar='SHARE', along='faces')
+    help = ("margin around a face's box on each side, as a share of its longer side; below 0 is tighter "
+            '(default: as the model was trained, else 0)')
+    return opt(None, help, minimum=-0.3, maximum=2.0, metavar='SHARE', requires='faces')
 
-def face_score_opt():
+def face_score_opt() -> Any:
     "The option `face_score`"
-    return opt(0.7, "the detector's least score of a face", least=0.1, most=0.99, along='faces')
+    return opt(0.7, "lowest score of the face detector that counts", minimum=0.1, maximum=0.99, requires='faces')
 
-# %% ../../nbs/config/01_fields.ipynb #5b284743
+# %% ../../nbs/config/01_fields.ipynb #4cd9b427
 @dataclass(frozen=True)
 class SourceOptions(Options):
     "How a labelled source is read; each overrules what is detected"
-    labels: str | None = opt(None, 'CSV, TSV or array file of labels, where it does not stand beside the pictures', metavar='FILE')
+    labels: str | None = opt(
+        None, 'CSV, TSV or array file of labels, where it is not next to the images', metavar='FILE')
     image_col: str | None = opt(None, 'column of the file name or id', metavar='COL')
     label_col: str | None = opt(None, 'column of the class', metavar='COL')
-    split_col: str | None = opt(None, 'column of train / valid / test; none: the source names no splits, whatever its columns say', metavar='COL')
-    group_col: str | None = opt(None, 'column of who is shown: one group never stands on both sides of a split', metavar='COL')
-    group_from: str | None = opt(None, r"regular expression whose first (group) in the file name is the group, e.g. '(.+)_\d+'", metavar='REGEX')
-    raw_shape: str | None = opt(None, 'height,width,channels of each picture where the source is a file of raw bytes', metavar='H,W,C')
-    rename: tuple[str, ...] = opt((), 'call a class otherwise, or put two together; may be given again', metavar='OLD=NEW')
-    drop_class: tuple[str, ...] = opt((), 'leave a class out; may be given again', metavar='CLASS')
-    keep_class: tuple[str, ...] = opt((), 'leave all other classes out; may be given again', metavar='CLASS')
-    min_count: int = opt(1, 'leave classes with fewer rows out', least=1)
-    layout: str = opt('auto', 'how to read the source where two readings fit', accepts=('auto', 'csv', 'folders', 'array'))
+    split_col: str | None = opt(
+        None, 'column of train / valid / test; none: ignore any such column', metavar='COL')
+    group_col: str | None = opt(
+        None, 'column of the person: one group is never on both sides of a split', metavar='COL')
+    group_from: str | None = opt(
+        None, r"regular expression whose first (group) in the file name is the group, e.g. '(.+)_\d+'", metavar='REGEX')
+    raw_shape: str | None = opt(
+        None, 'height,width,channels of each image where the source is a file of raw bytes', metavar='H,W,C')
+    rename: tuple[str, ...] = opt((), 'rename a class, or merge it into another; repeatable', metavar='OLD=NEW')
+    drop_class: tuple[str, ...] = opt((), 'leave a class out; repeatable', metavar='CLASS')
+    keep_class: tuple[str, ...] = opt((), 'leave all other classes out; repeatable', metavar='CLASS')
+    min_count: int = opt(1, 'leave classes with fewer rows out', minimum=1)
+    layout: str = opt(
+        'auto', 'how to read the source where two layouts fit', choices=('auto', 'csv', 'folders', 'array'))
     faces: str = faces_opt('largest')
     face_margin: float | None = face_margin_opt()
     face_score: float = face_score_opt()
 
-# %% ../../nbs/config/01_fields.ipynb #a8640a15
+# %% ../../nbs/config/01_fields.ipynb #d84a3fdc
 HASH_NAMES = ('phash', 'dhash', 'ahash', 'whash', 'colorhash')
 
 @dataclass(frozen=True)
 class DataOptions(SourceOptions):
-    "How duplicates are found, and what a person has decided about the data"
-    hash: str = opt('phash', 'perceptual hash that proposes near-duplicates', accepts=HASH_NAMES)
-    near: int | None = opt(None, "bits in which the hashes of near-duplicates may differ (default: the hash's own, 16 for phash)", least=0, most=32,
-                           metavar='BITS')
-    mirror: bool = opt(False, 'take mirror images for near-duplicates too')
-    plan: str | None = opt(None, 'a cleaning plan, as `fastsmile audit` writes it and a person may have edited it', metavar='FILE')
+    "How duplicates are found, and a cleaning plan that a person has edited"
+    hash: str = opt('phash', 'perceptual hash that proposes near-duplicates', choices=HASH_NAMES)
+    near: int | None = opt(
+        None, "bits in which the hashes of near-duplicates may differ (default: the hash's own, 16 for phash)",
+        minimum=0, maximum=32, metavar='BITS')
+    mirror: bool = opt(False, 'treat mirror images as near-duplicates too')
+    plan: str | None = opt(None, 'a cleaning plan that `fastsmile audit` wrote, edited or not', metavar='FILE')
 
+# %% ../../nbs/config/01_fields.ipynb #98f566b1
 @dataclass(frozen=True)
 class SplitOptions(DataOptions):
-    "How rows are divided where the source does not say, and whose shares probabilities speak for"
-    valid: float = opt(0.15, 'fraction of rows for validation, where the source names none', least=0.0, most=0.8)
-    test: float = opt(0.2, 'fraction of rows for testing, where the source names none', least=0.0, most=0.8)
-    calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', least=0.0, most=0.5)
-    prior: str = opt('data', 'the class shares that probabilities speak for: data (of the training rows), uniform, or a JSON FILE {class: share}',
-                     metavar='data|uniform|FILE')
+    "How rows are split where the source does not say, and the class prior of the probabilities"
+    valid: float = opt(
+        0.15, 'fraction of rows for validation, where the source names none', minimum=0.0, maximum=0.8)
+    test: float = opt(0.2, 'fraction of rows for testing, where the source names none', minimum=0.0, maximum=0.8)
+    calib: float = opt(0.1, 'fraction of the training rows set aside for calibration', minimum=0.0, maximum=0.5)
+    prior: str = opt(
+        'data', 'class prior of the probabilities: data (of the training rows), uniform, or a JSON FILE {class: share}',
+        metavar='data|uniform|FILE')
 
     def __post_init__(self):
         super().__post_init__()
         if self.valid + self.test > 0.9:
-            raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to learn from.', 'Together at most 0.9.')
+            raise OptionError(f'--valid {self.valid} and --test {self.test} leave too little to learn from.',
+                              'Together at most 0.9.')
 
-# %% ../../nbs/config/01_fields.ipynb #639bbf6c
-DECISION_RULES = ('auto', 'argmax', 'balanced', *scores_where(lambda s: s.kind == 'labels'))
+# %% ../../nbs/config/01_fields.ipynb #4a8fb85e
+DECISION_RULES = ('auto', 'argmax', 'balanced', *scores_where(lambda score: score.kind == 'labels'))
 
+# %% ../../nbs/config/01_fields.ipynb #00dd8ecb
 @dataclass(frozen=True)
 class DecideOptions(Options):
     "What is fitted on calib"
-    decide: str = opt('auto', 'how a label follows from probabilities: argmax is the plain one, balanced wins where all classes are equally common, a metric '
-                      'fits class weights for it on calib, auto serves --monitor', accepts=DECISION_RULES)
-    cost: str | None = opt(None, 'prices of mistakes, a CSV with true classes down and labels across: the label is the cheapest', metavar='FILE')
-    coverage: float = opt(0.9, 'share of rows that get a label where predict --abstain is asked for', least=0.05, most=1.0)
-    min_confidence: float | None = opt(None, 'the least probability of a label there, instead of --coverage', least=0.0, most=1.0)
-    set_level: float = opt(0.9, 'share of rows of each class whose set of labels (predict --sets) holds the true one', least=0.5, most=0.999)
+    decide: str = opt(
+        'auto', 'decision rule: argmax is the plain one, balanced is best where all classes are equally common, '
+        'a metric fits class weights for it on calib, auto optimises --monitor', choices=DECISION_RULES)
+    cost: str | None = opt(
+        None, 'misclassification costs, a CSV with true classes down and labels across: the label is the cheapest',
+        metavar='FILE')
+    coverage: float = opt(0.9, 'share of rows that get a label with predict --abstain', minimum=0.05, maximum=1.0)
+    min_confidence: float | None = opt(
+        None, 'lowest probability of a label there, instead of --coverage', minimum=0.0, maximum=1.0)
+    set_level: float = opt(
+        0.9, 'share of rows of each class whose set of labels (predict --sets) holds the true one',
+        minimum=0.5, maximum=0.999)
 
     def __post_init__(self):
         super().__post_init__()
         if self.cost and self.decide != 'auto':
-            raise OptionError(f'--cost with --decide {self.decide}: these do not go together.', 'With --cost the label is the cheapest; leave --decide out.')
+            raise OptionError(f'--cost with --decide {self.decide}: these cannot be combined.',
+                              'With --cost the label is the cheapest; leave --decide out.')
 
-# %% ../../nbs/config/01_fields.ipynb #78ec6d86
+# %% ../../nbs/config/01_fields.ipynb #8d2bd831
 TTA_MODES = ('none', 'flip', 'crops', 'full')  # test-time augmentation
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 
-# %% ../../nbs/config/01_fields.ipynb #8a164510
-def ray_opt():
-    "The option `ray`"
-    return opt(None, 'answer on a Ray cluster (needs the extra ray): local starts one on this machine, auto takes the one that it belongs to, HOST:PORT is '
-                     "a head node's address. Pictures and model must have the same paths on every machine", metavar='local|auto|HOST:PORT')
+def reported_tta_opt() -> Any:
+    "The option `tta` of commands that measure on test"
+    return opt('flip', 'test-time augmentation reported next to the plain metrics on test', choices=TTA_MODES)
 
-def actors_opt():
+# %% ../../nbs/config/01_fields.ipynb #6dc4a3f4
+def ray_opt() -> Any:
+    "The option `ray`"
+    help = ('run on a Ray cluster (needs the extra ray): local starts one on this machine, auto takes the one that it '
+            "belongs to, HOST:PORT is a head node's address. Images and model must have the same paths on every "
+            'machine')
+    return opt(None, help, metavar='local|auto|HOST:PORT')
+
+def actors_opt() -> Any:
     "The option `actors`"
-    return opt(None, 'processes of --ray, each with --workers CPUs (default: as many as the cluster has room for)', least=1, most=10000, along='ray')
+    help = 'processes of --ray, each with --workers CPUs (default: as many as the cluster has room for)'
+    return opt(None, help, minimum=1, maximum=10000, requires='ray')
 
 def check_ray_address(
-    config, # with `ray`
-):
-    "An `OptionError` where `ray` is no cluster"
-    if config.ray is not None and not re.fullmatch(r'local|auto|[^\s/]+:\d{1,5}', config.ray):
-        raise OptionError(f'--ray {config.ray!r} is no cluster.', 'Accepted: local, auto, or HOST:PORT of its head node, e.g. 10.0.0.1:6379.')
+    address: str | None, # as given to `--ray`
+) -> None:
+    "Raise an `OptionError` where it is not a cluster address"
+    if address is not None and not re.fullmatch(r'local|auto|[^\s/]+:\d{1,5}', address):
+        raise OptionError(f'--ray {address!r} is not a cluster address.',
+                          'Accepted: local, auto, or HOST:PORT of its head node, e.g. 10.0.0.1:6379.')
 
-# %% ../../nbs/config/01_fields.ipynb #a1faace0
-_SAMPLE_COUNT = ChoiceValue(least=1, most=10_000_000, whole=True)
-SAMPLING_CHOICES = {'none': None, 'weighted': None, 'oversample': None, 'undersample': None, 'both': _SAMPLE_COUNT, 'augment': _SAMPLE_COUNT}
-_LOSS_ADJUSTMENTS = {'class-weight': ChoiceValue('inverse', words=('inverse', 'effective')), 'logit-adjust': ChoiceValue(1.0, 0.0, 4.0)}
+# %% ../../nbs/config/01_fields.ipynb #86121ded
+_SAMPLE_COUNT = ChoiceValue(minimum=1, maximum=10_000_000, integer=True)
+SAMPLING_CHOICES: dict[str, ChoiceValue | None] = {
+    'none': None, 'weighted': None, 'oversample': None, 'undersample': None, 'both': _SAMPLE_COUNT,
+    'augment': _SAMPLE_COUNT}
+_LOSS_ADJUSTMENTS = {'class-weight': ChoiceValue('inverse', choices=('inverse', 'effective')),
+                     'logit-adjust': ChoiceValue(1.0, 0.0, 4.0)}
 BALANCE_CHOICES = SAMPLING_CHOICES | _LOSS_ADJUSTMENTS
-_AUGMENT_STRENGTHS = dict.fromkeys(('none', 'light', 'medium', 'strong'))
+
+# %% ../../nbs/config/01_fields.ipynb #060f3d5a
+_AUGMENT_STRENGTHS: dict[str, ChoiceValue | None] = dict.fromkeys(('none', 'light', 'medium', 'strong'))
 _MIX_CHOICES = {'mixup': ChoiceValue(0.4, 0.01, 10.0), 'cutmix': ChoiceValue(1.0, 0.01, 10.0)}
 AUGMENT_CHOICES = _AUGMENT_STRENGTHS | {'cutout': ChoiceValue(0.5)} | _MIX_CHOICES
-SCHEDULE_CHOICES = {'one-cycle': None, 'flat-cosine': None, 'plateau': ChoiceValue(12, 1, 10_000, whole=True)}
+SCHEDULE_CHOICES = {'one-cycle': None, 'flat-cosine': None, 'plateau': ChoiceValue(12, 1, 10_000, integer=True)}
 INIT_CHOICES = ('default', 'kaiming', 'xavier')
 POOL_CHOICES = ('avg', 'catavgmax')
 
-# %% ../../nbs/config/01_fields.ipynb #2a08dec3
+# %% ../../nbs/config/01_fields.ipynb #dc3786ea
+def parse_number_list(
+    name: str,                        # the option, as the user typed it
+    text: str,                        # numbers joined by commas
+    kind: Callable[[str], Any] = int, # or float
+    minimum: float = 1,
+    maximum: float = 1e9,
+    at_least: int = 1,                # numbers in the list
+    distinct: bool = True,            # may no number come twice?
+    accepted: str = '',               # how the message describes the accepted lists
+) -> list[Any]:
+    "The numbers of a list; raises `OptionError` where the text is not such a list"
+    try: numbers = [kind(t) for t in text.split(',')]
+    except ValueError: numbers = []
+    in_range = all(minimum <= n <= maximum for n in numbers)
+    if len(numbers) >= at_least and in_range and (len(set(numbers)) == len(numbers) or not distinct): return numbers
+    raise OptionError(f'{name} {text!r} is not a list of numbers.',
+                      f'Accepted: {accepted or f"different numbers from {minimum:g}, joined by commas"}.')
+
+# %% ../../nbs/config/01_fields.ipynb #1f4178e0
+_SMALLEST_RATE = 5e-324  # the smallest float above 0
+
 def parse_rates(
     text: str, # numbers joined by commas
 ) -> list[float]:
     "The learning rates of `--lr-sweep`"
-    try: rates = [float(t) for t in text.split(',')]
-    except ValueError: rates = []
-    if len(rates) > 1 and len(set(rates)) == len(rates) and all(0 < r <= 10 for r in rates): return rates
-    raise OptionError(f'--lr-sweep {text!r} is not a list of learning rates.', 'Accepted: two or more different numbers above 0, e.g. 1e-5,1e-4,1e-3,1e-2.')
+    return parse_number_list('--lr-sweep', text, float, _SMALLEST_RATE, 10, at_least=2,
+                             accepted='two or more different numbers above 0, e.g. 1e-5,1e-4,1e-3,1e-2')
 
+def is_learning_rate(
+    text: str, # as given to `--lr`
+) -> bool:
+    "Is `text` a number above 0 and up to 10?"
+    try: return len(parse_number_list('--lr', text, float, _SMALLEST_RATE, 10)) == 1
+    except OptionError: return False
+
+# %% ../../nbs/config/01_fields.ipynb #62bc89a9
 def parse_head(
     text: str, # linear, or mlp:WIDTH,WIDTH
 ) -> tuple[int, ...]: # the widths of the hidden layers, none for linear
-    "What `--head` asks for"
+    "The hidden layers of `--head`"
     if text == 'linear': return ()
-    word, _, rest = text.partition(':')
-    widths = tuple(int(w) for w in rest.split(',')) if word == 'mlp' and all(w.isdecimal() for w in rest.split(',')) else ()
-    if widths and all(1 <= w <= 16384 for w in widths): return widths
-    raise OptionError(f'--head {text!r} is not known.', 'Accepted: linear, or mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512.')
+    word, _, widths = text.partition(':')
+    accepted = 'linear, or mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512'
+    if word != 'mlp': raise OptionError(f'--head {text!r} is not known.', f'Accepted: {accepted}.')
+    return tuple(parse_number_list('--head', widths, maximum=16384, distinct=False, accepted=accepted))
 
-# %% ../../nbs/config/01_fields.ipynb #d3fb4961
+# %% ../../nbs/config/01_fields.ipynb #176ae810
+def parse_word_list(
+    name: str,                # the option, as the user typed it
+    text: str,                # words joined by commas
+    choices: Collection[str], # the accepted ones
+) -> list[str]:
+    "The words of a list; raises `OptionError` where one is not known or given twice"
+    words = [check_choice(name, t.strip(), choices) for t in text.split(',')]
+    if len(set(words)) == len(words): return words
+    raise OptionError(f'{name} {text!r} lists a word twice.', f'Accepted: {", ".join(choices)}, joined by commas.')
+
 def _parse_views(
     text: str | None, # a number, or fresh
-) -> int | None: # augmented views of each picture beside the plain one; None: new ones in every epoch
-    "What `--views` asks for; none where it is not given"
-    if text in (None, 'fresh'): return 0 if text is None else None
+) -> int | None: # augmented views of each image in addition to the plain one; None: new ones in every epoch
+    "The value of `--views`; 0 where it is not given"
+    if text == 'fresh': return None
+    if text is None: return 0
     if text.isdecimal() and int(text) <= 1000: return int(text)
     raise OptionError(f'--views {text!r} is not known.', 'Accepted: a number from 0 to 1000, or fresh.')
 
-# %% ../../nbs/config/01_fields.ipynb #b1961050
+# %% ../../nbs/config/01_fields.ipynb #8bc14b82
 @dataclass(frozen=True)
 class ParsedChoices:
-    "What the options of a training say, read"
-    balance: dict   # word -> value; empty for `all`
-    loss: tuple     # word, value
-    augment: dict   # word -> value
-    schedule: tuple # word, value
+    "The options of a training, parsed"
+    balance: dict[str, Any]     # word -> value; empty for `all`
+    loss: tuple[str, Any]       # word, value
+    augment: dict[str, Any]     # word -> value
+    schedule: tuple[str, Any]   # word, value
     freeze: str
     freeze_epochs: int | None
     refit_all: bool
     patience: int | None
     lr: str
-    lr_sweep: bool
+    lr_sweep: bool              # is it given?
     spread: float | None
     folds: int | None
     seeds: int
     views: str | None = None
     compile: bool = False
-    test: bool = False  # is its share given?
+    test_given: bool = False    # is the share of test rows given?
 
     @property
-    def kept_views(self) -> int | None:
-        "Augmented views whose features are kept beside those of the plain picture; None where no features are kept"
+    def cached_views(self) -> int | None:
+        "Augmented views whose features are cached with those of the plain image; None where no features are"
         return _parse_views(self.views) if self.freeze == 'head' else None
 
+    @property
+    def mixes(self) -> bool:
+        "Are training images mixed?"
+        return bool(self.augment.keys() & _MIX_CHOICES.keys())
+
+# %% ../../nbs/config/01_fields.ipynb #4ef57f8e
+@dataclass(frozen=True)
+class Incompatible:
+    "Options that cannot be combined"
+    options: str                             # as the message names them
+    applies: Callable[[ParsedChoices], Any]  # true where they are combined
+    reason: str
+
+def _both(chosen: Mapping[str, Any], words: Mapping[str, Any]) -> bool:
+    "Are several of these words chosen?"
+    return len(chosen.keys() & words.keys()) > 1
+
+# %% ../../nbs/config/01_fields.ipynb #b036df14
+_BALANCE_RULES = (
+    Incompatible('--balance with two ways of drawing', lambda c: _both(c.balance, SAMPLING_CHOICES),
+                 'An epoch is drawn in one way.'),
+    Incompatible('--balance class-weight+logit-adjust', lambda c: _both(c.balance, _LOSS_ADJUSTMENTS),
+                 'Both move the same prior in the loss; take one.'),
+    Incompatible('--balance augment:N with --augment none', lambda c: 'augment' in c.balance and 'none' in c.augment,
+                 'Without augmentation the images that are drawn again are copies: that is oversampling.'),
+    Incompatible('--augment with two strengths', lambda c: _both(c.augment, _AUGMENT_STRENGTHS),
+                 'Take one of none, light, medium, strong.'),
+    Incompatible('--augment mixup+cutmix', lambda c: _both(c.augment, _MIX_CHOICES), 'A batch is mixed in one way.'))
+
+# %% ../../nbs/config/01_fields.ipynb #8b836ab6
 _BATCH_LOSSES = ' or '.join(word for word, loss in LOSSES.items() if not loss.per_row)
 
-def _no_logit_adjust(word: str, why: str) -> tuple:
-    "The row of `INCOMPATIBLE_OPTIONS` of a loss that takes no logit adjustment"
-    return f'--loss {word} with logit-adjust', lambda a: a.loss[0] == word and 'logit-adjust' in a.balance, why
+def _no_logit_adjust(word: str) -> Incompatible:
+    "The rule of a loss that takes no logit adjustment"
+    return Incompatible(f'--loss {word} with logit-adjust', lambda c: c.loss[0] == word and 'logit-adjust' in c.balance,
+                        LOSSES[word].no_logit_adjust)
 
-INCOMPATIBLE_OPTIONS = (
-    ('--balance with two ways of drawing', lambda a: len(a.balance.keys() & SAMPLING_CHOICES.keys()) > 1, 'An epoch is drawn in one way.'),
-    ('--balance class-weight+logit-adjust', lambda a: len(a.balance.keys() & _LOSS_ADJUSTMENTS.keys()) > 1,
-     'Both move the same prior in the loss; take one.'),
-    ('--balance augment:N with --augment none', lambda a: 'augment' in a.balance and 'none' in a.augment,
-     'Without augmentation the pictures that are drawn again are copies: that is oversampling.'),
-    ('--augment with two strengths', lambda a: len(a.augment.keys() & _AUGMENT_STRENGTHS.keys()) > 1, 'Take one of none, light, medium, strong.'),
-    ('--augment mixup+cutmix', lambda a: len(a.augment.keys() & _MIX_CHOICES.keys()) > 1, 'A batch is mixed in one way.'),
-    (f'--loss {_BATCH_LOSSES} with mixup or cutmix', lambda a: not LOSSES[a.loss[0]].per_row and a.augment.keys() & _MIX_CHOICES.keys(),
-     f'Mixing interpolates the loss of single images; {_BATCH_LOSSES} is a loss of a whole batch.'),
-    (f'--loss {_BATCH_LOSSES} with class-weight or logit-adjust',
-     lambda a: not LOSSES[a.loss[0]].per_row and a.balance.keys() & _LOSS_ADJUSTMENTS.keys(),
-     'The mean of the F1 of all classes already counts each class once; it has no term per image that a weight could multiply.'),
-    *(_no_logit_adjust(word, loss.no_logit_adjust) for word, loss in LOSSES.items() if loss.no_logit_adjust),
-    ('--freeze head with --freeze-epochs', lambda a: a.freeze == 'head' and a.freeze_epochs,
-     'With --freeze head the head alone is trained all the time; --epochs says how long.'),
-    ('--freeze head with --spread', lambda a: a.freeze == 'head' and a.spread, 'The head is one group of parameters, and has one rate.'),
-    ('--views without --freeze head', lambda a: a.views is not None and a.freeze != 'head',
-     'Features are those of a network that is never trained: with --freeze head it is all but the head.'),
-    ('--freeze head with mixup or cutmix, without --views fresh', lambda a: a.kept_views is not None and a.augment.keys() & _MIX_CHOICES.keys(),
-     'Features are computed once for each picture, and mixing makes new pictures in every batch; --views fresh computes them in every batch.'),
-    ('--freeze head with --balance augment:N, without --views', lambda a: a.kept_views == 0 and 'augment' in a.balance,
-     'Without views the pictures that are drawn again are copies; --views N makes N augmented ones of each, --views fresh new ones in every epoch.'),
-    ('--views N with --augment none', lambda a: a.kept_views and a.augment.keys() == {'none'}, 'Every view would be the picture itself; that is --views 0.'),
-    ('--compile with --freeze head, without --views fresh', lambda a: a.compile and a.kept_views is not None,
-     'The network works once for each picture, and what is trained is its last layer: there is nothing to compile.'),
-    ('--refit-all with --schedule plateau', lambda a: a.refit_all and a.schedule[0] == 'plateau',
-     'The plateau is seen on valid, and a refit has no valid left.'),
-    ('--balance all with --lr-sweep', lambda a: not a.balance and a.lr_sweep, 'One comparison at a time.'),
-    ('--lr with --lr-sweep', lambda a: a.lr != 'auto' and a.lr_sweep, 'The sweep says the rates.'),
-    ('--patience with --balance all', lambda a: not a.balance and a.patience,
-     'The ways are compared under one budget; early stopping would end some of them before it.'),
-    ('--folds with --balance all, --lr-sweep, --seeds or --refit-all', lambda a: a.folds and (not a.balance or a.lr_sweep or a.seeds > 1 or a.refit_all),
-     'Compare first, then cross-validate the best.'),
-    ('--test with --folds', lambda a: a.test and a.folds, 'Each fold is the test part once; --folds 5 holds out a fifth each time.'),
-)
+_LOSS_RULES = (
+    Incompatible(f'--loss {_BATCH_LOSSES} with mixup or cutmix', lambda c: not LOSSES[c.loss[0]].per_row and c.mixes,
+                 f'Mixing interpolates the loss of single images; {_BATCH_LOSSES} is a loss of a whole batch.'),
+    Incompatible(f'--loss {_BATCH_LOSSES} with class-weight or logit-adjust',
+                 lambda c: not LOSSES[c.loss[0]].per_row and c.balance.keys() & _LOSS_ADJUSTMENTS.keys(),
+                 'The mean of the F1 of all classes counts each class once; it has no term per image to weight.'),
+    *(_no_logit_adjust(word) for word, loss in LOSSES.items() if loss.no_logit_adjust))
 
+# %% ../../nbs/config/01_fields.ipynb #7717ae79
+_FREEZE_RULES = (
+    Incompatible('--freeze head with --freeze-epochs', lambda c: c.freeze == 'head' and c.freeze_epochs,
+                 'With --freeze head only the head is trained, in all epochs; --epochs says how long.'),
+    Incompatible('--freeze head with --spread', lambda c: c.freeze == 'head' and c.spread,
+                 'The head is one group of parameters, and has one rate.'),
+    Incompatible('--views without --freeze head', lambda c: c.views is not None and c.freeze != 'head',
+                 'Cached features need a network that is never trained: with --freeze head it is all but the head.'),
+    Incompatible('--freeze head with mixup or cutmix, without --views fresh',
+                 lambda c: c.cached_views is not None and c.mixes,
+                 'Features are computed once for each image, and mixing makes new images in every batch; '
+                 '--views fresh computes them in every batch.'),
+    Incompatible('--freeze head with --balance augment:N, without --views',
+                 lambda c: c.cached_views == 0 and 'augment' in c.balance,
+                 'Without views the images that are drawn again are copies; --views N makes N augmented ones of each, '
+                 '--views fresh new ones in every epoch.'),
+    Incompatible('--views N with --augment none', lambda c: c.cached_views and c.augment.keys() == {'none'},
+                 'Every view would be the image itself; that is --views 0.'),
+    Incompatible('--compile with --freeze head, without --views fresh',
+                 lambda c: c.compile and c.cached_views is not None,
+                 'The network runs once for each image, and only its last layer is trained: nothing to compile.'))
+
+# %% ../../nbs/config/01_fields.ipynb #050121fc
+def _compares_or_refits(c: ParsedChoices) -> bool:
+    "Do the options ask for several trainings, or for a second one?"
+    return not c.balance or c.lr_sweep or c.seeds > 1 or c.refit_all
+
+_COMPARISON_RULES = (
+    Incompatible('--refit-all with --schedule plateau', lambda c: c.refit_all and c.schedule[0] == 'plateau',
+                 'The plateau is detected on valid, and a refit has no valid left.'),
+    Incompatible('--balance all with --lr-sweep', lambda c: not c.balance and c.lr_sweep, 'One comparison at a time.'),
+    Incompatible('--lr with --lr-sweep', lambda c: c.lr != 'auto' and c.lr_sweep, 'The sweep sets the rates.'),
+    Incompatible('--patience with --balance all', lambda c: not c.balance and c.patience,
+                 'The methods are compared under one budget; early stopping would end some of them before it.'),
+    Incompatible('--folds with --balance all, --lr-sweep, --seeds or --refit-all',
+                 lambda c: c.folds and _compares_or_refits(c), 'Compare first, then cross-validate the best.'),
+    Incompatible('--test with --folds', lambda c: c.test_given and c.folds,
+                 'Each fold is the test part once; --folds 5 holds out a fifth each time.'))
+
+INCOMPATIBLE_OPTIONS = _BALANCE_RULES + _LOSS_RULES + _FREEZE_RULES + _COMPARISON_RULES
+
+# %% ../../nbs/config/01_fields.ipynb #7d870f2f
 def check_compatible(
-    asked: ParsedChoices,
-):
-    "Raise an `OptionError` where options do not go together"
-    for what, test, why in INCOMPATIBLE_OPTIONS:
-        if test(asked): raise OptionError(f'{what}: these do not go together.', why)
-
-# %% ../../nbs/config/01_fields.ipynb #87c29af6
-def parse_number_list(
-    name: str,   # the option, as the user typed it
-    text: str,   # numbers joined by commas
-    kind=int,    # or float
-    least=1,
-) -> list:
-    "Different numbers of a list; an `OptionError` where that is none"
-    try: out = [kind(t) for t in text.split(',')]
-    except ValueError: out = []
-    if out and len(set(out)) == len(out) and all(least <= v <= 1e9 for v in out): return out
-    raise OptionError(f'{name} {text!r} is not a list of numbers.', f'Accepted: different numbers from {least:g}, joined by commas.')
-
-def parse_word_list(
-    name: str,   # the option, as the user typed it
-    text: str,   # words joined by commas
-    accepts,     # those that are accepted
-) -> list[str]:
-    "Different words of a list; an `OptionError` where one is not known"
-    out = [check_choice(name, t.strip(), accepts) for t in text.split(',')]
-    if len(set(out)) == len(out): return out
-    raise OptionError(f'{name} {text!r} says a word twice.', f'Accepted: {", ".join(accepts)}, joined by commas.')
+    choices: ParsedChoices,
+) -> None:
+    "Raise an `OptionError` for options that cannot be combined"
+    for rule in INCOMPATIBLE_OPTIONS:
+        if rule.applies(choices): raise OptionError(f'{rule.options}: these cannot be combined.', rule.reason)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..config.fields import options_or
 from ..config.commands import SampleConfig
 from ..core.errors import SmileError, printable
 from ..core.files import atomic_write, local_path, write_json, write_text
@@ -173,9 +174,11 @@ def _plant_broken(s: _SampleWriter):
 # %% ../../nbs/data/13_sample.ipynb #2914f263
 def sample(
     where,                               # a new or empty folder
-    config: SampleConfig = SampleConfig(),
+    config: SampleConfig | None = None,
+    **options: object,  # those of `SampleConfig` by name, instead of `config`
 ) -> Path: # the folder, a source for `fit`
     "Draw the sample data set into `where`; raises `SmileError` where something stands there already"
+    config = options_or(config, SampleConfig, options)
     root = local_path(where)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise SmileError(f'{printable(root)} is not empty.', 'Name a new or empty folder; nothing was changed.')

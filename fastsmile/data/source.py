@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..config.fields import SourceOptions
+from ..config.fields import SourceOptions, check_unused
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import check_source_exists, is_url
 from ..core.system import free_memory
@@ -200,10 +200,10 @@ def _check_source_options(where, kind: str, opts: SourceOptions):
     what, suffix = SOURCE_KINDS[kind], '' if os.path.isdir(where) else PurePosixPath(where).suffix.lower()
     if opts.layout not in ('auto', kind):
         raise OptionError(f'--layout {opts.layout}: {printable(where)} is read as {what}.', 'Leave --layout out, or name another source.')
-    if kind != 'csv': opts.no_use_of(COLUMN_OPTIONS, f'with {what}', 'A table has columns: name it with --labels FILE, or leave the option out.')
+    if kind != 'csv': check_unused(opts, COLUMN_OPTIONS, f'with {what}', 'A table has columns: name it with --labels FILE, or leave the option out.')
     for asked, names, why in ((kind == 'folders', ['labels'], 'with --layout folders'), (suffix in TABLE_EXTENSIONS, ['labels'], 'with a table as the source'),
                               (suffix == '.npz', ['labels', 'raw_shape'], 'with a .npz, which holds its labels')):
-        if asked: opts.no_use_of(names, why, 'Leave the option out, or name another source.')
+        if asked: check_unused(opts, names, why, 'Leave the option out, or name another source.')
 
 def _detect_and_read(where: Path, opts: SourceOptions):
     "Decide what kind of source `where` is, and read it as that: kind, reader, rows and, of tables, sentences about them"

@@ -20,6 +20,7 @@ from textwrap import shorten
 import numpy as np
 import torch
 
+from ..config.fields import options_or
 from ..config.commands import ExportConfig
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import atomic_write, local_path, read_json
@@ -135,9 +136,11 @@ def _compare_backends(
 # %% ../../nbs/inference/11_export.ipynb #76dbdd9c
 def export(
     run,                 # a finished run, or a model folder
-    config: ExportConfig = ExportConfig(),
+    config: ExportConfig | None = None,
+    **options: object,  # those of `ExportConfig` by name, instead of `config`
 ) -> dict: # out, opset, size, bytes, classes, on, tolerance, and what `_compare_backends` gives
     "Write a model as ONNX and compare it; raises `SmileError`, and leaves no file, where it is not the same"
+    config = options_or(config, ExportConfig, options)
     require_onnx_packages('export --format onnx', 'onnx', 'onnxscript', 'onnxruntime')
     model = load_bundle(run)
     if model.members:

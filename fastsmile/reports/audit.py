@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops, ImageOps
 
+from ..config.fields import options_or
 from ..config.commands import AuditConfig
 from ..config.fields import DataOptions, command_line
 from ..core.cluster import cluster_mapper, ray_cluster
@@ -139,10 +140,12 @@ def write_audit_page(
 # %% ../../nbs/reports/05_audit.ipynb #e495d364
 def audit(
     source,                            # a folder, a zip, a CSV or an array file
-    config: AuditConfig = AuditConfig(),
+    config: AuditConfig | None = None,
     progress: Callable | None = None,  # called with the number of pictures; returns a function that is called with those that are done
+    **options: object,  # those of `AuditConfig` by name, instead of `config`
 ) -> AuditResult:
     "Look at every picture and row of a source, and write down what is wrong; the source is never changed"
+    config = options_or(config, AuditConfig, options)
     check_run_folder_free(config.out)
     read = read_source(source, config)
     oof = read_out_of_fold(config.suspects) if config.suspects else None

@@ -107,7 +107,7 @@ def _training_text(options: dict, training: dict, model: dict) -> str:
     kept, parts = training.get('features'), training.get('micro_batches', 1)
     numbers = f"Computed in {training['precision']['note']}. " if training.get('precision') else ''
     once = (f"The features of the frozen network were computed once, of each picture as it is and of {kept['views']} augmented views "
-            f"({kept['passes']:,} pictures, {kept['seconds']:.0f} seconds{', by an earlier run' if kept['cached'] else ''}). ") if kept else ''
+            f"({kept['images']:,} images, {kept['seconds']:.0f} seconds{', by an earlier run' if kept['from_cache'] else ''}). ") if kept else ''
     less = f"Memory ran out: each batch was computed in {parts} parts before its step. " if parts > 1 else ''
     augment = 'none' if kept and not kept['views'] else options['augment']
     return (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, from {start}; {phases}, "

@@ -9,6 +9,7 @@ __all__ = ['calibrate']
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..config.fields import options_or
 from ..config.commands import CalibrateConfig
 from ..config.fields import command_line
 from ..core.errors import say
@@ -44,9 +45,11 @@ def _predict_missing_splits(
 
 def calibrate(
     run,                # a finished run's folder
-    config: CalibrateConfig = CalibrateConfig(),
+    config: CalibrateConfig | None = None,
+    **options: object,  # those of `CalibrateConfig` by name, instead of `config`
 ) -> dict: # metrics, as in metrics.json
     "Fit temperature, rule, abstention and sets on calib again; the model file, the labels, the metrics and the report follow"
+    config = options_or(config, CalibrateConfig, options)
     run = finished_run(run, folds=True, again=True)
     with folder_lock(run):
         if not (folds := fold_folders(run)): return _calibrate_run(run, config)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..config.fields import options_or
 from ..config.commands import CompareConfig, EvaluateConfig
 from ..core.errors import SmileError
 from ..core.files import read_json, read_safe_csv, write_text
@@ -26,9 +27,11 @@ from .folder import finished_run
 # %% ../../nbs/runs/11_compare.ipynb #5474d599
 def compare(
     runs,                # run folders; the first is what the others are compared against
-    config: CompareConfig = CompareConfig(),
+    config: CompareConfig | None = None,
+    **options: object,  # those of `CompareConfig` by name, instead of `config`
 ) -> dict: # runs, rows, part, options, note, page
     "Compare finished runs and write the page"
+    config = options_or(config, CompareConfig, options)
     runs = [finished_run(r, folds=True) for r in runs]
     if len(runs) < 2: raise SmileError('There is only one run.', 'Name two runs or more: fastsmile compare RUN RUN.')
     if len({r.resolve() for r in runs}) < len(runs): raise SmileError('A run is named twice.', 'Name each run once.')

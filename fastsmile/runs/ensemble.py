@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..config.fields import options_or
 from ..config.commands import EnsembleConfig, ProbeConfig
 from ..config.fields import DataOptions, command_line
 from ..core.errors import SmileError, printable, say
@@ -172,10 +173,12 @@ def _fit_forests(
 # %% ../../nbs/runs/14_ensemble.ipynb #8a38e3c8
 def ensemble(
     runs,                 # folders of finished runs on one source
-    config: EnsembleConfig = EnsembleConfig(),
+    config: EnsembleConfig | None = None,
     progress=None,        # called with the number of pictures; returns a function that is called with pictures done
+    **options: object,  # those of `EnsembleConfig` by name, instead of `config`
 ) -> Run:
     "Put finished runs together into one; raises `SmileError` where that cannot be measured"
+    config = options_or(config, EnsembleConfig, options)
     check_run_folder_free(config.out)
     device, crew, start = pick_device(config.device), _open_members(runs), time.perf_counter()
     calibration_settings(config, config.monitor, crew.classes)

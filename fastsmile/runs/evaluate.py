@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.commands import EvaluateConfig
+from ..config.commands import EvaluateConfig, check_source_options
+from ..config.fields import options_or
 from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
 from ..inference.outputs import check_replaceable
@@ -41,10 +42,12 @@ def _requested_calibration(
 def evaluate(
     run,                # a finished run's folder
     source=None,        # a labelled source; the run's saved predictions where None
-    config: EvaluateConfig = EvaluateConfig(),
+    config: EvaluateConfig | None = None,
+    **options: object,  # those of `EvaluateConfig` by name, instead of `config`
 ) -> dict: # run, of, metrics, calibration, copies, left_out, slices, tta
     "Measure a run: on its saved predictions, or on a source that it predicts first"
-    config.must_serve(source is not None)
+    config = options_or(config, EvaluateConfig, options)
+    check_source_options(config, source is not None)
     run, copies = finished_run(run, folds=source is None), []
     where = local_path(config.out) if config.out else run/'evaluations'/(Path(source).stem or 'source') if source is not None else None
     if where: _check_output_folder(where)

@@ -9,7 +9,8 @@ __all__ = ['explain', 'explain_run']
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config.commands import ExplainConfig
+from ..config.commands import ExplainConfig, check_image_options
+from ..config.fields import options_or
 from ..core.errors import SmileError, printable, say
 from ..core.files import LOCK_FILE, folder_lock, local_path, write_text
 from ..data.audit import SplitData
@@ -22,10 +23,12 @@ from .folder import finished_run, frame_of_dicts
 def explain(
     run,                # a finished run's folder
     images: tuple = (), # files, or folders and zips of pictures; the run's own rows where empty
-    config: ExplainConfig = ExplainConfig(),
+    config: ExplainConfig | None = None,
+    **options: object,  # those of `ExplainConfig` by name, instead of `config`
 ) -> dict: # page, corners, notes, pictures
     "Explain what a run's model looks at; writes a page with its pictures beside it"
-    config.must_serve(bool(images))
+    config = options_or(config, ExplainConfig, options)
+    check_image_options(config, bool(images))
     from fastsmile.inference.explain import foreign_files
     from fastsmile.reports.html import render_template
     from fastsmile.reports.run import inline_explanations

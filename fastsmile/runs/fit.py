@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.commands import DemoConfig
-from ..config.fields import command_line
+from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
-from ..config.recipes import describe_recipe
+from ..config.recipes import describe_recipe, write_options
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, shell_quote
 from ..core.files import absolute_source, check_run_folder_free, check_source_exists, folder_lock
 from ..core.files import local_path, new_run_folder, read_run_config, write_json
@@ -43,10 +43,12 @@ from ..training.resume import STATE_FILE
 # %% ../../nbs/runs/06_fit.ipynb #d06c4b7b
 def fit(
     source,                        # a folder, a zip, a CSV or an array file
-    config: FitConfig = FitConfig(),
+    config: FitConfig | None = None,
     into: Path | None = None,      # the folder of a run that was stopped, to go on with
+    **options: object,  # those of `FitConfig` by name, instead of `config`
 ) -> 'Run | None': # None in a process that only helps the first of several
     "Source to report; raises `SmileError` where the input is at fault"
+    config = options_or(config, FitConfig, options)
     if is_distributed(): return _fit_distributed(source, config)
     if config.resume: return resume(source, config)
     if into is None: check_run_folder_free(config.out)
@@ -55,8 +57,14 @@ def fit(
     if config.folds: return _fit_folds(source, looked, spec, config, device, into)
     data = split_audited(looked, config)
     path = into or new_run_folder(config.out, spec.arch)
-    if config.compares: return _fit_variants(source, data, spec, config, path, device)
+    _write_fit_options(config, path, source)
+    if config.is_comparison: return _fit_variants(source, data, spec, config, path, device)
     return fit_data(source, data, spec, net, config, path, device)
+
+def _write_fit_options(config: FitConfig, path: Path, source) -> None:
+    "Write options.toml, the file for `--config` that repeats a run"
+    file = path/'options.toml'
+    write_options(config, file, f'fastsmile fit {shell_quote(source)} --config {shell_quote(file)}')
 
 def _audit_and_build(source, config: FitConfig, device: str) -> tuple: # review, spec, network
     "A source that was read and audited, and the network for it"
@@ -142,6 +150,7 @@ def _fit_distributed(source, config: FitConfig) -> 'Run | None': # None in all b
             looked, spec, mine['net'] = _audit_and_build(at, options, rank_device(options.device))
             data = split_audited(looked, options)
             mine['path'] = into or new_run_folder(options.out, spec.arch)
+            _write_fit_options(options, mine['path'], at)
             return at, options, data, spec, into is not None
         at, options, data, spec, going_on = from_rank_zero(begin, patient=True)
         device = rank_device(options.device)
@@ -194,6 +203,7 @@ def _fit_folds(
     "Train once per fold, and put the folds together"
     folds, once = cross_validation_splits(looked, config), replace(config, folds=None, out=None)
     path, command = into or new_run_folder(config.out, f'{spec.arch}-{config.folds}-folds'), command_line('fit', [source], config)
+    _write_fit_options(config, path, source)
     record = dict(status='running', started=iso_now(), command=command, source=absolute_source(source), options=config.as_dict())
     with recording_status(path, record):
         write_audit(folds[0], path)

@@ -12,6 +12,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from ..config.commands import PredictConfig
+from ..config.fields import options_or
 from ..core.errors import OptionError, printable, say
 from ..core.files import file_sha256, is_url
 from ..core.system import Interrupted, graceful_interrupt
@@ -82,10 +84,12 @@ def _write_gallery_page(config, picked: dict, inputs, done: PredictionSummary):
 
 def predict(
     where,         # what `open_inputs` takes
-    config,        # a `PredictConfig`
+    config: PredictConfig | None = None,        # a `PredictConfig`
     progress=None, # called with the number of pictures, or None; returns a function that is called with rows done
+    **options: object,  # those of `PredictConfig` by name, instead of `config`
 ) -> PredictionSummary:
     "Write a row for every picture; says which model it uses, and how"
+    config = options_or(config, PredictConfig, options)
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
     inputs = open_inputs(where, config.image_col, config.root)

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..config.choices import lower_is_better
 from ..config.commands import ProbeConfig
-from ..config.fields import command_line
+from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, say
 from ..core.files import absolute_source, check_run_folder_free, new_run_folder, write_json, write_safe_csv
@@ -138,7 +138,7 @@ def fit_probes(
     "Fit every candidate and judge it on valid; raises `SmileError` where none can be fitted"
     shares, rule, out = class_prior(known.y, len(classes)), rule_before_fitting(resolve_decision_rule(config.decide, config.monitor)), []
     target, refused = target_prior(config.prior, class_prior(known.y, len(classes)), classes), ''
-    for probe, settings in config.tried().items():
+    for probe, settings in config.candidates().items():
         for s in settings:
             start = time.perf_counter()
             try: head, implied = _PROBE_FITTERS[probe](known, **s)
@@ -277,10 +277,12 @@ def _probe_summary(bench: ProbeFeatures, made: FittedProbe, tried: list[FittedPr
 # %% ../../nbs/runs/12_probe.ipynb #ddd0a164
 def probe(
     source,                           # a folder, a zip, a CSV or an array file
-    config: ProbeConfig = ProbeConfig(),
+    config: ProbeConfig | None = None,
     progress=None,                    # called with the number of pictures; returns a function that is called with pictures done
+    **options: object,  # those of `ProbeConfig` by name, instead of `config`
 ) -> Run:
     "Fit probes on frozen features, choose on valid, report on test; raises `SmileError` where the input is at fault"
+    config = options_or(config, ProbeConfig, options)
     check_run_folder_free(config.out)
     pick_device(config.device)
     probe_spec(config, ('a', 'b'))  # a wrong name costs no waiting

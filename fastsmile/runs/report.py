@@ -8,6 +8,7 @@ __all__ = ['report']
 # %% ../../nbs/runs/10_report.ipynb #396378f6
 from pathlib import Path
 
+from ..config.fields import options_or
 from ..config.commands import ExplainConfig, ReportConfig
 from ..core.errors import SmileError, say
 from ..core.files import folder_lock, read_json, write_json
@@ -19,9 +20,11 @@ from .folds import rewrite_folds
 # %% ../../nbs/runs/10_report.ipynb #bc26b87e
 def report(
     run,                # a finished run's folder
-    config: ReportConfig = ReportConfig(),
+    config: ReportConfig | None = None,
+    **options: object,  # those of `ReportConfig` by name, instead of `config`
 ) -> Path: # report.html
     "Measure again from the saved predictions; write metrics.json, the page and the model card"
+    config = options_or(config, ReportConfig, options)
     from fastsmile.reports.card import write_card
     from fastsmile.reports.run import write_report
     run = finished_run(run, folds=True)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..config.choices import lower_is_better
 from ..config.commands import TuneConfig
-from ..config.fields import command_line
+from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..core.errors import OptionError, SmileError, WriteError, printable, say
 from ..core.files import absolute_source, jsonable, local_path, new_run_folder, write_json, write_safe_csv
@@ -63,7 +63,7 @@ def search_space(
     every = dict(lr=lambda: d.FloatDistribution(slowest, 1e-2, log=True), balance=lambda: one_of('balance', _BALANCE_CHOICES), loss=lambda: one_of('loss', _LOSS_CHOICES),
                  size=lambda: one_of('size', _sizes_around(size)), dropout=lambda: d.FloatDistribution(0., 0.5, step=0.1),
                  bs=lambda: one_of('bs', _BATCH_SIZES), freeze=lambda: one_of('freeze', ('none', 'head')))
-    return {n: every[n]() for n in config.searched}
+    return {n: every[n]() for n in config.search_space}
 
 def _invalid_reason(
     config: TuneConfig,
@@ -235,10 +235,12 @@ def _write_search_results(path: Path, study, monitor: str):
 # %% ../../nbs/runs/13_tune.ipynb #a1a1d59f
 def tune(
     source,                        # a folder, a zip, a CSV or an array file
-    config: TuneConfig = TuneConfig(),
+    config: TuneConfig | None = None,
     each: Callable = run_next_trial,     # runs one trial
+    **options: object,  # those of `TuneConfig` by name, instead of `config`
 ) -> Run:
     "Search, then finish the best trial as a run; raises `SmileError` where the input is at fault or no trial ends well"
+    config = options_or(config, TuneConfig, options)
     _import_optuna()
     device, path = pick_device(config.device), search_folder(source, config)
     spec_from_config(config, ())  # a wrong name costs no waiting

@@ -17,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
+from ..config.fields import options_or
 from ..config.commands import ServeConfig
 from ..core.errors import SmileError, printable, say
 from ..data.faces import FACE_COLUMNS, warn_face_options
@@ -221,10 +222,12 @@ _NO_EXPLANATIONS = 'There are no explanations: an exported model, an ensemble or
 
 def serve(
     run=None,                           # a run folder, a model folder or an .onnx file; the newest finished run where None
-    config: ServeConfig = ServeConfig(),
+    config: ServeConfig | None = None,
     ready: Callable | None = None,      # called with the address and the `uvicorn.Server`, once it listens
+    **options: object,  # those of `ServeConfig` by name, instead of `config`
 ) -> dict: # requests, pictures and batches answered
     "Serve a model until a signal comes; raises `SmileError` where it cannot"
+    config = options_or(config, ServeConfig, options)
     _check_serve_extra()
     import logging
     import uvicorn

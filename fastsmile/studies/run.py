@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..config.fields import options_or
 from ..config.commands import ProbeConfig, StudyConfig
 from ..config.fields import command_line, flag
 from ..config.fit import FitConfig
@@ -91,7 +92,9 @@ def metric_differences(one: EntryPredictions, two: EntryPredictions, draws: int 
     return with_intervals(less, one.groups, len(one.y), draws)
 
 # %% ../../nbs/studies/02_run.ipynb #10bacac5
-def _difference_text(d: dict, metric: str) -> str: return f"{d[metric]['value']:+.3f} ({d[metric]['low']:+.3f} to {d[metric]['high']:+.3f}) in {SCORE_NAMES[metric]}"
+def _difference_text(d: dict, metric: str) -> str:
+    m = d[metric]
+    return f"{m['value']:+.3f} ({m['low']:+.3f} to {m['high']:+.3f}) in {SCORE_NAMES[metric]}"
 
 def _claim_better(claim: Claim, got: dict) -> tuple[str, str]:
     d = metric_differences(got[claim.of[0]], got[claim.of[1]])
@@ -274,14 +277,17 @@ def _prepare_study(
     first, rows = entry_config(s, s.entries[0], config, base), config.rows or (s.quick_rows if config.quick else None)
     data = audit_and_split(read_source(source, first), first)
     path = local_path(config.out or f'studies/{name}' + ('-quick' if config.quick else ''))
-    return _StudySetup(s, config, base, subsample_training_rows(data, rows, config.seed) if rows else data, source, path, {}, command_line('study', [name, source], config))
+    if rows: data = subsample_training_rows(data, rows, config.seed)
+    return _StudySetup(s, config, base, data, source, path, {}, command_line('study', [name, source], config))
 
 def study(
     name: str,              # one of `STUDIES`
     source,                 # the data set; read as the study's own where it is the file that the study names
-    config: StudyConfig = StudyConfig(),
+    config: StudyConfig | None = None,
+    **options: object,  # those of `StudyConfig` by name, instead of `config`
 ) -> dict: # what study.json says
     "Run a report's experiment and write its page; raises `SmileError` where the source is at fault or nothing can be trained"
+    config = options_or(config, StudyConfig, options)
     check_choice('study', name, STUDIES)
     unknown = set(config.only) - {e.name for e in STUDIES[name].entries}
     if unknown:

@@ -86,7 +86,7 @@ class GradientAveraging(DistributedTrainer):
         super().__init__(sync_bn=False, cpu=not self.sync, kwargs_handlers=[self.kind])
 
     def before_fit(self):
-        self.kind.find_unused_parameters = has_unused_parameters(self.learn.model, self.learn.dls.train.rows.pictures.prep.size)
+        self.kind.find_unused_parameters = has_unused_parameters(self.learn.model, self.learn.dls.train.rows.images.prep.size)
         if self.sync: self.learn.model, self.norms = sync_batchnorms(self.learn.model)
         super().before_fit()  # all begin with the weights and statistics of the first
         self.learn.model.broadcast_buffers = False  # from here on they are averaged
@@ -147,7 +147,7 @@ def train_distributed(
 # %% ../../nbs/training/09_ddp.ipynb #b9f60f51
 def check_distributed_options(config: FitConfig):
     "An `OptionError` for what several processes do not do together"
-    n, kept = world_size(), config.asked().kept_views is not None
+    n, kept = world_size(), config.parsed().cached_views is not None
     alone = {'--folds': config.folds, '--balance all': config.balance == 'all', '--lr-sweep': config.lr_sweep, '--seeds': config.seeds > 1,
              '--refit-all': config.refit_all, '--compile': config.compile, '--freeze head without --views fresh': kept}
     if asked := [o for o, given in alone.items() if given]:

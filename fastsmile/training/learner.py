@@ -65,7 +65,7 @@ def plan_training(
     config: FitConfig,
 ) -> tuple[BalancePlan, ModelMetadata]:
     "What training does against imbalance, and the facts that its model will carry"
-    y, (loss, value) = rows[rows.split == 'train'].label.map(classes.index).to_numpy(), config.asked().loss
+    y, (loss, value) = rows[rows.split == 'train'].label.map(classes.index).to_numpy(), config.parsed().loss
     balance = plan_balance(y, len(classes), config.balance, config.training_seed)
     target = target_prior(config.prior, class_prior(y, len(classes)), classes)
     rule = rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))  # what is fitted on calib comes after the training
@@ -92,11 +92,11 @@ def build_learner(
     rows, classes = data.rows, spec.classes
     balance, facts = plan_training(rows, classes, config)
     pictures = pictures or prepare_images(data, spec, config)
-    dls = make_loaders(rows, LoaderSpec(pictures, classes, balance.sampler, config.seen_augment, config.bs, device, config.workers))
+    dls = make_loaders(rows, LoaderSpec(pictures, classes, balance.sampler, config.effective_augment, config.bs, device, config.workers))
     shares = class_prior(balance.sampler.labels, len(classes))  # valid has the data's shares, whatever --prior says: its loss is measured under them
     judge = ValidationMetrics(prior_shift(shares, balance.implied_prior), np.array(facts.offset) + prior_shift(np.array(facts.prior), shares), facts.link)
-    return make_learner(dls, freeze_before(net, config.freeze), path, judge, config.monitor, config.wd, classes, loss=make_loss(*config.asked().loss, balance),
-                        groups=config.groups, cbs=mixup_callbacks(config.seen_augment)), facts
+    return make_learner(dls, freeze_before(net, config.freeze), path, judge, config.monitor, config.wd, classes, loss=make_loss(*config.parsed().loss, balance),
+                        groups=config.groups, cbs=mixup_callbacks(config.effective_augment)), facts
 
 # %% ../../nbs/training/10_learner.ipynb #3c53cde6
 def train_learner(
@@ -115,7 +115,7 @@ def train_learner(
         learn.history.print_line(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
         if snap.saved: say(f"resuming after epoch {len(snap.saved.rest['rows'])}")
         with _training_context(learn, config, snap) as how:
-            done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.asked().schedule, snap=snap)
+            done = run_phases(learn, phases, None if config.lr == 'auto' else float(config.lr), config.training_seed, config.parsed().schedule, snap=snap)
     curves = [rate.curve.assign(phase=p.name, taken=lr) for p, lr, rate in done if rate]
     if curves and not rank(): write_safe_csv(pd.concat(curves), path/'lr_find.csv')
     ran = [r['phase'] for r in learn.history.rows]
@@ -133,14 +133,14 @@ def _distributed_if_needed(learn):
 @contextmanager
 def _training_context(learn, config: FitConfig, snap: StateSaver, choice: PrecisionChoice | None = None):
     "Inside, the learner computes in its precision, compiled or on features where that was asked for; gives what the report says of it"
-    device, views = str(learn.dls.device), config.asked().kept_views
+    device, views = str(learn.dls.device), config.parsed().cached_views
     if snap.saved_note('precision'): choice = PrecisionChoice(**snap.saved_note('precision'))
-    choice = choice or from_rank_zero(lambda: choose_precision(learn, config.precision, learn.dls.train.rows.pictures.prep.size))
+    choice = choice or from_rank_zero(lambda: choose_precision(learn, config.precision, learn.dls.train.rows.images.prep.size))
     say(f'precision: {choice.note}')
     if views == 0 and config.augment != 'none':
         say(f'--augment {config.augment} is not used: the features of the plain pictures are kept. --views N or fresh uses it.')
     snap.set_note('precision', asdict(choice))
-    features = nullcontext() if views is None else training_on_features(learn, views, config.seen_augment, config.training_seed, choice.precision)
+    features = nullcontext() if views is None else training_on_features(learn, views, config.effective_augment, config.training_seed, choice.precision)
     with keep_freed_memory(), compiled_network(learn.model) if config.compile else nullcontext(), features as kept, learn.added_cbs(precision_callbacks(choice, device)):
         yield dict(precision=asdict(choice), features=asdict(kept) if kept else None)
 
@@ -172,7 +172,7 @@ def refit_on_all_rows(learn, data, spec: ModelSpec, start: dict, config: FitConf
     again, facts = build_learner(both, spec, net, config, learn.path, device)
     _add_callbacks(again, config)
     snap = StateSaver(learn.checkpoint_saver.folder/'refit'/STATE_FILE, resume)
-    with _training_context(again, config, snap, PrecisionChoice(**training['precision'])): refit_phases(again, learn, done, config.training_seed, config.asked().schedule, snap)
+    with _training_context(again, config, snap, PrecisionChoice(**training['precision'])): refit_phases(again, learn, done, config.training_seed, config.parsed().schedule, snap)
     more = len(again.history.rows) - sum(p['epochs'] for p in training['phases'])
     return again, facts, training | dict(refit=dict(rows=len(again.dls.train_ds), epochs=more))
 
@@ -188,7 +188,7 @@ def write_augmentation_preview(learn, config: FitConfig, path: Path):
     "augmented.jpg: some training faces and what augmentation makes of them"
     from PIL import Image
     seed_everything(sub_seed(config.training_seed, 'preview'))
-    img = Image.fromarray(augmentation_preview(learn.dls, mixup_callbacks(config.seen_augment)))
+    img = Image.fromarray(augmentation_preview(learn.dls, mixup_callbacks(config.effective_augment)))
     img.thumbnail((960, 480))
     with atomic_write(path/'augmented.jpg') as tmp: img.save(tmp, format='JPEG', quality=80)
 

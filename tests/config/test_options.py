@@ -142,7 +142,9 @@ def test_calibration_with_and_without_the_way_back(way, loss):
     def error(p):
         cell = (p[:, 1] * 10).astype(int).clip(0, 9)
         return sum(abs((p[:, 1] - target)[cell == b].sum()) for b in range(10)) / len(p)
-    raw, honest = error(probabilities_from_logits(z, np.zeros(2))), error(probabilities_from_logits(z, prior_shift(class_prior(y, 2), plan.implied_prior), loss_link(loss, value)))
+    shift = prior_shift(class_prior(y, 2), plan.implied_prior)
+    raw = error(probabilities_from_logits(z, np.zeros(2)))
+    honest = error(probabilities_from_logits(z, shift, loss_link(loss, value)))
     assert raw > 0.05 and honest < 0.02
 
 
@@ -173,9 +175,9 @@ def test_each_refusal_is_reached():
              dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'),
              dict(lr='1e-3', lr_sweep='1e-3,1e-2'), dict(balance='all', patience=2), dict(folds=3, seeds=2), dict(folds=3, test=0.3)]
     assert len(asked) == len(INCOMPATIBLE_OPTIONS)
-    for change, (what, _, why) in zip(asked, INCOMPATIBLE_OPTIONS):
+    for change, rule in zip(asked, INCOMPATIBLE_OPTIONS):
         with pytest.raises(OptionError) as e: FitConfig(**base | change)
-        assert what in e.value.message and e.value.hint == why
+        assert rule.options in e.value.message and e.value.hint == rule.reason
 
 
 @pytest.mark.parametrize('change', [dict(balance='both'), dict(balance='both:0'), dict(balance='weighted:3'), dict(loss='focal:-1'), dict(loss='mse'),

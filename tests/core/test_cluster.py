@@ -163,7 +163,7 @@ def test_in_a_shell(album, run, tmp_path):
     assert r.returncode == 2 and '--precision auto' in r.stderr
 
 
-@pytest.mark.parametrize('kw,words', [(dict(actors=2), 'without --ray'), (dict(ray=''), 'is empty'), (dict(ray='ray://a:1'), 'is no cluster'),
+@pytest.mark.parametrize('kw,words', [(dict(actors=2), 'without --ray'), (dict(ray=''), 'is empty'), (dict(ray='ray://a:1'), 'is not a cluster'),
                                       (dict(ray='local', device='cuda:1'), 'one GPU per actor'), (dict(ray='local', device='cuda'), 'GPUs may differ')])
 def test_options_that_do_not_go_together(kw, words):
     with pytest.raises(OptionError, match=words) as e: PredictConfig(**kw); raise AssertionError(str(e))

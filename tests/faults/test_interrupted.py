@@ -337,7 +337,7 @@ def test_a_loading_process_that_is_killed(faces, tmp_path):
     wait_for(lambda: len(children(p.pid)) >= 2, p)
     os.kill(children(p.pid)[-1], signal.SIGKILL)
     code, said = ended(p, 60)
-    assert code == 1 and 'A process that loads pictures has ended' in said and '--workers 0' in said, said
+    assert code == 1 and 'A data-loader worker has ended' in said and '--workers 0' in said, said
     assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed' and (tmp_path/'run'/'checkpoints'/'state.safetensors').exists()
 
 
@@ -357,7 +357,7 @@ def test_an_examining_process_that_is_killed(faces, tmp_path):
 @pytest.mark.slow
 def test_shared_memory_that_is_full(faces, tiny, tmp_path):
     if os.geteuid() or shutil.which('unshare') is None: pytest.skip('a small /dev/shm of its own needs root')
-    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no other process')):
+    for size, said_so in (('200k', 'come through a pipe'), ('4k', 'no workers are used')):
         inside = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
         cmd = ['unshare', '-m', 'sh', '-c', inside, 'sh', sys.executable, '-m', 'fastsmile', 'fit', faces, *TINY, '--epochs', 2, '--seed', 1, '--cache', 'none',
                '--workers', 2, '--out', tmp_path/size]

@@ -192,7 +192,7 @@ def test_evaluate_by_column_rule_and_coverage(run):
     with pytest.raises(OptionError, match='no such column'): evaluate(run.path, config=EvaluateConfig(by=('age',)))
     with pytest.raises(OptionError, match='Accepted: argmax'): evaluate(run.path, config=EvaluateConfig(threshold='cost'))
     for asked in (dict(tta='none'), dict(bs=8), dict(device='cpu'), dict(anyway=True), dict(label_col='x'), dict(faces='each')):
-        with pytest.raises(OptionError, match='without a SOURCE: it would do nothing'): evaluate(run.path, config=EvaluateConfig(**asked))
+        with pytest.raises(OptionError, match='without a SOURCE: it has no effect'): evaluate(run.path, config=EvaluateConfig(**asked))
     with pytest.raises(OptionError, match='--part with a SOURCE'): evaluate(run.path, 'faces', EvaluateConfig(part='valid'))
     valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
     assert valid['of'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']

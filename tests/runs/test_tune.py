@@ -157,7 +157,7 @@ def test_what_does_not_go_together_is_not_drawn(config, faces, tmp_path, monkeyp
 
 def test_a_recipe_stands_below_what_is_searched():
     made = TuneConfig(recipe='cnn-b3', trials=3)
-    assert (made.arch, made.weights, made.bs, made.test) == ('smilecnn_b2', 'none', 124, 0.3) and 'lr' in made.searched
+    assert (made.arch, made.weights, made.bs, made.test) == ('smilecnn_b2', 'none', 124, 0.3) and 'lr' in made.search_space
     assert trial_config(made, dict(lr=0.01)) == FitConfig(recipe='cnn-b3', lr='0.01')
     assert command_line('tune', ['x'], made) == 'fastsmile tune x --recipe cnn-b3 --trials 3'
     with pytest.raises(OptionError, match='Accepted: densenet161-frozen'): TuneConfig(recipe='vgg')

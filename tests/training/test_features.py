@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fastsmile.training import features
 from fastsmile.data.cache import clear_cache, list_cache
 from fastsmile.core.errors import OptionError
-from fastsmile.models.heads import feature_shape, head_inputs
+from fastsmile.models.heads import feature_shape
 from fastsmile.training.features import training_on_features
 from fastsmile.models.heads import classifier_head
 from fastsmile.models.factory import build_network, make_spec
@@ -33,7 +33,7 @@ def frozen(tiny): return replace(tiny, freeze='head', epochs=3, tta='none')
 def test_for_identical_views_it_is_the_training_without_them(data, frozen, tmp_path, options):
     config = replace(frozen, augment='none', **options)
     (fresh, _, a), (kept, told, b) = (trained(data, replace(config, views=v), tmp_path/str(v)) for v in ('fresh', None))
-    assert told['features']['views'] == 0 and told['features']['passes'] == sum(len(d.rows.names) for d in b.dls)
+    assert told['features']['views'] == 0 and told['features']['images'] == sum(len(d.rows.names) for d in b.dls)
     numbers = fresh.select_dtypes('number').columns
     assert np.abs(fresh[numbers] - kept[numbers]).max().max() < 1e-3, (fresh, kept)
     assert list(fresh) == list(kept)
@@ -42,13 +42,14 @@ def test_for_identical_views_it_is_the_training_without_them(data, frozen, tmp_p
 
 def test_the_network_works_once(data, frozen, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(features, 'head_inputs', lambda net, x: seen.append(len(x)) or head_inputs(net, x))
+    made = features._batch_features
+    monkeypatch.setattr(features, '_batch_features', lambda net, transform, batch, dtype: (seen.append(len(batch[0])), made(net, transform, batch, dtype))[1])
     _, told, learn = trained(data, replace(frozen, views='2'), tmp_path)
     train_rows, valid_rows = (len(d.rows.names) for d in learn.dls)
-    assert sum(seen) == 2 + 3 * train_rows + valid_rows == 2 + told['features']['passes']  # two to try whether it is possible
+    assert sum(seen) == 3 * train_rows + valid_rows == told['features']['images']
     seen.clear()
     again = trained(data, replace(frozen, views='2', lr='0.002', loss='focal:1', head='mlp:8'), tmp_path/'again')
-    assert sum(seen) == 2 and again[1]['features']['cached']
+    assert not seen and again[1]['features']['from_cache']
 
 
 def test_what_is_kept_is_known_by_pictures_weights_views_and_precision(data, frozen, tmp_path):
@@ -125,7 +126,7 @@ def test_where_the_head_is_not_all_the_network_works_in_every_batch(data, frozen
     monkeypatch.setattr(features, 'feature_shape', lambda net, size: None)
     monkeypatch.delenv('FASTSMILE_QUIET')
     _, told, _ = trained(data, replace(frozen, epochs=1), tmp_path)
-    assert told['features'] is None and 'the whole network works in every batch' in capsys.readouterr().err
+    assert told['features'] is None and 'the whole network runs on every batch' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('options', [dict(views='x'), dict(views='-1'), dict(views='4'), dict(freeze='layer4', views='fresh'),
