@@ -24,7 +24,7 @@ setup(
     extras_require={k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)},
     packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]),
     include_package_data=True,
-    package_data={cfg['lib_name']: ['templates/*', 'recipes/*.toml', 'experiments/*.toml']},
+    package_data={cfg['lib_name']: ['py.typed', 'templates/*', 'recipes/*.toml', 'experiments/*.toml']},
     entry_points={'console_scripts': cfg['console_scripts'].splitlines(),
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',

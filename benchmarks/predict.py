@@ -150,7 +150,7 @@ def decode_alone(model: Path, size: int):
     from fastsmile.inference.load import load_model
     prep, reader = load_model(model).spec.prep, FolderReader('.')
     def run(files):
-        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: resize_and_crop(reader.image(f, prep), prep).shape, files))
+        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: resize_and_crop(reader.read_image(f, prep), prep).shape, files))
     return run
 
 
@@ -174,6 +174,7 @@ def measure(run, files) -> tuple[float, float]: # pictures per second, foreign l
 
 def speed(args):
     "Every contender in turn, `--rounds` times; a round that others disturbed is repeated, up to four times"
+    from fastsmile import OptionError  # what a missing extra raises
     w, h = map(int, args.shape.split('x'))
     size = 224 if max(w, h) > 224 else max(w, h)
     with tempfile.TemporaryDirectory() as tmp:
@@ -181,7 +182,7 @@ def speed(args):
         ready, best = {}, {}
         for name in args.who.split(','):
             try: ready[name] = CONTENDERS[name](model, size)
-            except ImportError as e: print(f'{name} is left out: {e}', file=sys.stderr)
+            except (ImportError, OptionError) as e: print(f'{name} is left out: {e}', file=sys.stderr)
         for run in ready.values(): run(files[:min(len(files), 32)])
         for _ in range(args.rounds):
             for name, run in ready.items():
@@ -192,8 +193,8 @@ def speed(args):
         bound = 1 / (1 / best['model'][0] + 1 / best['decode'][0]) if {'model', 'decode'} <= set(best) else None
         print(json.dumps(dict(arch=args.arch, shape=args.shape, size=size, n=args.n, rates={k: round(r, 1) for k, (r, _) in best.items()},
                               other={k: round(o, 2) for k, (_, o) in best.items()}, bound=bound and round(bound, 1),
-                              of_bound=bound and round(best['fastsmile'][0] / bound, 2),
-                              times_fastai=round(best['fastsmile'][0] / best['fastai'][0], 2) if 'fastai' in best else None)))
+                              of_bound=bound and 'fastsmile' in best and round(best['fastsmile'][0] / bound, 2),
+                              times_fastai=round(best['fastsmile'][0] / best['fastai'][0], 2) if {'fastai', 'fastsmile'} <= set(best) else None)))
 
 
 BY_HAND = '''
@@ -251,7 +252,7 @@ def growth(args):
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         files, model = pictures(args.source, tmp/'pictures', (32, 32), 500), bundle('resnet10t', 32, tmp/'model', '{"channels": [8, 16, 32, 64]}')
-        for n in (1_000, 10_000, 100_000):
+        for n in args.files:
             (tmp/f'{n}').mkdir()
             for i in range(n): os.link(files[i % 500], tmp/f'{n}'/f'{i:06}.jpg')
             cmd = [sys.executable, '-W', 'ignore', '-c', GROW, tmp/f'{n}', model, tmp/f'{n}.csv']
@@ -281,6 +282,7 @@ def main():
     parser.add_argument('--shape', default='400x533', help='width x height of the pictures; the network sees 224 px, or the side where that is smaller')
     parser.add_argument('-n', type=int, default=128)
     parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--files', type=int, nargs='+', default=[1_000, 10_000, 100_000], help='for growth: sizes of the folders')
     parser.add_argument('--who', default=','.join(CONTENDERS))
     args = parser.parse_args()
     if args.what != 'machine' and not args.source: parser.error('a zip of photographs is needed')

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -155,9 +156,9 @@ def written(n: int, stop: int | None = None) -> int:
     from fastsmile.inference.outputs import PredictionFile
     columns = ['path', 'label', 'confidence', *(f'p_{c}' for c in CLASSES), 'error']
     with PredictionFile('predictions.csv', columns, CLASSES, dict(made=n), 64, resume=True) as out:
-        left = out.left(map(name_of, range(n)))
-        for name, row in zip(left, islice(made_rows(n), out.kept, stop)): out.add(row | dict(path=name))
-        return out.rows if stop else out.finish().rows
+        left = out.remaining(map(name_of, range(n)))
+        for name, row in zip(left, islice(made_rows(n), out.rows_resumed, stop)): out.add(row | dict(path=name))
+        return out.counts.rows if stop else out.finish().rows
 
 
 def gallery(n: int):
@@ -215,7 +216,8 @@ def decode(model: str, sizes: list[int]):
             folder.mkdir()
             for i in range(n): os.link(faces[i % len(faces)], folder/f'{i:06}{faces[i % len(faces)].suffix}')
             subprocess.run([sys.executable, '-m', 'zipfile', '-c', packed, folder], check=True)
-            for what, where, kw in (('folder', folder, {}), ('zip', packed, {}), ('folder, --ray local', folder, dict(ray='local'))):
+            with_ray = [('folder, --ray local', folder, dict(ray='local'))] if find_spec('ray') else []
+            for what, where, kw in [('folder', folder, {}), ('zip', packed, {}), *with_ray]:
                 m = alone('predict', where, os.path.abspath(model), json.dumps(kw))
                 print(f'| {n:,} | {what} | {m["said"]:.1f} | {n / m["said"]:,.0f} | {m["peak"]:,.0f} MiB |', flush=True)
 

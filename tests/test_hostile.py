@@ -144,12 +144,12 @@ def test_the_pages_of_the_server_hold_them_as_text(made):
 
 def test_a_study_and_the_folds_hold_them_as_text(tmp_path):
     note, value = LABELS[1], dict(value=.5, low=.4, high=.6)
-    entry = dict(name=LABELS[0], network=note, size=32, epochs=1, collapsed=0, seconds=1., note=note, theirs={}, ours=dict(accuracy=value),
+    entry = dict(name=LABELS[0], network=note, size=32, epochs=1, collapsed=0, seconds=1., note=note, reported={}, measured=dict(accuracy=value),
                  recipe='')
     from fastsmile.reports.html import escape_markdown
     seen = dict(report=1, title='t', setup='s', command=f'fastsmile study `{LABELS[0]}', source=LABELS[3], rows={}, classes=LABELS, seeds=1, quick=False,
-                machine='m', majority=.5, names=dict(accuracy='accuracy'), shown=[entry], entries=[], ours=None, metric='accuracy', chart='', md=escape_markdown,
-                claims=[dict(says=LABELS[0], verdict='v', figure='f')])
+                machine='m', majority=.5, names=dict(accuracy='accuracy'), shown=[entry], entries=[], own_method=None, metric='accuracy', chart='',
+                md=escape_markdown, claims=[dict(statement=LABELS[0], result='v', figure='f')])
     write_text(tmp_path/'s.html', render_template('study.html.j2', seen))
     harmless(tmp_path/'s.html', *LABELS[:2])
     text = render_template('study.md.j2', seen)

@@ -54,6 +54,7 @@ def main() -> int:
     quiet = os.environ | dict(FASTSMILE_QUIET='1', PYTHONWARNINGS='ignore::FutureWarning,ignore::DeprecationWarning')
     quiet['OMP_NUM_THREADS'] = '1'  # two notebooks, two tests at a time: threads of theirs would fight
     steps = dict(lint=lambda: run('ruff', 'check', '--quiet', '.'),
+                 types=lambda: run('mypy', '--no-error-summary'),
                  agree=agree, clean=clean, readme=lambda: run(sys.executable, 'tools/readme.py', '--check'),
                  licences=lambda: run(sys.executable, 'tools/licences.py', '--check'),
                  notebooks=lambda: run('nbdev-test', '--n-workers', '2', env=quiet),

@@ -21,12 +21,14 @@ def main(venv: Path):
         sys.exit(f'fastsmile needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Use make PYTHON=python3.12.')
     python = venv/'bin'/'python'
     if not python.exists(): subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
+    pip = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
     for name, stamp in stamps(root).items():
         file = venv/f'.fastsmile-{name}'
         if file.exists() and file.read_text() == stamp: continue
         print(f'installing ({name} changed): once, a minute or two', flush=True)
-        what = [f'{root}[dev]'] if name == 'requirements' else ['--no-deps', f'{root}']
-        subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', *what[:-1], '-e', what[-1]], check=True)
+        what = ['-e', f'{root}[dev]'] if name == 'requirements' else ['--no-deps', '-e', f'{root}']
+        if not (venv/'bin'/'uv').exists(): subprocess.run([*pip, 'uv'], check=True)  # installs in under half of pip's time
+        subprocess.run([venv/'bin'/'uv', 'pip', 'install', '--quiet', '--python', python, *what], check=True)
         file.write_text(stamp)
 
 

@@ -57,6 +57,7 @@ def _audit(source, config):
 @command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
          'fastsmile fit faces --freeze head --views 4 --precision fp32; '
          'fastsmile fit photographs --faces largest --face-margin 0.1; '
+         'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
          'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161',
          ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
 def _fit(source, config):
@@ -178,10 +179,10 @@ def _explain(run, images, config):
     "Where the model looks: saliency, Grad-CAM, average faces, the worst mistakes, the nearest training pictures"
     from fastsmile.runs.explain import explain
     r = explain(run, tuple(images), config)
-    rows = r['pictures'].get('asked') or r['pictures'].get('mistakes', [])
-    shown = rich_table('pictures' if 'asked' in r['pictures'] else 'the most confident mistakes', ['picture', 'label', 'true', 'probability'],
+    rows = r['images'].get('requested') or r['images'].get('mistakes', [])
+    shown = rich_table('images' if 'requested' in r['images'] else 'the most confident mistakes', ['image', 'label', 'true', 'probability'],
                  [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}") for p in rows])
-    return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corners'].items()), *r['notes'],
+    return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corner_share'].items()), *r['warnings'],
             f"page: {printable(r['page'])}"], r
 
 @command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161; fastsmile ensemble RUN RUN --how forest --inputs probs',

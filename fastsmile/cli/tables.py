@@ -38,7 +38,7 @@ def evaluation_tables(
     from fastsmile.metrics.scores import SCORE_NAMES
     m, base = r['metrics'], r['metrics']['baseline']
     notes = {'without a prediction': m['failed'], 'that taught the model left out': r['left_out']}
-    shown = [rich_table(', '.join([r['of'], f"{m['rows']} rows", *(f'{n} {what}' for what, n in notes.items() if n)]), ['', 'value', '95% interval', 'majority'],
+    shown = [rich_table(', '.join([r['measured_on'], f"{m['rows']} rows", *(f'{n} {what}' for what, n in notes.items() if n)]), ['', 'value', '95% interval', 'majority'],
                   [(SCORE_NAMES[k], *_value_and_interval(m[k]), f'{base[k]:.3f}' if k in base else '') for k in SCORE_NAMES]),
              rich_table('classes', ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows'],
                   [[c['label'], *(_format_figure(c[k]) for k in ('precision', 'recall', 'f1')),
@@ -105,9 +105,9 @@ def candidates_output(run, most: int = 15) -> tuple:
     "What a command prints that tries several things on valid: the best of them, then what `fit` prints"
     from fastsmile.core.files import read_safe_csv
     from fastsmile.reports.run import short_number
-    table = read_safe_csv(run.path/'tried.csv')
+    table = read_safe_csv(run.path/'candidates.csv')
     rows = table.to_dict('records')
-    title = run.config['training']['tried'].partition('.')[0] + (f', the first {most} of {len(rows)}' if len(rows) > most else '')
+    title = run.config['training']['table_caption'].partition('.')[0] + (f', the first {most} of {len(rows)}' if len(rows) > most else '')
     shown, result = fit_output(run)
     if 'balanced_accuracy_from' in table: tried = rich_table(title, _MEMBER_COLUMNS, map(_member_cells, rows[:most]), whole=True)
     else: tried = rich_table(title, [c.replace('_', ' ') for c in table], [[short_number(v) for v in r.values()] for r in rows[:most]])
@@ -116,7 +116,7 @@ def candidates_output(run, most: int = 15) -> tuple:
 _MEMBER_COLUMNS = ['model', 'rows', 'balanced accuracy', 'macro F1', 'log loss']
 
 def _member_cells(
-    row: dict, # of an ensemble's tried.csv, all text
+    row: dict, # of an ensemble's candidates.csv, all text
 ) -> list[str]: # under `_MEMBER_COLUMNS`
     "A member in a table of 80 columns: intervals in brackets, but for the log loss, whose is in --json and on the page"
     def both(k): return '{:.3f} ({:.2f} to {:.2f})'.format(*(float(row[n]) for n in (k, f'{k}_from', f'{k}_to')))
@@ -148,38 +148,38 @@ def _trainings_table(run) -> tuple[list, list]: # Rich tables; the rows of the c
 def predict_output(done, page=None) -> tuple:
     "What `predict` prints"
     good, fresh = done.rows - done.failed, done.rows - done.resumed
-    pictures = 'picture' if done.inputs == 1 else 'pictures'
-    word = pictures if done.rows == done.inputs else 'rows'
-    shown = [rich_table(f'{done.rows} {word}' + f' of {done.inputs} {pictures}' * (word == 'rows'), ['label', 'rows', 'share'],
+    pictures = 'picture' if done.images == 1 else 'pictures'
+    word = pictures if done.rows == done.images else 'rows'
+    shown = [rich_table(f'{done.rows} {word}' + f' of {done.images} {pictures}' * (word == 'rows'), ['label', 'rows', 'share'],
                   [(c, n, f'{n / max(1, good):.1%}') for c, n in done.labels.items()])]
     if done.failed:
         shown.append(rich_table(f'{done.failed} without a prediction', ['picture', 'reason'], done.errors[:10]))
         if done.failed > 10: shown.append(f'and {done.failed - 10} more, see the column error')
-    if done.known or done.torn:
+    if done.known or done.conflicting:
         shown.append(f'{done.known} took the label of a known picture (column known)'
-                     + f'; {done.torn} did not: what is known of them is contradictory, or no class of the model' * (done.torn > 0))
-    shown.append('probabilities: ' + done.how['probabilities'])
+                     + f'; {done.conflicting} did not: what is known of them is contradictory, or no class of the model' * (done.conflicting > 0))
+    shown.append('probabilities: ' + done.run_info['probabilities'])
     if fresh != done.rows: word = word.removesuffix('s') + 's' * (fresh != 1)
-    shown.append(f'{fresh} {word} in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.how["precision"]}'
+    shown.append(f'{fresh} {word} in {done.seconds:.1f} s ({fresh / max(done.seconds, 1e-9):.0f} a second), {done.run_info["precision"]}'
                  + (f'; {done.resumed} were there from before' if done.resumed else ''))
     pages = [f'gallery: {printable(page)}'] if page else []
-    result = dict(rows=done.rows, pictures=done.inputs, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors],
-                  out=done.out, resumed=done.resumed, known=done.known, torn=done.torn, seconds=done.seconds, **done.how)
+    result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed, errors=[dict(path=p, error=e) for p, e in done.errors],
+                  out=done.out, resumed=done.resumed, known=done.known, conflicting=done.conflicting, seconds=done.seconds, **done.run_info)
     return [*shown, f'predictions: {printable(done.out)}', *pages], result | (dict(html=page) if page else {})
 
 # %% ../../nbs/cli/01_tables.ipynb #8dae63e0
 def study_tables(
     r: dict, # from `study`
 ) -> list:
-    "The report's figure beside ours for each entry, what held, our own way"
+    "The reported metric and the measured one for each entry, the claims, our own method"
     from fastsmile.metrics.scores import SCORE_NAMES
-    k, ours = r['metric'], r['ours']
-    rows = [(e['name'], f"{e['theirs'][k]:.3f}" if k in e['theirs'] else '', *_value_and_interval(e['ours'][k]), f"{e['collapsed']} of {r['seeds']}")
-            if e['ours'] else (e['name'], '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
-    claims = [(c['says'], c['verdict'], c['figure']) for c in r['claims']]
-    return [rich_table(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'theirs', 'ours', '95% interval', 'collapsed'], rows),
-            rich_table('what held', ['the report found', 'here', 'difference'], claims),
-            *([f"ours, chosen on valid: {ours['name']}"] if ours else []), f"page: {printable(r['path'])}/study.html"]
+    k, ours = r['metric'], r['own_method']
+    rows = [(e['name'], f"{e['reported'][k]:.3f}" if k in e['reported'] else '', *_value_and_interval(e['measured'][k]), f"{e['collapsed']} of {r['seeds']}")
+            if e['measured'] else (e['name'], '', 'failed', '', '') for e in r['entries'] + ([ours] if ours else [])]
+    claims = [(c['statement'], c['result'], c['figure']) for c in r['claims']]
+    return [rich_table(f"report {r['report']}, {r['title']}: {SCORE_NAMES[k]}", ['', 'reported', 'measured', '95% interval', 'collapsed'], rows),
+            rich_table('claims', ['the report found', 'result', 'difference'], claims),
+            *([f"own method, chosen on valid: {ours['name']}"] if ours else []), f"page: {printable(r['path'])}/study.html"]
 
 # %% ../../nbs/cli/01_tables.ipynb #c2e4010d
 def rich_table(

@@ -146,7 +146,8 @@ SERVED_EXPLANATIONS = ('gradcam', 'saliency', 'none')
 class ServeConfig(ModelOptions):
     "Options of `serve`"
     host: str = opt(
-        '127.0.0.1', 'address to listen on; 0.0.0.0 lets other machines in, and there is no password', metavar='ADDRESS')
+        '127.0.0.1', 'address to listen on; 0.0.0.0 lets other machines in, and there is no password',
+        metavar='ADDRESS')
     port: int = opt(
         8000, 'port to listen on; 0 takes a free one. The address is printed', minimum=0, maximum=65535)
     allow_host: tuple[str, ...] = opt(
@@ -236,7 +237,7 @@ class ExplainConfig(Options):
     n: int = opt(10, 'images in each grid', minimum=1, maximum=100, short_flag='-n')
     neighbours: int = opt(5, 'nearest training images of each explained image', minimum=0, maximum=20)
     out: str | None = opt(
-        None, 'folder for the page and the images (default: RUN/explain, or RUN/explain-asked with IMAGES)',
+        None, 'folder for the page and the images (default: RUN/explain, or RUN/explain-images with IMAGES)',
         metavar='DIR')
     seed: int = seed_opt('seed of the ten images that are drawn and of the noise of smoothgrad')
     device: str | None = device_opt()

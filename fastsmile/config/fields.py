@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FACE_MODES', 'HASH_NAMES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS', 'SAMPLING_CHOICES', 'BALANCE_CHOICES',
-           'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'INCOMPATIBLE_OPTIONS', 'Default',
-           'opt', 'flag', 'default_of', 'Options', 'check_unused', 'command_line', 'check_option_names', 'options_or',
-           'seed_opt', 'device_opt', 'batch_size_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt',
+           'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'HEADS', 'INCOMPATIBLE_OPTIONS',
+           'Default', 'opt', 'flag', 'default_of', 'Options', 'check_unused', 'command_line', 'check_option_names',
+           'options_or', 'seed_opt', 'device_opt', 'batch_size_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt',
            'SourceOptions', 'DataOptions', 'SplitOptions', 'DecideOptions', 'reported_tta_opt', 'ray_opt', 'actors_opt',
-           'check_ray_address', 'parse_number_list', 'parse_rates', 'is_learning_rate', 'parse_head', 'parse_word_list',
-           'ParsedChoices', 'Incompatible', 'check_compatible']
+           'check_ray_address', 'parse_number_list', 'parse_rates', 'is_learning_rate', 'HeadChoice', 'parse_head',
+           'parse_word_list', 'ParsedChoices', 'Incompatible', 'check_compatible']
 
 # %% ../../nbs/config/01_fields.ipynb #e371383a
 import re
@@ -371,15 +371,29 @@ def is_learning_rate(
     except OptionError: return False
 
 # %% ../../nbs/config/01_fields.ipynb #62bc89a9
+@dataclass(frozen=True)
+class HeadChoice:
+    "A word that `--head` accepts"
+    form: str                     # as help shows it
+    accepts: str                  # as an error explains it
+    parse: Callable | None = None # text behind the colon, what is accepted -> settings; None: there is no colon
+
+def _parse_widths(text: str, accepted: str) -> dict:
+    return dict(hidden=parse_number_list('--head', text, maximum=16384, distinct=False, accepted=accepted))
+
+HEADS = {
+    'linear': HeadChoice('linear', 'linear'),
+    'mlp': HeadChoice('mlp:W,W', 'mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512', _parse_widths)}
+
 def parse_head(
     text: str, # linear, or mlp:WIDTH,WIDTH
-) -> tuple[int, ...]: # the widths of the hidden layers, none for linear
-    "The hidden layers of `--head`"
-    if text == 'linear': return ()
-    word, _, widths = text.partition(':')
-    accepted = 'linear, or mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512'
-    if word != 'mlp': raise OptionError(f'--head {text!r} is not known.', f'Accepted: {accepted}.')
-    return tuple(parse_number_list('--head', widths, maximum=16384, distinct=False, accepted=accepted))
+) -> dict:     # kind and settings, as `models.heads` takes them; empty for linear
+    "The head that `--head` asks for; raises `OptionError`"
+    word, colon, rest = text.partition(':')
+    choice, accepted = HEADS.get(word), ', or '.join(h.accepts for h in HEADS.values())
+    if choice and choice.parse: return dict(kind=word) | choice.parse(rest, accepted)
+    if choice and not colon: return {}
+    raise OptionError(f'--head {text!r} is not known.', f'Accepted: {accepted}.')
 
 # %% ../../nbs/config/01_fields.ipynb #176ae810
 def parse_word_list(
@@ -456,7 +470,7 @@ _BALANCE_RULES = (
                  'Take one of none, light, medium, strong.'),
     Incompatible('--augment mixup+cutmix', lambda c: _both(c.augment, _MIX_CHOICES), 'A batch is mixed in one way.'))
 
-# %% ../../nbs/config/01_fields.ipynb #8b836ab6
+# %% ../../nbs/config/01_fields.ipynb #1acde662
 _BATCH_LOSSES = ' or '.join(word for word, loss in LOSSES.items() if not loss.per_row)
 
 def _no_logit_adjust(word: str) -> Incompatible:

@@ -10,7 +10,7 @@ __all__ = ['RESIZE_MODES', 'CACHE_MODES', 'TRACKERS', 'NetworkOptions', 'Schedul
 from dataclasses import dataclass
 
 from .choices import MONITORED_METRICS, LOSS_CHOICES, format_choices, parse_choice, parse_choices
-from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, INIT_CHOICES
+from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, HEADS, INIT_CHOICES
 from .fields import Options, POOL_CHOICES, PRECISIONS, ParsedChoices, SCHEDULE_CHOICES
 from .fields import SplitOptions, batch_size_opt, check_compatible, device_opt
 from .fields import is_learning_rate, opt, parse_head
@@ -34,7 +34,7 @@ class NetworkOptions(RecipeOptions):
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture, e.g. '
                                  '\'{"channels": [32, 64, 128, 256]}\'', metavar='JSON')
     head: str = opt('linear', 'the classification head: linear, or hidden layers of these widths, e.g. mlp:1024 or '
-                    'mlp:512,512', metavar='linear|mlp:W,W')
+                    'mlp:512,512', metavar='|'.join(h.form for h in HEADS.values()))
     dropout: float = opt(0.0, 'dropout before each layer of the head', minimum=0.0, maximum=0.95)
     pool: str | None = opt(None, f"how the last feature map becomes a vector: {' or '.join(POOL_CHOICES)} (default: "
                            "the architecture's own)", metavar='WORD')

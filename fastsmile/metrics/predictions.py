@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREDICTION_PARTS', 'SavedPredictions', 'predictions_from_table', 'split_of_part', 'predictions_path',
            'has_predictions', 'read_prediction_table', 'write_prediction_table', 'read_model_metadata',
-           'read_saved_predictions', 'measure_predictions', 'main_values', 'tta_gain', 'calibration_settings',
+           'read_saved_predictions', 'measure_predictions', 'summary_metrics', 'tta_gain', 'calibration_settings',
            'fit_run_calibration', 'measure_calibration', 'relabel_predictions', 'measure_run', 'write_metrics',
            'measure_slices', 'fold_folders', 'read_fold_predictions']
 
@@ -159,11 +159,11 @@ def measure_predictions(
     reliability = reliability_bins(saved.y, saved.probs, saved.weights)
     return out | _probability_scores(saved, saved.probs, draws) | dict(reliability=reliability)
 
-# %% ../../nbs/metrics/03_predictions.ipynb #d6880a86
-def main_values(
+# %% ../../nbs/metrics/03_predictions.ipynb #7927ffc3
+def summary_metrics(
     metrics: dict, # of metrics.json
 ) -> dict: # split -> {score: value}
-    "The main scores on valid and test, without intervals, as a model file keeps them"
+    "The main scores on valid and test, without intervals, as a model file holds them"
     parts = [part for part in ('valid', 'test') if part in metrics]
     return {part: _values(metrics[part], MAIN_SCORES) for part in parts}
 

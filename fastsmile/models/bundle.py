@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['save_bundle', 'load_bundle']
 
-# %% ../../nbs/models/07_bundle.ipynb #91420c58
+# %% ../../nbs/models/07_bundle.ipynb #9b35d634
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,83 +16,126 @@ from torch import nn
 
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import file_sha256, read_json, write_json
-from .ensemble import build_ensemble
+from .ensemble import EnsembleNetwork, build_ensemble
 from .factory import create_network
-from .heads import build_fitted_head, classifier_head
+from .heads import build_head, classifier_head
 from .spec import BUNDLE_FORMAT, Model, ModelMetadata, ModelSpec, parse_config
 from .weights import LOAD_ERRORS, check_tensor_shapes, read_tensors, tensor_shapes, write_tensors
 
-# %% ../../nbs/models/07_bundle.ipynb #e3aeb196
+# %% ../../nbs/models/07_bundle.ipynb #bb1c57d5
+_KEPT_CFG = ('first_conv', 'classifier', 'pool_size', 'fixed_input_size', 'license', 'tag')
+
+def _timm_config(model: Model) -> dict: # timm's keys of config.json
+    "The network as timm describes it"
+    spec, prep = model.spec, model.spec.prep
+    cfg = {k: v for k, v in model.net.pretrained_cfg.items() if k in _KEPT_CFG}
+    cfg |= dict(input_size=[3, prep.size, prep.size], mean=list(prep.mean), std=list(prep.std),
+                interpolation=prep.interpolation, crop_pct=prep.crop_pct, crop_mode=prep.crop_mode,
+                num_classes=len(spec.classes), custom_load=False, pool_size=None)
+    return dict(architecture=spec.arch.split('.')[0], num_classes=len(spec.classes), label_names=list(spec.classes),
+                num_features=model.net.num_features, model_args=spec.model_args, pretrained_cfg=cfg)
+
+def _own_config(
+    model: Model,
+    folder: Path, # with the weights and the members
+) -> dict: # the key `fastsmile` of config.json
+    "What timm has no key for, and checksums of the other files"
+    members = [file_sha256(folder/'members'/str(i)/'config.json') for i in range(len(model.members))]
+    return dict(format=BUNDLE_FORMAT, arch=model.spec.arch, sha256=file_sha256(folder/'model.safetensors'),
+                head=model.spec.head, members=members, **asdict(model.metadata))
+
+# %% ../../nbs/models/07_bundle.ipynb #cd42feab
 def save_bundle(
     model: Model,
-    folder,       # made where it is missing
+    folder: str | Path, # made where it is missing
 ):
-    "Write `model` as a bundle; the JSON comes last, so a bundle without it is no bundle"
-    folder, spec = Path(folder), model.spec
-    for i, m in enumerate(model.members): save_bundle(m, folder/'members'/str(i))
-    own = model.net if not model.members else model.net.head or nn.Identity()
-    write_tensors(own.state_dict(), folder/'model.safetensors', dict(format='pt'))
-    prep, s = spec.prep, spec.prep.size
-    cfg = {k: v for k, v in model.net.pretrained_cfg.items() if k in ('first_conv', 'classifier', 'pool_size', 'fixed_input_size', 'license', 'tag')}
-    cfg |= dict(input_size=[3, s, s], mean=list(prep.mean), std=list(prep.std), interpolation=prep.interpolation, crop_pct=prep.crop_pct,
-                crop_mode=prep.crop_mode, num_classes=len(spec.classes), custom_load=False, pool_size=None)
-    write_json(folder/'config.json', dict(architecture=spec.arch.split('.')[0], num_classes=len(spec.classes), num_features=model.net.num_features,
-        label_names=list(spec.classes), model_args=spec.model_args, pretrained_cfg=cfg,
-        fastsmile=dict(format=BUNDLE_FORMAT, arch=spec.arch, sha256=file_sha256(folder/'model.safetensors'), hidden=list(spec.hidden), dropout=spec.dropout, head=spec.head,
-                       members=[file_sha256(folder/'members'/str(i)/'config.json') for i in range(len(model.members))], **asdict(model.facts))))
-
-# %% ../../nbs/models/07_bundle.ipynb #d101ddb1
-def load_bundle(
-    folder, # a bundle, or a run folder that holds one as `model/`
-) -> Model:
-    "Read a bundle and check it; raises `SmileError` with the reason"
+    "Write `model` as a bundle. The JSON is written last, so a save that was cut off is not taken for a model; raises `WriteError`"
     folder = Path(folder)
+    for i, m in enumerate(model.members): save_bundle(m, folder/'members'/str(i))
+    net = model.net if not model.members else model.net.head or nn.Identity()
+    write_tensors(net.state_dict(), folder/'model.safetensors', dict(format='pt'))
+    write_json(folder/'config.json', _timm_config(model) | dict(fastsmile=_own_config(model, folder)))
+
+# %% ../../nbs/models/07_bundle.ipynb #dacf6a1c
+def _model_folder(folder: Path) -> Path: # a bundle, or a run folder that holds one as `model/`
+    "Where the two files are; raises `SmileError`"
     if folder.is_file():
-        raise SmileError(f'{printable(folder)} is a file, not a model folder.',
-                         'A model is a folder with model.safetensors and config.json. Pickles (.pkl, .pth) can run code when they are opened, so they are not.')
+        hint = 'A model is a folder with model.safetensors and config.json. Pickles (.pkl, .pth) can run code when they are opened, so they are not.'
+        raise SmileError(f'{printable(folder)} is a file, not a model folder.', hint)
     if (folder/'model'/'config.json').exists(): folder = folder/'model'
-    if not (folder/'config.json').is_file() or not (folder/'model.safetensors').is_file():
-        raise SmileError(f'{printable(folder)} holds no model.',
-                         'A run folder has one once it is finished: model/model.safetensors and model/config.json; a cross-validation one in each fold.')
+    if (folder/'config.json').is_file() and (folder/'model.safetensors').is_file(): return folder
+    raise SmileError(f'{printable(folder)} holds no model.', 'A run folder has one once it is finished: '
+                     'model/model.safetensors and model/config.json; a cross-validation one in each fold.')
+
+def _read_config(folder: Path) -> dict:
+    "A bundle's config.json, checked with `parse_config` and against the checksum of the weights; raises `SmileError`"
     cfg = read_json(folder/'config.json')
-    try: spec, facts = parse_config(cfg)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise SmileError(f'{printable(folder)}/config.json is not a model of fastsmile: {printable(e)}', 'Write it again with `fastsmile fit`.') from None
+    try: parse_config(cfg)
+    except ValueError as e:
+        raise SmileError(f'{printable(folder)}/config.json is not a fastsmile model: {printable(e)}',
+                         'Write it again with `fastsmile fit`.') from None
     if file_sha256(folder/'model.safetensors') != cfg['fastsmile'].get('sha256'):
         raise SmileError(f'{printable(folder)}/model.safetensors is not the file that was saved with its config.json (checksum).',
                          'Copy the whole folder again.')
-    if spec.members: return _load_ensemble(folder, spec, facts, cfg['fastsmile']['members'])
-    if not timm.is_model(spec.arch.split('.')[0]):
-        raise SmileError(f'{printable(folder)} needs the architecture {printable(spec.arch)}, which this timm ({timm.__version__}) does not know.',
-                         'Install a newer timm.')
+    return cfg
+
+# %% ../../nbs/models/07_bundle.ipynb #07bc1c94
+def _load_weights(
+    build: Callable[[], nn.Module], # the empty network
+    file: Path,                     # safetensors
+) -> nn.Module:
+    "The network with the file's weights; raises `ValueError` and the rest of `LOAD_ERRORS` where they do not fit"
+    check_tensor_shapes(build, tensor_shapes(file))
+    net = build()
+    net.load_state_dict(read_tensors(file))
+    return net
+
+def _does_not_fit(folder: Path, message: str, e: Exception) -> SmileError:
+    return SmileError(f'{message}: {printable(" ".join(str(e).split()))[:200]}', 'Copy the whole folder again.')
+
+# %% ../../nbs/models/07_bundle.ipynb #2460abbc
+def load_bundle(
+    folder: str | Path, # a bundle, or a run folder that holds one as `model/`
+) -> Model:
+    "Read a bundle and check it; raises `SmileError` with the reason"
+    folder = _model_folder(Path(folder))
+    cfg = _read_config(folder)
+    spec, metadata = parse_config(cfg)
+    if spec.members: return _load_ensemble(folder, spec, metadata, cfg['fastsmile']['members'])
+    arch = spec.arch.split('.')[0]  # a tag names weights, and they are here
+    if not timm.is_model(arch):
+        raise SmileError(f'{printable(folder)} needs the architecture {printable(spec.arch)}, which this timm '
+                         f'({timm.__version__}) does not know.', 'Install a newer timm.')
     try:
-        build = partial(create_network, replace(spec, arch=spec.arch.split('.')[0]))
-        check_tensor_shapes(build, tensor_shapes(folder/'model.safetensors'))
-        net = build()
-        net.load_state_dict(read_tensors(folder/'model.safetensors'))
+        net = _load_weights(partial(create_network, replace(spec, arch=arch)), folder/'model.safetensors')
         if spec.head: classifier_head(net).check()
     except (*LOAD_ERRORS, OptionError) as e:
-        raise SmileError(f'The weights in {printable(folder)} do not fit {printable(spec.arch)}: {printable(" ".join(str(e).split()))[:200]}',
-                         'Copy the whole folder again.') from None
-    return Model(spec, facts, net.eval(), str(folder))
+        raise _does_not_fit(folder, f'The weights in {printable(folder)} do not fit {printable(spec.arch)}', e) from None
+    return Model(spec, metadata, net.eval(), str(folder))
 
+# %% ../../nbs/models/07_bundle.ipynb #fb6b272c
 def _load_ensemble(
     folder: Path,
     spec: ModelSpec,
-    facts: ModelMetadata,
+    metadata: ModelMetadata,
     digests: list,   # of the members' JSON
 ) -> Model:
-    "The members in `members/`, and what puts them together; raises `SmileError`"
-    each = [load_bundle(folder/'members'/str(i)) for i in range(spec.members)]
-    if [file_sha256(folder/'members'/str(i)/'config.json') for i in range(spec.members)] != digests:
-        raise SmileError(f'The members in {printable(folder)} are not those that it was saved with (checksum).', 'Copy the whole folder again.')
-    try:
-        if 'kind' in spec.head:
-            check_tensor_shapes(lambda: build_fitted_head(spec.head, int(spec.head['features']), len(spec.classes)), tensor_shapes(folder/'model.safetensors'))
-        net = build_ensemble(each, facts.prior, spec.head).eval()
-        if net.head is not None:
-            net.head.load_state_dict(read_tensors(folder/'model.safetensors'))
-            net.head.check()
+    "The members in `members/`, combined; raises `SmileError`"
+    where = [folder/'members'/str(i) for i in range(spec.members)]
+    members = [load_bundle(w) for w in where]
+    if [file_sha256(w/'config.json') for w in where] != digests:
+        raise SmileError(f'The members in {printable(folder)} are not those that it was saved with (checksum).',
+                         'Copy the whole folder again.')
+    try: net = _combine(members, spec, metadata, folder/'model.safetensors')
     except (*LOAD_ERRORS, OptionError) as e:
-        raise SmileError(f'{printable(folder)} does not fit its members: {printable(" ".join(str(e).split()))[:200]}', 'Copy the whole folder again.') from None
-    return Model(spec, facts, net, str(folder), tuple(each))
+        raise _does_not_fit(folder, f'{printable(folder)} does not fit its members', e) from None
+    return Model(spec, metadata, net, str(folder), tuple(members))
+
+def _combine(members: list, spec: ModelSpec, metadata: ModelMetadata, file: Path) -> EnsembleNetwork:
+    "The members' networks with the ensemble's own head; raises `LOAD_ERRORS` and `OptionError`"
+    net = build_ensemble(members, metadata.prior, spec.head if 'kind' not in spec.head else dict(inputs=spec.head['inputs']))
+    if 'kind' in spec.head:
+        build = partial(build_head, spec.head, int(spec.head['features']), len(spec.classes))
+        net.head = _load_weights(build, file)
+        net.head.check()
+    return net.eval()

@@ -26,7 +26,6 @@ from ..core.files import check_run_folder_free, folder_lock, jsonable, new_run_f
 from ..data.audit import AuditResult, AuditedSource, print_findings, run_audit, write_audit
 from ..data.findings import Finding, audit_record, read_out_of_fold
 from ..data.images import ImageError, decode_image, parse_region
-from ..data.readers import ArrayReader
 from ..data.source import read_source
 from .html import jpeg_data_url, render_template
 
@@ -46,7 +45,7 @@ class _SourceThumbnails:
 
     def _small(self, name: str) -> Image.Image | None:
         "A decoded picture, its longer side at most `_AUDIT_THUMBNAIL_SIZE`; None where there is none"
-        try: img = self.reader.image(name) if isinstance(self.reader, ArrayReader) or parse_region(name)[1] else decode_image(self.reader.raw(name), at_least=_AUDIT_THUMBNAIL_SIZE)
+        try: img = self.reader.read_image(name) if not self.reader.stores_files or parse_region(name)[1] else decode_image(self.reader.read_bytes(name), at_least=_AUDIT_THUMBNAIL_SIZE)
         except ImageError: return None
         img.thumbnail((_AUDIT_THUMBNAIL_SIZE, _AUDIT_THUMBNAIL_SIZE))
         return img
@@ -133,7 +132,7 @@ def write_audit_page(
              if f.kind in _SECTION_TITLES and (f.groups or f.kind in ('suspect-label', 'odd-image', 'unlabelled'))]
     drawn.sort(key=lambda d: list(_SECTION_TITLES).index(d['kind']))
     write_text(path, render_template('audit.html.j2', dict(
-        where=Path(looked.source.where).name, source=looked.source.where, record=record, notes=looked.source.notes, most=_GROUPS_DRAWN, drawn=drawn,
+        where=Path(looked.source.location).name, source=looked.source.location, record=record, notes=looked.source.notes, most=_GROUPS_DRAWN, drawn=drawn,
         classes=_class_summaries(looked, gallery), sizes=_image_size_chart(looked.seen.facts), command=command, fit=fit, averaged=_IMAGES_IN_AVERAGE,
         plan=jsonable(looked.plan.to_dict('records')), labels=sorted(c for c in looked.table.label.unique() if c))))
 

@@ -36,7 +36,7 @@ def _card_context(
 
 def _starting_point_text(config: dict) -> str:
     "What a model was made from"
-    if (words := config.get('training', {}).get('words')): return words  # no network was trained
+    if (summary := config.get('training', {}).get('summary')): return summary  # no network was trained
     o = config['options']
     return 'Trained from ' + ('random weights.' if o['weights'] == 'none' else f"pretrained weights ({Path(o['weights']).name}).")
 
@@ -54,7 +54,7 @@ def write_card(
     import json
     run = Path(run)
     context = _card_context(run, config)
-    commands = printable_lines('\n'.join(filter(None, (context['config']['command'], context['config'].get('calibrated')))))
+    commands = printable_lines('\n'.join(filter(None, (context['config']['command'], context['config'].get('calibrate_command')))))
     head = dict(library_name='timm', pipeline_tag='image-classification', tags=['fastsmile', 'timm', 'image-classification', context['options']['arch']],
                 metrics=['accuracy', 'f1'])
     head |= {'model-index': context['index']}

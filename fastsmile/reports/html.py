@@ -55,7 +55,7 @@ def _thumbnail_url(
     name: str,
 ) -> str: # a data URL; empty where the picture cannot be read any more
     "A small JPEG of a picture"
-    try: img = reader.image(name, Preprocessing(size=_GALLERY_THUMBNAIL_SIZE, crop_mode='border'))
+    try: img = reader.read_image(name, Preprocessing(size=_GALLERY_THUMBNAIL_SIZE, crop_mode='border'))
     except ImageError: return ''
     img.thumbnail((_GALLERY_THUMBNAIL_SIZE, _GALLERY_THUMBNAIL_SIZE), Image.Resampling.BILINEAR)
     buf = io.BytesIO()

@@ -35,7 +35,7 @@ def _report_context(
                 valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES, card_scores=CARD_SCORES, rule_scores=RULE_SCORES,
                 rule=decision_rule_text(metrics['calibration']), training=_training_text(o, t, config['model']),
                 prior_words=probability_note(o['balance'], o.get('loss', 'ce'), o['prior']),
-                album=inline_explanations(run/'explain'), command=config['command'], calibrated=config.get('calibrated'),
+                album=inline_explanations(run/'explain'), command=config['command'], calibrated=config.get('calibrate_command'),
                 origin=config['origin'] | dict(finished=_format_time(config.get('finished'))),
                 options={k: v for k, v in o.items() if v not in (None, [], '')}, **_data_context(run), **_training_context(run, config),
                 charts=_report_charts(run, metrics, part, t.get('best_epoch')))
@@ -71,7 +71,7 @@ def _report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict
 def _search_charts(run: Path) -> dict: # name -> SVG
     "What a search for options has tried, and which of them mattered"
     shares = read_safe_csv(run/'importance.csv', numbers=True).set_index('option').importance.to_dict()
-    table = read_safe_csv(run/'tried.csv', numbers=True)
+    table = read_safe_csv(run/'candidates.csv', numbers=True)
     return dict(search=svg_chart(lambda ax: draw_trials(ax, table), 'trials of the search')) | (
         dict(importance=svg_chart(lambda ax: draw_option_importance(ax, shares), 'importance of options')) if shares else {})
 
@@ -90,12 +90,12 @@ def inline_explanations(
     album = read_json(folder/'explain.json')
     keep = ('path', 'label', 'target')  # names of files and classes stay text
     def rows(group): return [{k: v if k in keep else rows(v) if k == 'nearest' else inline(v) for k, v in r.items()} for r in group]
-    return album | dict(means=[m | inline({k: m[k] for k in ('file', 'difference')}) for m in album['means']],
+    return album | dict(class_means=[m | inline({k: m[k] for k in ('file', 'difference')}) for m in album['class_means']],
                         groups={g: rows(r) for g, r in album['groups'].items()})
 
 def _training_text(options: dict, training: dict, model: dict) -> str:
     "How the model was trained, in a few sentences"
-    if training.get('words'): return training['words']  # no network was trained
+    if training.get('summary'): return training['summary']  # no network was trained
     start = 'random weights' if options['weights'] == 'none' else f"weights: {options['weights']}"
     def words(p):
         early = '' if p.get('planned', p['epochs']) == p['epochs'] else f", of {p['planned']} that were asked for"
@@ -126,9 +126,9 @@ def _trials_context(
     training: dict, # of its config.json
 ) -> dict | None:   # title, columns, rows
     "The table of what was tried on valid: settings of probes, trials of a search, members of an ensemble"
-    if not training.get('tried'): return None
-    table = read_safe_csv(run/'tried.csv')
-    return dict(title=training['tried'], columns=[c.replace('_', ' ') for c in table], rows=[[short_number(v) for v in r] for r in table.to_numpy().tolist()])
+    if not training.get('table_caption'): return None
+    table = read_safe_csv(run/'candidates.csv')
+    return dict(title=training['table_caption'], columns=[c.replace('_', ' ') for c in table], rows=[[short_number(v) for v in r] for r in table.to_numpy().tolist()])
 
 def short_number(text: str) -> str:
     "A number with a point in few digits; other text as it is"

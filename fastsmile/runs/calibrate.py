@@ -5,80 +5,77 @@
 # %% auto #0
 __all__ = ['calibrate']
 
-# %% ../../nbs/runs/09_calibrate.ipynb #6a21fcf2
+# %% ../../nbs/runs/09_calibrate.ipynb #f0b08796
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..config.fields import options_or
 from ..config.commands import CalibrateConfig
-from ..config.fields import command_line
-from ..core.errors import say
+from ..config.fields import command_line, options_or
 from ..core.files import folder_lock, read_json, read_safe_csv, write_json
-from ..metrics.calibration import calibration_metadata
+from ..metrics.calibration import Calibration, calibration_metadata
 from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration, fold_folders
-from ..metrics.predictions import has_predictions, main_values, read_model_metadata, read_saved_predictions
-from ..metrics.predictions import write_metrics, write_prediction_table
-from .folder import finished_run, frame_of_dicts
+from ..metrics.predictions import has_predictions, read_model_metadata, read_saved_predictions
+from ..metrics.predictions import summary_metrics, write_metrics
+from ..reports.card import write_card
+from ..reports.run import write_report
+from .folder import Run, finished_run
 from .folds import rewrite_folds
 
+# %% ../../nbs/runs/09_calibrate.ipynb #0ed29d37
+@contextmanager
+def _calibrating(run: Path, config: CalibrateConfig) -> Iterator[None]:
+    "The status of a run while it is calibrated"
+    record = read_json(run/'config.json') | dict(calibrate_command=command_line('calibrate', [run], config))
+    write_json(run/'config.json', record | dict(status='calibrating'))
+    yield
+    write_json(run/'config.json', record | dict(status='cross-validated' if fold_folders(run) else 'finished'))
+
 # %% ../../nbs/runs/09_calibrate.ipynb #017d6012
-def _predict_missing_splits(
-    run: Path,
-    config: CalibrateConfig,
-):
-    "Predict the parts whose predictions are not there: a run of an earlier version has none on calib"
-    from fastsmile.inference.predict import predict_rows
-    from fastsmile.inference.rows import prediction_columns
-    from fastsmile.runs.folder import load_run
-    from fastsmile.data.source import read_source
+def _predict_missing_splits(run: Path, config: CalibrateConfig):
+    "Predict the parts whose predictions do not exist"
+    missing = [part for part in PREDICTION_PARTS if not has_predictions(run, part)]
     table = read_safe_csv(run/'table.csv')
-    table, opened = table[table.reason == ''], load_run(run)
-    views = dict.fromkeys(PREDICTION_PARTS, 'none') | dict(test_tta=opened.options.tta)
-    todo = [p for p in PREDICTION_PARTS if not has_predictions(run, p) and (table.split == p.split('_')[0]).any() and (p != 'test_tta' or views[p] != 'none')]
-    if not todo: return
-    source = read_source(opened.config['source'], opened.options)
-    for part in todo:
-        rows = table[table.split == part.split('_')[0]].reset_index(drop=True)
-        say(f'predicting {len(rows)} rows of {part}')
-        made = frame_of_dicts(predict_rows(opened.model, source.reader, rows.path, views[part], config.bs, config.device), prediction_columns(opened.model.spec.classes))
-        write_prediction_table(made.assign(target=rows.label, group=rows.group), run/f'predictions_{part}.csv')
+    splits, tta = set(table[table.reason == ''].split), read_json(run/'config.json')['options']['tta']
+    needed = [p for p in missing if p.partition('_')[0] in splits and not (p == 'test_tta' and tta == 'none')]
+    if not needed: return
+    from fastsmile.runs.results import predict_splits
+    opened = Run(run)
+    predict_splits(opened.model, opened.data, run, tta, needed, config.bs, config.device)
 
-def calibrate(
-    run,                # a finished run's folder
-    config: CalibrateConfig | None = None,
-    **options: object,  # those of `CalibrateConfig` by name, instead of `config`
-) -> dict: # metrics, as in metrics.json
-    "Fit temperature, rule, abstention and sets on calib again; the model file, the labels, the metrics and the report follow"
-    config = options_or(config, CalibrateConfig, options)
-    run = finished_run(run, folds=True, again=True)
-    with folder_lock(run):
-        if not (folds := fold_folders(run)): return _calibrate_run(run, config)
-        calibrate(folds[0], config)  # what cannot be done is said here, before the others
-        with _calibrating(run, config):
-            for f in folds[1:]: calibrate(f, config)
-            return rewrite_folds(run)
-
+# %% ../../nbs/runs/09_calibrate.ipynb #b903e8ae
 def _calibrate_run(run: Path, config: CalibrateConfig) -> dict:
     "What `calibrate` does in the folder of one run"
-    from fastsmile.reports.card import write_card
-    from fastsmile.reports.run import write_report
-    if not all(has_predictions(run, p) for p in PREDICTION_PARTS): _predict_missing_splits(run, config)
-    facts, options = read_model_metadata(run), read_json(run/'config.json')['options']
-    classes = read_saved_predictions(run, next(p for p in PREDICTION_PARTS if has_predictions(run, p))).classes
-    calibration = fit_run_calibration(run, facts['prior'], calibration_settings(config, options['monitor'], classes), options['seed'])
+    _predict_missing_splits(run, config)
+    options = read_json(run/'config.json')['options']
+    part = next(p for p in PREDICTION_PARTS if has_predictions(run, p))
+    settings = calibration_settings(config, options['monitor'], read_saved_predictions(run, part).classes)
+    calibration = fit_run_calibration(run, read_model_metadata(run)['prior'], settings, options['seed'])
     with _calibrating(run, config):
         metrics = write_metrics(run, calibration, options['tta'])
-        kept = main_values(metrics)
-        bundle = read_json(run/'model'/'config.json')
-        write_json(run/'model'/'config.json', bundle | dict(fastsmile=bundle['fastsmile'] | calibration_metadata(calibration) | dict(metrics=kept)))
+        _write_to_model_file(run, calibration, metrics)
         write_card(run)
         write_report(run)
     return metrics
 
-@contextmanager
-def _calibrating(run: Path, config: CalibrateConfig):
-    "A run says that it is being calibrated, so that one whose process was killed is not read; afterwards the command belongs to how it was made"
-    record = read_json(run/'config.json') | dict(calibrated=command_line('calibrate', [run], config))
-    write_json(run/'config.json', record | dict(status='calibrating'))
-    yield
-    write_json(run/'config.json', record | dict(status='cross-validated' if fold_folders(run) else 'finished'))
+def _write_to_model_file(run: Path, calibration: Calibration, metrics: dict):
+    bundle = read_json(run/'model'/'config.json')
+    own = bundle['fastsmile'] | calibration_metadata(calibration) | dict(metrics=summary_metrics(metrics))
+    write_json(run/'model'/'config.json', bundle | dict(fastsmile=own))
+
+# %% ../../nbs/runs/09_calibrate.ipynb #772b9aaa
+def calibrate(
+    run: str | Path,    # a finished run's folder
+    config: CalibrateConfig | None = None,
+    **options: object,  # those of `CalibrateConfig` by name, instead of `config`
+) -> dict: # metrics, as in metrics.json
+    "Fit temperature, rule, abstention and sets on calib again; raises `OptionError` and `SmileError`"
+    config = options_or(config, CalibrateConfig, options)
+    run = finished_run(run, folds=True, calibrating=True)
+    with folder_lock(run):
+        folds = fold_folders(run)
+        if not folds: return _calibrate_run(run, config)
+        calibrate(folds[0], config)  # options that cannot be met fail here, before the others
+        with _calibrating(run, config):
+            for fold in folds[1:]: calibrate(fold, config)
+            return rewrite_folds(run)

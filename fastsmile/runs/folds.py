@@ -51,4 +51,4 @@ def rewrite_folds(
 ) -> dict: # metrics
     "Put the folds together again, after they have changed"
     record = read_json(run/'config.json')
-    return write_folds(run, '\n'.join(filter(None, (record['command'], record.get('calibrated')))))
+    return write_folds(run, '\n'.join(filter(None, (record['command'], record.get('calibrate_command')))))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['predict']
 
-# %% ../../nbs/runs/07_predict.ipynb #56879ad2
+# %% ../../nbs/runs/07_predict.ipynb #46bca2c3
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..core.errors import OptionError, printable, say
 from ..core.files import file_sha256, is_url
 from ..core.system import Interrupted, graceful_interrupt
 from ..data.faces import warn_face_options
-from ..inference.inputs import open_inputs
+from ..inference.inputs import ImageInputs, open_inputs
 from ..inference.outputs import PredictionFile, PredictionSummary, check_replaceable, output_format
 from ..inference.outputs import resume_settings, starts_image
 from ..inference.predict import PredictionJob, inference_batch_size, open_prediction_job, predict_batches
@@ -29,91 +30,129 @@ from ..reports.html import pick_gallery_rows, write_gallery
 
 # %% ../../nbs/runs/07_predict.ipynb #ad064d7a
 def _check_output_paths(
-    where,     # what `open_inputs` takes
-    out,       # the file of rows
-    page=None, # the page of thumbnails
+    where: object,            # what `open_inputs` takes
+    out: str,                 # the file of rows
+    page: str | None = None,  # the page of thumbnails
 ):
-    "Raise an `OptionError` where the output would replace what is to be predicted, or a file that fastsmile did not write"
-    if is_url(out): raise OptionError(f'--out {printable(out)} is a URL, and rows are appended to a file.', 'Name a file on this machine, and copy it there.')
-    for w in where if isinstance(where, list | tuple) else [where]:
-        if Path(w).resolve() == Path(out).resolve(): raise OptionError(f'--out {printable(out)} is the input, and would replace it.', 'Name another.')
+    "An `OptionError` where the output would replace an input, or a file that fastsmile did not write"
+    if is_url(out):
+        raise OptionError(f'--out {printable(out)} is a URL, and rows are appended to a file.',
+                          'Name a file on this machine, and copy it there.')
+    for one in where if isinstance(where, list | tuple) else [where]:
+        if Path(one).resolve() == Path(out).resolve():
+            raise OptionError(f'--out {printable(out)} is the input, and would replace it.', 'Name another.')
     check_replaceable(out, output_format(out))
     if not page: return
-    if Path(page).resolve() == Path(out).resolve(): raise OptionError(f'--out and --html both name {printable(out)}.', 'Name two files.')
+    if Path(page).resolve() == Path(out).resolve():
+        raise OptionError(f'--out and --html both name {printable(out)}.', 'Name two files.')
     check_replaceable(page, 'html', '--html')
 
-
+# %% ../../nbs/runs/07_predict.ipynb #6b4320da
 def _model_file(model: Model) -> Path:
     "The file that changes when the model does"
-    return Path(model.where)/'config.json' if Path(model.where).is_dir() else Path(model.where)
+    return Path(model.path)/'config.json' if Path(model.path).is_dir() else Path(model.path)
 
-def _compute_device(
-    job: PredictionJob,
-    config, # a `PredictConfig`
-) -> str:
+def _compute_device(job: PredictionJob, config: PredictConfig) -> str:
     "Where rows are computed: a cluster's actors do so on the CPU, unless they are given GPUs"
-    return config.device or 'cpu' if config.ray else job.engine.device
+    return config.device or 'cpu' if config.ray else job.backend.device
 
 def _resume_key(
     job: PredictionJob,
-    config,       # a `PredictConfig`
+    config: PredictConfig,
     threads: int,
     bs: int,
 ) -> dict:
-    "What must be the same for a file to be gone on with"
-    engine, known = job.engine, job.reading.known
-    return dict(model=file_sha256(_model_file(engine.model)), precision=engine.precision, device=_compute_device(job, config), ray=bool(config.ray),
-                workers=threads, bs=bs,
-                columns=prediction_columns((), job.reading), threshold=config.threshold, known=known and known.fingerprint, faces=job.faces and job.faces.call,
-                root=job.reader.place, tta=config.tta, mean=config.tta_mean)
+    "What must be the same for a file to be resumed"
+    backend, known, faces = job.backend, job.row_format.known, job.faces
+    return dict(model=file_sha256(_model_file(backend.model)), precision=backend.precision,
+                device=_compute_device(job, config),
+                ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),
+                threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.call,
+                root=job.reader.location, tta=config.tta, mean=config.tta_mean)
 
-def _describe_job(
-    job: PredictionJob,
-    config, # a `PredictConfig`
-) -> dict:
-    "What runs, in words"
-    engine, model = job.engine, job.engine.model
+# %% ../../nbs/runs/07_predict.ipynb #61bf0628
+def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
+    "Model, precision, views and probabilities, for people"
+    backend, model = job.backend, job.backend.model
     where = _compute_device(job, config) + (f', Ray ({printable(config.ray)})' if config.ray else '')
-    return dict(model=f'{printable(model.where)} ({model.spec.arch}, {model.spec.prep.size} px)', precision=f'{engine.precision} on {where}{engine.by}',
-                views=config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}', probabilities=job.reading.words)
+    views = config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}'
+    return dict(model=f'{printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px)',
+                precision=f'{backend.precision} on {where}{backend.engine_name}', views=views,
+                probabilities=job.row_format.description)
 
-def _write_gallery_page(config, picked: dict, inputs, done: PredictionSummary):
+# %% ../../nbs/runs/07_predict.ipynb #1a977ce1
+def _choose_batch_size(job: PredictionJob, config: PredictConfig, threads: int, total: int | None) -> int: # images
+    "As given, as a resumed file has it, or by size and memory"
+    if config.bs: return config.bs
+    earlier = resume_settings(config.out).get('bs') if config.resume else None
+    if earlier: return earlier
+    if config.ray: return inference_batch_size(job.backend, os.cpu_count() or 1, device=_compute_device(job, config))
+    return inference_batch_size(job.backend, threads, total)
+
+def _worker_threads(config: PredictConfig) -> int: return config.workers or (1 if config.ray else os.cpu_count() or 1)
+
+# %% ../../nbs/runs/07_predict.ipynb #383d82a5
+def _write_rows(
+    sheet: PredictionFile,
+    rows: object,    # a generator of rows
+    tick: Callable,  # called with images that are done
+):
+    "Add all rows; Ctrl-C leaves whole groups"
+    tick(sheet.counts.images)
+    with graceful_interrupt('this group of images') as leave, closing(rows):
+        for row in rows:
+            sheet.add(row)
+            tick(starts_image(row))
+            if sheet.counts.images % sheet.batch == 0: leave()
+
+# %% ../../nbs/runs/07_predict.ipynb #e3a5e02e
+def _write_gallery_page(config: PredictConfig, picked: dict, inputs: ImageInputs, done: PredictionSummary):
     "The page of thumbnails; who stops it is told that the rows are whole"
-    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.what}')
-    except KeyboardInterrupt: raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
+    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.description}')
+    except KeyboardInterrupt:
+        raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
 
+# %% ../../nbs/runs/07_predict.ipynb #f16b644a
+def _predict_to_file(
+    job: PredictionJob,
+    config: PredictConfig,
+    inputs: ImageInputs,
+    threads: int,
+    bs: int,
+    run_info: dict,   # from `_describe_job`
+    tick: Callable,
+) -> tuple[PredictionSummary, dict]: # and the rows of the page
+    key, classes, backend = _resume_key(job, config, threads, bs), job.backend.model.spec.classes, job.backend
+    with PredictionFile(config.out, key['columns'], classes, key, bs, config.resume) as sheet:
+        names, start = sheet.remaining(inputs.names), time.perf_counter()
+        if config.ray: rows = predict_on_ray(job, names, config, bs, inputs.total)
+        else: rows = predict_batches(job, names, bs, threads, inputs.total)
+        _write_rows(sheet, rows, tick)
+        seconds = time.perf_counter() - start
+        picked = pick_gallery_rows(sheet.read(), classes, config.thumbs) if config.html else {}
+        if backend.recomputed:
+            run_info = run_info | dict(precision=f"{run_info['precision']}, "
+                                       f"{backend.recomputed} uncertain rows recomputed in fp32")
+        return sheet.finish(seconds, run_info), picked
+
+# %% ../../nbs/runs/07_predict.ipynb #2d7af0f9
 def predict(
-    where,         # what `open_inputs` takes
-    config: PredictConfig | None = None,        # a `PredictConfig`
-    progress=None, # called with the number of pictures, or None; returns a function that is called with rows done
+    where: object,             # a folder, a zip, a list, a table, images: what `open_inputs` takes
+    config: PredictConfig | None = None,
+    progress: Callable | None = None, # of the number of images: gives what is called with images done
     **options: object,  # those of `PredictConfig` by name, instead of `config`
 ) -> PredictionSummary:
-    "Write a row for every picture; says which model it uses, and how"
+    "Write a row for every image; raises `OptionError` and `SmileError` where options or inputs are at fault"
     config = options_or(config, PredictConfig, options)
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
     inputs = open_inputs(where, config.image_col, config.root)
     job = open_prediction_job(replace(config, device='cpu') if config.ray else config, inputs.reader)
-    threads, cores = config.workers or (1 if config.ray else os.cpu_count() or 1), os.cpu_count() or 1
-    engine, model, how = job.engine, job.engine.model, _describe_job(job, config)
-    bs = config.bs or (resume_settings(config.out).get('bs') if config.resume else None) or (
-        inference_batch_size(engine, cores, device=_compute_device(job, config)) if config.ray else inference_batch_size(engine, threads, inputs.total))
-    call = _resume_key(job, config, threads, bs)
-    say(f"model: {how['model']}, {how['precision']}")
-    warn_face_options(model.facts.origin, config)
-    with PredictionFile(config.out, call['columns'], model.spec.classes, call, bs, config.resume) as sheet:
-        left, start = sheet.left(inputs.names), time.perf_counter()
-        tick = progress(inputs.total) if progress else lambda n: None
-        tick(sheet.inputs)
-        made = predict_on_ray(job, left, config, bs, inputs.total) if config.ray else predict_batches(job, left, bs, threads, inputs.total)
-        with graceful_interrupt('this group of pictures') as leave, closing(made):
-            for row in made:
-                sheet.add(row)
-                tick(starts_image(row))
-                if sheet.inputs % bs == 0: leave()
-        seconds = time.perf_counter() - start
-        picked = pick_gallery_rows(sheet.read(), model.spec.classes, config.thumbs) if config.html else {}
-        again = f', {engine.again} close calls asked again in fp32' if engine.again else ''
-        done = sheet.finish(seconds, how | dict(precision=how['precision'] + again))
+    threads, run_info = _worker_threads(config), _describe_job(job, config)
+    bs = _choose_batch_size(job, config, threads, inputs.total)
+    say(f"model: {run_info['model']}, {run_info['precision']}")
+    warn_face_options(job.backend.model.metadata.origin, config)
+    tick = progress(inputs.total) if progress else lambda n: None
+    done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
     if config.html: _write_gallery_page(config, picked, inputs, done)
     return done

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TrainingFeatures', 'FittedProbe', 'fit_probes', 'best_probe', 'probe_spec', 'ProbeFeatures', 'extract_probe_features',
-           'probe', 'probe_data']
+           'probe_data', 'probe']
 
-# %% ../../nbs/runs/12_probe.ipynb #40f180ef
+# %% ../../nbs/runs/12_probe.ipynb #4999b29d
 import copy
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +24,26 @@ from ..config.commands import ProbeConfig
 from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, say
-from ..core.files import absolute_source, check_run_folder_free, new_run_folder, write_json, write_safe_csv
-from ..core.system import iso_now, seed_everything, sub_seed
-from ..data.audit import SplitData, audit_and_split, remaining_classes, write_audit
-from ..data.source import read_source
-from ..inference.features import extract_features, headless_model
-from ..inference.rows import prediction_columns, row_format
-from ..inference.tta import mean_over_views
+from ..core.files import check_run_folder_free, new_run_folder, write_json, write_safe_csv
+from ..core.system import seed_everything, sub_seed
+from ..data.audit import SplitData, split_audited, write_audit
+from ..inference.features import extract_features, feature_model
+from ..inference.predict import frame_from_logits
+from ..inference.torch_backend import TorchBackend
+from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..metrics.comparison import write_comparison
-from ..metrics.predictions import calibration_settings, write_prediction_table
+from ..metrics.predictions import write_prediction_table
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
-from ..models.heads import KNNHead, classifier_name, forest_from_sklearn, head_settings
+from ..models.heads import classifier_name, forest_from_sklearn, head_settings, knn_from_rows
 from ..models.spec import Model, ModelMetadata, ModelSpec
-from .folder import Run, recording_status
-from .results import calibrate_and_save, finish_run, initial_record, write_report_and_config
+from .fit import audit_and_build
+from .folder import Run, base_record, recording_status
+from .results import add_labels, calibrate_and_save, finish_run, initial_record
+from .results import write_report_and_config
 from .variants import Variant, adopt_best_variant, read_variant_result, variant_row
 from ..training.balance import BalancePlan, balance_record, plan_balance
 
@@ -49,59 +51,70 @@ from ..training.balance import BalancePlan, balance_record, plan_balance
 @dataclass(frozen=True)
 class TrainingFeatures:
     "Features and classes of training rows, as `--balance` draws and weights them"
-    x: np.ndarray       # (N, F)
-    y: np.ndarray       # (N,) class indices
+    features: np.ndarray # (N, F)
+    labels: np.ndarray   # (N,) class indices
     balance: BalancePlan
     seed: int
 
     @property
-    def rows(self) -> np.ndarray: return self.balance.sampler.rows_of_epoch(0)  # into x, shuffled
+    def rows(self) -> np.ndarray: return self.balance.sampler.rows_of_epoch(0)  # into features, shuffled
     @property
     def n_classes(self) -> int: return len(self.balance.weights)
 
+# %% ../../nbs/runs/12_probe.ipynb #4c333ed3
 def _fit_knn(
-    known: TrainingFeatures,
+    training: TrainingFeatures,
     k: int,
     distance: str, # cosine or euclidean
 ) -> tuple[nn.Module, np.ndarray]: # the head; (C,) the prior under which its logits are probabilities
     "A bank of the rows; there is nothing to fit"
-    rows = np.sort(known.rows)
+    rows = np.sort(training.rows)
     if k > len(rows): raise SmileError(f'--k {k} is more than the {len(rows)} training rows.', 'Take fewer neighbours.')
-    return KNNHead(len(rows), known.x.shape[1], known.n_classes, k, distance).fill(known.x[rows], known.y[rows]), known.balance.sampler.sampled_prior
+    head = knn_from_rows(training.features[rows], training.labels[rows], training.n_classes, k, distance)
+    return head, training.balance.sampler.sampled_prior
 
 def _fit_forest(
-    known: TrainingFeatures,
+    training: TrainingFeatures,
     leaf: int,  # fewest rows in a leaf
     trees: int,
 ) -> tuple[nn.Module, np.ndarray]:
     "scikit-learn's random forest"
     from sklearn.ensemble import RandomForestClassifier
-    rows = known.rows
-    made = RandomForestClassifier(trees, min_samples_leaf=leaf, random_state=sub_seed(known.seed, 'forest'), n_jobs=-1)
-    made.fit(known.x[rows], known.y[rows], known.balance.weights[known.y[rows]])
-    return forest_from_sklearn(made, known.n_classes), known.balance.implied_prior
+    rows = training.rows
+    forest = RandomForestClassifier(trees, min_samples_leaf=leaf, random_state=sub_seed(training.seed, 'forest'),
+                                    n_jobs=-1)
+    forest.fit(training.features[rows], training.labels[rows], training.balance.weights[training.labels[rows]])
+    return forest_from_sklearn(forest, training.n_classes), training.balance.implied_prior
 
+# %% ../../nbs/runs/12_probe.ipynb #c62a46ae
+def _linear_head(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, std: np.ndarray) -> nn.Linear:
+    "A layer on features, of weights on standardised features"
+    # two classes: one logit for each
+    if len(weight) == 1: weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
+    weight = weight / std
+    head = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias - weight @ mean))
+    return head
+
+# %% ../../nbs/runs/12_probe.ipynb #5b902baa
 def _fit_logistic(
-    known: TrainingFeatures,
+    training: TrainingFeatures,
     c: float,   # inverse strength of the penalty on the weights of standardised features
 ) -> tuple[nn.Module, np.ndarray]:
     "scikit-learn's logistic regression on standardised features, as one linear layer on the features themselves"
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    rows, mean, std = known.rows, known.x.mean(0, dtype=np.float64), known.x.std(0, dtype=np.float64)
-    std = np.where(std > 1e-6 * std.max(), std, 1.)
-    made = LogisticRegression(C=c, max_iter=1000)
+    x, rows = training.features, training.rows
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    std, labels = np.where(std > 1e-6 * std.max(), std, 1.), training.labels[rows]
+    fitted = LogisticRegression(C=c, max_iter=1000)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # a weak penalty goes on for ever; valid says whether it was worth it
-        made.fit((known.x[rows] - mean) / std, known.y[rows], known.balance.weights[known.y[rows]])
-    w, b = made.coef_, made.intercept_
-    if len(w) == 1: w, b = np.stack([-w[0], w[0]]) / 2, np.array([-b[0], b[0]]) / 2  # two classes: one logit for each
-    w = w / std
-    head = nn.Linear(w.shape[1], len(w))
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(w))
-        head.bias.copy_(torch.from_numpy(b - w @ mean))
-    return head, known.balance.implied_prior
+        # a weak penalty may not converge; valid decides whether it was worth it
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        fitted.fit((x[rows] - mean) / std, labels, training.balance.weights[labels])
+    return _linear_head(fitted.coef_, fitted.intercept_, mean, std), training.balance.implied_prior
 
 _PROBE_FITTERS = dict(knn=_fit_knn, forest=_fit_forest, logistic=_fit_logistic)
 
@@ -109,220 +122,269 @@ _PROBE_FITTERS = dict(knn=_fit_knn, forest=_fit_forest, logistic=_fit_logistic)
 @dataclass(frozen=True)
 class FittedProbe:
     "A head that was fitted, and how it does on valid"
-    probe: str          # one of `_PROBE_NAMES`
+    probe: str           # knn, forest or logistic
     settings: dict
     head: nn.Module
-    facts: ModelMetadata
-    valid: dict         # loss, accuracy, balanced_accuracy, macro_f1
-    seconds: float      # of the fit
+    metadata: ModelMetadata
+    valid_metrics: dict  # loss, accuracy, balanced_accuracy, macro_f1
+    seconds: float       # of the fit
 
     @property
-    def name(self) -> str: return f'{self.probe}, ' + ', '.join(_SETTING_FORMATS[k].format(v) for k, v in self.settings.items())
+    def name(self) -> str:
+        settings = [_SETTING_FORMATS[k].format(v) for k, v in self.settings.items()]
+        return f'{self.probe}, {", ".join(settings)}'
 
 _SETTING_FORMATS = dict(k='k {}', distance='{}', leaf='leaf {}', trees='{} trees', c='C {:g}')
 
 def _head_logits(
     head: nn.Module,
-    x: np.ndarray,   # (N, F)
+    features: np.ndarray,   # (N, F)
 ) -> np.ndarray: # (N, C)
-    "What a head says of features"
-    with torch.inference_mode(): return np.concatenate([head(torch.from_numpy(x[i:i + 512])).numpy() for i in range(0, len(x), 512)])
+    batches = [torch.from_numpy(features[i:i + 512]) for i in range(0, len(features), 512)]
+    with torch.inference_mode(): return np.concatenate([head(b).numpy() for b in batches])
 
+# %% ../../nbs/runs/12_probe.ipynb #fe41a100
+def _fit_candidate(
+    training: TrainingFeatures,
+    valid: tuple,
+    config: ProbeConfig,
+    classes: tuple,
+    probe: str,
+    settings: dict,
+) -> FittedProbe:
+    start = time.perf_counter()
+    head, implied = _PROBE_FITTERS[probe](training, **settings)
+    shares = class_prior(training.labels, len(classes))
+    rule = rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))
+    target = target_prior(config.prior, shares, classes)
+    metadata = ModelMetadata(target.tolist(), prior_shift(target, implied).tolist(),
+                             decision_offset(rule, target).tolist(), rule)
+    measure = ValidationMetrics(prior_shift(shares, implied), decision_offset(rule, target) + prior_shift(target,
+                                                                                                          shares))
+    metrics = measure(_head_logits(head, valid[0]), valid[1])
+    return FittedProbe(probe, settings, head, metadata, metrics, time.perf_counter() - start)
+
+# %% ../../nbs/runs/12_probe.ipynb #5b2abd57
 def fit_probes(
-    known: TrainingFeatures,
-    valid: tuple,        # (x, y) of the valid rows
+    training: TrainingFeatures,
+    valid: tuple[np.ndarray, np.ndarray], # features and class indices of the valid rows
     config: ProbeConfig,
     classes: tuple,
     report: Callable = say,
 ) -> list[FittedProbe]:
-    "Fit every candidate and judge it on valid; raises `SmileError` where none can be fitted"
-    shares, rule, out = class_prior(known.y, len(classes)), rule_before_fitting(resolve_decision_rule(config.decide, config.monitor)), []
-    target, refused = target_prior(config.prior, class_prior(known.y, len(classes)), classes), ''
-    for probe, settings in config.candidates().items():
-        for s in settings:
-            start = time.perf_counter()
-            try: head, implied = _PROBE_FITTERS[probe](known, **s)
+    "Fit every candidate and measure it on valid; raises `SmileError` where none can be fitted"
+    fitted, refused = [], None
+    for probe, candidates in config.candidates().items():
+        for settings in candidates:
+            try: fitted.append(_fit_candidate(training, valid, config, classes, probe, settings))
             except SmileError as e:
                 refused = e
                 report(e.message, style='yellow')
                 continue
-            facts = ModelMetadata(target.tolist(), prior_shift(target, implied).tolist(), decision_offset(rule, target).tolist(), rule)
-            judge = ValidationMetrics(prior_shift(shares, implied), decision_offset(rule, target) + prior_shift(target, shares))
-            done = FittedProbe(probe, s, head, facts, judge(_head_logits(head, valid[0]), valid[1]), time.perf_counter() - start)
-            out.append(done)
-            report(f"{done.name}: on valid macro F1 {done.valid['macro_f1']:.3f}, balanced accuracy {done.valid['balanced_accuracy']:.3f}, "
-                   f"accuracy {done.valid['accuracy']:.3f}, log loss {done.valid['loss']:.3f}")
-    if out: return out
-    raise refused
+            m = fitted[-1].valid_metrics
+            report(f"{fitted[-1].name}: on valid macro F1 {m['macro_f1']:.3f}, "
+                   f"balanced accuracy {m['balanced_accuracy']:.3f}, "
+                   f"accuracy {m['accuracy']:.3f}, log loss {m['loss']:.3f}")
+    if not fitted: raise refused
+    return fitted
 
+# %% ../../nbs/runs/12_probe.ipynb #c5df6aef
 def best_probe(
-    tried: list[FittedProbe],
+    fitted: list[FittedProbe],
     monitor: str,
 ) -> FittedProbe:
     "The best on valid; the first of those that are equal"
-    return max(tried, key=lambda c: c.valid[monitor] * (-1 if lower_is_better(monitor) else 1))
+    sign = -1 if lower_is_better(monitor) else 1
+    return max(fitted, key=lambda f: sign * f.valid_metrics[monitor])
 
-def _write_tried(
+def _write_candidates(
     path: Path,              # a run folder
-    tried: list[FittedProbe],
+    fitted: list[FittedProbe],
     monitor: str,
 ):
-    "tried.csv: every candidate, the best on valid first"
-    rows = [dict(probe=c.name, **{f'valid_{k}': v for k, v in c.valid.items()},
-                 seconds=round(c.seconds, 2)) for c in tried]
+    "candidates.csv: every candidate, the best on valid first"
+    rows = []
+    for f in fitted:
+        metrics = {f'valid_{k}': v for k, v in f.valid_metrics.items()}
+        rows.append(dict(probe=f.name, **metrics, seconds=round(f.seconds, 2)))
     table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=lower_is_better(monitor), kind='stable')
-    write_safe_csv(table, path/'tried.csv')
+    write_safe_csv(table, path/'candidates.csv')
 
 # %% ../../nbs/runs/12_probe.ipynb #7a3214a1
 def probe_spec(
     config: ProbeConfig,
-    classes,
+    classes: tuple,
 ) -> ModelSpec:
     "The network whose features are probed, with its last layer for `classes`; raises `OptionError` or `SmileError`"
     if config.features == 'pixels': return make_spec('smilepixels', classes, config.size, config.resize)
-    made = make_spec(config.arch or 'resnet18', classes, config.size, config.resize, config.model_args, pool=config.pool)
-    if config.arch or config.weights in ('hub', 'none') or not Path(config.weights).is_dir(): return made
+    spec = make_spec(config.arch or 'resnet18', classes, config.size, config.resize, config.model_args,
+                     pool=config.pool)
+    if config.arch or config.weights in ('hub', 'none') or not Path(config.weights).is_dir(): return spec
     own = load_bundle(config.weights).spec
-    given = [n for n in ('size', 'pool', 'model_args') if getattr(config, n)]
+    given = [name for name in ('size', 'pool', 'model_args') if getattr(config, name)]
     if given or config.resize != 'squash':
-        raise SmileError(f'--weights {printable(config.weights)} says the network itself.', 'Leave out --size, --resize, --pool and --model-args, or add --arch.')
-    return replace(own, classes=tuple(classes), hidden=(), dropout=0., head={})
+        raise SmileError(f'--weights {printable(config.weights)} says the network itself.',
+                         'Leave out --size, --resize, --pool and --model-args, or add --arch.')
+    return replace(own, classes=tuple(classes), head={})
 
 # %% ../../nbs/runs/12_probe.ipynb #4dee2733
 @dataclass(frozen=True)
 class ProbeFeatures:
     "What all probes share: rows, the network without its head, and the features of every row that is used"
     data: SplitData
-    model: Model        # from `headless_model`
+    model: Model        # from `feature_model`
     spec: ModelSpec     # with its linear head
-    x: dict             # calib, valid, test, test_tta, train -> (K, N, F), of each view
     config: ProbeConfig
     device: str
+    features: dict = field(default_factory=dict) # calib, valid, test, test_tta, train -> (K, N, F), of each view
+    seconds: float = 0. # that they took
 
-    def rows(self, split: str) -> pd.DataFrame: return self.data.rows[self.data.rows.split == split].reset_index(drop=True)
+    def rows(self, split: str) -> pd.DataFrame:
+        return self.data.rows[self.data.rows.split == split].reset_index(drop=True)
+    def labels(self, split: str) -> np.ndarray: return self.rows(split).label.map(self.spec.classes.index).to_numpy()
+
     @property
-    def known(self) -> TrainingFeatures:
+    def training(self) -> TrainingFeatures:
         "What heads are fitted on"
-        y = self.y('train')
-        return TrainingFeatures(self.x['train'][0], y, plan_balance(y, len(self.spec.classes), self.config.balance, self.config.seed), self.config.seed)
-    def y(self, split: str) -> np.ndarray: return self.rows(split).label.map(self.spec.classes.index).to_numpy()
+        labels = self.labels('train')
+        balance = plan_balance(labels, len(self.spec.classes), self.config.balance, self.config.seed)
+        return TrainingFeatures(self.features['train'][0], labels, balance, self.config.seed)
 
+# %% ../../nbs/runs/12_probe.ipynb #df13acff
 def extract_probe_features(
     data: SplitData,
     spec: ModelSpec,
     config: ProbeConfig,
     device: str,
-    progress=None,
+    progress: Callable | None = None,
 ) -> ProbeFeatures:
     "Build the network and compute the features of all rows"
+    start = time.perf_counter()
+    seed_everything(config.seed)
     net = build_network(spec, 'none' if config.features == 'pixels' else config.weights)
-    bench = ProbeFeatures(data, headless_model(spec, net), spec, {}, config, device)
+    probed = ProbeFeatures(data, feature_model(spec, net), spec, config, device)
+    backend = TorchBackend(probed.model, device=device)
     for part in ('train', 'calib', 'valid', 'test', 'test_tta'):
-        names, tta = bench.rows(part.partition('_')[0]).path.tolist(), config.tta if part.endswith('_tta') else 'none'
+        names = probed.rows(part.partition('_')[0]).path.tolist()
+        tta = config.tta if part.endswith('_tta') else 'none'
         if not names or part.endswith('_tta') and tta == 'none': continue
-        bench.x[part] = extract_features(bench.model, data.reader, names, tta, device, progress)
-    return bench
+        probed.features[part] = extract_features(backend, data.reader, names, TTA_VIEWS[tta], progress)
+    return replace(probed, seconds=time.perf_counter() - start)
 
-def _probe_model(bench: ProbeFeatures, made: FittedProbe) -> Model:
+# %% ../../nbs/runs/12_probe.ipynb #59ddadc8
+def _probe_model(probed: ProbeFeatures, chosen: FittedProbe) -> Model:
     "The network with a fitted head"
-    net = copy.deepcopy(bench.model.net)
-    net.set_submodule(classifier_name(net), made.head)
-    return Model(replace(bench.spec, hidden=(), dropout=0., head=head_settings(made.head)), made.facts, net.eval())
+    net = copy.deepcopy(probed.model.net)
+    net.set_submodule(classifier_name(net), chosen.head)
+    return Model(replace(probed.spec, head=head_settings(chosen.head)), chosen.metadata,
+                 net.eval())
 
-def _write_probe_predictions(bench: ProbeFeatures, made: FittedProbe, model: Model, path: Path):
+def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: Model, path: Path):
     "predictions_PART.csv from the features that are there"
-    for part, x in bench.x.items():
+    for part, features in probed.features.items():
         if part == 'train': continue
-        rows = bench.rows(part.partition('_')[0])
-        cells = row_format(model).cells(*mean_over_views(model, [_head_logits(made.head, v).astype(np.float64) for v in x]))
-        frame = pd.DataFrame([dict(path=n, **c, error='') for n, c in zip(rows.path, cells)], columns=prediction_columns(model.spec.classes))
-        write_prediction_table(frame.assign(target=rows.label, group=rows.group), path/f'predictions_{part}.csv')
+        rows = probed.rows(part.partition('_')[0])
+        logits = [_head_logits(chosen.head, view).astype(np.float64) for view in features]
+        write_prediction_table(add_labels(frame_from_logits(model, rows.path, logits), rows),
+                               path/f'predictions_{part}.csv')
 
+# %% ../../nbs/runs/12_probe.ipynb #acc6d07d
+def _write_probe_balance(probed: ProbeFeatures, chosen: FittedProbe, path: Path):
+    balance, classes = probed.training.balance, probed.spec.classes
+    rows = np.bincount(balance.sampler.labels, minlength=len(classes))
+    write_json(path/'balance.json', balance_record(balance, rows, np.array(chosen.metadata.prior), classes, []))
+
+# %% ../../nbs/runs/12_probe.ipynb #80db2455
 def _write_probe_run(
-    source,
-    bench: ProbeFeatures,
-    tried: list[FittedProbe],
-    made: FittedProbe,  # the one that was chosen
-    path: Path,       # an empty run folder
-    seconds: float,   # that the features took
-    command: str,     # that asked for it
+    source: object,
+    probed: ProbeFeatures,
+    fitted: list[FittedProbe],
+    chosen: FittedProbe,  # of `fitted`
+    path: Path,           # an empty run folder
+    command: str,         # that asked for it
 ) -> Run:
     "The run folder of one probe"
-    config, model = bench.config, _probe_model(bench, made)
-    options = config.as_dict() | dict(arch=bench.spec.arch)
-    record = initial_record('probe', command, source, options, bench.data, model.spec, model.net)
+    config, model = probed.config, _probe_model(probed, chosen)
+    options = config.as_dict() | dict(arch=probed.spec.arch)
+    record = initial_record('probe', command, source, options, probed.data, model.spec, model.net)
     with recording_status(path, record):
-        write_audit(bench.data, path)
-        _write_tried(path, tried, config.monitor)
-        balance, classes = bench.known.balance, bench.spec.classes
-        have = np.bincount(balance.sampler.labels, minlength=len(classes))
-        write_json(path/'balance.json', balance_record(balance, have, np.array(made.facts.prior), classes, []))
-        _write_probe_predictions(bench, made, model, path)
-        calibrate_and_save(model, bench.data, config, path)
-        spent = seconds + sum(c.seconds for c in tried if c.probe == made.probe)
-        record['training'] = dict(words=_probe_summary(bench, made, tried), tried=_TRIED_CAPTION, seconds=spent, device=bench.device)
+        write_audit(probed.data, path)
+        _write_candidates(path, fitted, config.monitor)
+        _write_probe_balance(probed, chosen, path)
+        _write_probe_predictions(probed, chosen, model, path)
+        calibrate_and_save(model, probed.data, config, path)
+        seconds = probed.seconds + sum(f.seconds for f in fitted if f.probe == chosen.probe)
+        summary = _probe_summary(probed, chosen, fitted)
+        record['training'] = dict(summary=summary, table_caption=_CANDIDATES_CAPTION, seconds=seconds,
+                                  device=probed.device)
         return finish_run(path, record)
 
-_TRIED_CAPTION = ('Every probe and setting that was tried, on valid under the plain decision rule. Of each kind the best was calibrated and measured on test; '
-         'the best of these on valid is the model.')
+# %% ../../nbs/runs/12_probe.ipynb #0cf66aeb
+_CANDIDATES_CAPTION = ('Every probe and setting that was fitted, on valid under the plain decision rule. '
+                       'Of each kind the best was calibrated and measured on test; '
+                       'the best of these on valid is the model.')
 
-def _probe_summary(bench: ProbeFeatures, made: FittedProbe, tried: list[FittedProbe]) -> str:
+def _probe_summary(probed: ProbeFeatures, chosen: FittedProbe, fitted: list[FittedProbe]) -> str:
     "How the model came about, in a few sentences"
-    c, n = bench.config, bench.x['train'].shape[2]
-    start = 'random weights' if c.weights == 'none' else f'weights: {c.weights}'
-    what = f'{n:,} pixel values' if c.features == 'pixels' else f'{n:,} features of {bench.spec.arch} ({start}), frozen'
-    return (f"A probe: {made.name}, on {what}. It is the best on valid in {c.monitor.replace('_', ' ')} of "
-            f"{len([t for t in tried if t.probe == made.probe])} settings of its kind, fitted on {len(bench.rows('train')):,} rows. Balance: {c.balance}.")
+    config, n = probed.config, probed.features['train'].shape[2]
+    start = 'random weights' if config.weights == 'none' else f'weights: {config.weights}'
+    if config.features == 'pixels': features = f'{n:,} pixel values'
+    else: features = f'{n:,} features of {probed.spec.arch} ({start}), frozen'
+    settings = sum(f.probe == chosen.probe for f in fitted)
+    return (f"A probe: {chosen.name}, on {features}. It is the best on valid in {config.monitor.replace('_', ' ')} of "
+            f"{settings} settings of its kind, fitted on {len(probed.rows('train')):,} rows. "
+            f"Balance: {config.balance}.")
 
-# %% ../../nbs/runs/12_probe.ipynb #ddd0a164
-def probe(
-    source,                           # a folder, a zip, a CSV or an array file
-    config: ProbeConfig | None = None,
-    progress=None,                    # called with the number of pictures; returns a function that is called with pictures done
-    **options: object,  # those of `ProbeConfig` by name, instead of `config`
+# %% ../../nbs/runs/12_probe.ipynb #0d981d08
+def _write_probe_comparison(
+    source: object,
+    probed: ProbeFeatures,
+    fitted: list[FittedProbe],
+    path: Path,
+    command: str,
 ) -> Run:
-    "Fit probes on frozen features, choose on valid, report on test; raises `SmileError` where the input is at fault"
-    config = options_or(config, ProbeConfig, options)
-    check_run_folder_free(config.out)
-    pick_device(config.device)
-    probe_spec(config, ('a', 'b'))  # a wrong name costs no waiting
-    read = read_source(source, config)
-    spec = probe_spec(config, sorted(read.kept.label.unique()))
-    calibration_settings(config, config.monitor, spec.classes)
-    data = audit_and_split(read, config)
-    if (left := remaining_classes(data.table, spec.classes, config.plan)) != list(spec.classes):
-        calibration_settings(config, config.monitor, left)
-        spec = probe_spec(config, left)
-    return probe_data(source, data, spec, config, progress)
+    "A run folder for the best candidate of each kind, and the best of them as the run itself"
+    config, rows = probed.config, []
+    with recording_status(path, base_record('probe', command, source, config.as_dict())):
+        for kind in dict.fromkeys(f.probe for f in fitted):
+            variant = Variant(kind, FitConfig(epochs=0, seed=config.seed))
+            folder = new_run_folder(path/'fits'/variant.folder, kind)
+            best = best_probe([f for f in fitted if f.probe == kind], config.monitor)
+            _write_probe_run(source, probed, fitted, best, folder, command)
+            rows.append(variant_row(variant, *read_variant_result(folder)))
+        best = write_comparison(path, rows, config.monitor)
+        return write_report_and_config(path, adopt_best_variant(path, best, command, config.as_dict()))
 
+# %% ../../nbs/runs/12_probe.ipynb #5afe481a
 def probe_data(
-    source,
+    source: object,
     data: SplitData,       # audited and divided
-    spec: ModelSpec,  # from `probe_spec`, for the classes of `data`
+    spec: ModelSpec,       # from `probe_spec`, for the classes of `data`
     config: ProbeConfig,
-    progress=None,
+    progress: Callable | None = None,
     command: str | None = None, # that asked for it, where it is a part of something
 ) -> Run:
     "Fit probes on rows that are divided already, as `probe` does"
-    start, device = time.perf_counter(), pick_device(config.device)
-    seed_everything(config.seed)
-    bench = extract_probe_features(data, spec, config, device, progress)
-    seconds = time.perf_counter() - start
-    say(f"features of {len(data.rows)} pictures in {seconds:.1f} s: {bench.x['train'].shape[2]} each, from {spec.arch} at {spec.prep.size} px")
-    tried = fit_probes(bench.known, (bench.x['valid'][0], bench.y('valid')), config, spec.classes)
-    path, kinds = new_run_folder(config.out, f'probe-{spec.arch}'), list(dict.fromkeys(c.probe for c in tried))
-    command = command or command_line('probe', [source], config)
-    if len(kinds) == 1: return _write_probe_run(source, bench, tried, best_probe(tried, config.monitor), path, seconds, command)
-    return _write_probe_comparison(source, bench, tried, path, seconds, command)
+    probed = extract_probe_features(data, spec, config, pick_device(config.device), progress)
+    features = probed.features['train'].shape[2]
+    say(f'features of {len(data.rows)} images in {probed.seconds:.1f} s: '
+        f'{features} each, from {spec.arch} at {spec.prep.size} px')
+    fitted = fit_probes(probed.training, (probed.features['valid'][0], probed.labels('valid')), config, spec.classes)
+    path, command = new_run_folder(config.out, f'probe-{spec.arch}'), command or command_line('probe', [source], config)
+    if len({f.probe for f in fitted}) > 1: return _write_probe_comparison(source, probed, fitted, path, command)
+    return _write_probe_run(source, probed, fitted, best_probe(fitted, config.monitor), path, command)
 
-def _write_probe_comparison(source, bench: ProbeFeatures, tried: list[FittedProbe], path: Path, seconds: float, command: str) -> Run:
-    "A run folder for the best candidate of each kind, and the best of them as the run itself"
-    config, rows = bench.config, []
-    with recording_status(path, dict(status='running', kind='probe', started=iso_now(), command=command, source=absolute_source(source), options=config.as_dict())):
-        for kind in dict.fromkeys(c.probe for c in tried):
-            v = Variant(kind, FitConfig(epochs=0, seed=config.seed))
-            _write_probe_run(source, bench, tried, best_probe([c for c in tried if c.probe == kind], config.monitor), new_run_folder(path/'fits'/v.folder, kind), seconds,
-                       command)
-            rows.append(variant_row(v, *read_variant_result(path/'fits'/v.folder)))
-        best = write_comparison(path, rows, config.monitor)
-        return write_report_and_config(path, adopt_best_variant(path, best, command, config.as_dict()))
+# %% ../../nbs/runs/12_probe.ipynb #ddd0a164
+def probe(
+    source: object,                   # a folder, a zip, a CSV or an array file
+    config: ProbeConfig | None = None,
+    progress: Callable | None = None, # of the number of images: gives what is called with images done
+    **options: object,  # those of `ProbeConfig` by name, instead of `config`
+) -> Run:
+    "Fit probes on frozen features, choose on valid, report on test; raises `OptionError` and `SmileError`"
+    config = options_or(config, ProbeConfig, options)
+    check_run_folder_free(config.out)
+    pick_device(config.device)
+    probe_spec(config, ('a', 'b'))  # an unknown name fails fast
+    audited, spec = audit_and_build(source, config, lambda classes: probe_spec(config, classes))
+    return probe_data(source, split_audited(audited, config), spec, config, progress)

@@ -5,48 +5,48 @@
 # %% auto #0
 __all__ = ['report']
 
-# %% ../../nbs/runs/10_report.ipynb #396378f6
+# %% ../../nbs/runs/10_report.ipynb #debb347d
 from pathlib import Path
 
+from ..config.commands import ReportConfig
 from ..config.fields import options_or
-from ..config.commands import ExplainConfig, ReportConfig
 from ..core.errors import SmileError, say
 from ..core.files import folder_lock, read_json, write_json
 from ..metrics.calibration import calibration_from_metadata
 from ..metrics.predictions import fold_folders, measure_run, read_model_metadata
-from .folder import finished_run
+from ..reports.card import write_card
+from ..reports.run import write_report
+from .folder import Run, finished_run
 from .folds import rewrite_folds
 
-# %% ../../nbs/runs/10_report.ipynb #bc26b87e
-def report(
-    run,                # a finished run's folder
-    config: ReportConfig | None = None,
-    **options: object,  # those of `ReportConfig` by name, instead of `config`
-) -> Path: # report.html
-    "Measure again from the saved predictions; write metrics.json, the page and the model card"
-    config = options_or(config, ReportConfig, options)
-    from fastsmile.reports.card import write_card
-    from fastsmile.reports.run import write_report
-    run = finished_run(run, folds=True)
-    with folder_lock(run):
-        if folds := fold_folders(run):
-            for f in folds: report(f, config)
-            rewrite_folds(run)
-            return run/'report.html'
-        write_json(run/'metrics.json', measure_run(run, calibration_from_metadata(read_model_metadata(run)), read_json(run/'config.json')['options']['tta']))
-        if not config.keep_pictures: _redraw_explanations(run)
-        write_card(run)
-        return write_report(run)
-
-def _redraw_explanations(run: Path):
-    "Make the pictures of the report's explanations again; where the source is gone, those that stand there stay"
-    from fastsmile.inference.explain import default_methods
-    from fastsmile.runs.folder import load_run
-    from fastsmile.runs.explain import explain_run
-    opened = load_run(run)
-    try: data = opened.data
+# %% ../../nbs/runs/10_report.ipynb #b77f3d4d
+def _redraw_explanations(path: Path):
+    "Draw the report's explanations again; where the source is gone, those of before stay"
+    run = Run(path)
+    try: data = run.data
     except SmileError as e:
         say(f'The explanations stay as they are: {e.message}', style='yellow')
         return
-    explain_run(opened.model, data, run, ExplainConfig(methods=default_methods(opened.model), neighbours=0, device=opened.options.device,
-                                                         seed=opened.options.seed))
+    from fastsmile.runs.explain import explain_for_report
+    explain_for_report(run.model, data, path, run.options.device, run.options.seed)
+
+# %% ../../nbs/runs/10_report.ipynb #bc26b87e
+def report(
+    run: str | Path,    # a finished run's folder
+    config: ReportConfig | None = None,
+    **options: object,  # those of `ReportConfig` by name, instead of `config`
+) -> Path: # report.html
+    "Write metrics.json, the page and the model card again; a `SmileError` where the run is not finished"
+    config = options_or(config, ReportConfig, options)
+    run = finished_run(run, folds=True)
+    with folder_lock(run):
+        folds = fold_folders(run)
+        if folds:
+            for fold in folds: report(fold, config)
+            rewrite_folds(run)
+            return run/'report.html'
+        calibration = calibration_from_metadata(read_model_metadata(run))
+        write_json(run/'metrics.json', measure_run(run, calibration, read_json(run/'config.json')['options']['tta']))
+        if not config.keep_pictures: _redraw_explanations(run)
+        write_card(run)
+        return write_report(run)

@@ -240,8 +240,8 @@ def serve(
         limit_concurrency=2 * config.max_waiting + 32, h11_max_incomplete_event_size=2 * _MAX_HEAD_BYTES, timeout_graceful_shutdown=int(config.timeout) + 1))
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f'model: {printable(model.where)} ({model.spec.arch}, {model.spec.prep.size} px), {service.engine.precision} on {service.engine.device}{service.engine.by}')
-    warn_face_options(model.facts.origin, config)
+    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px), {service.engine.precision} on {service.engine.device}{service.engine.engine_name}')
+    warn_face_options(model.metadata.origin, config)
     if config.explain != 'none' and not service.methods: say(_NO_EXPLANATIONS, style='yellow')
     if not host.startswith('127.') and host != '::1': say('Whoever can reach this machine can ask: there is no password and no encryption.', style='yellow')
     if ready: ready(url, server)

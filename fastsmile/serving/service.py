@@ -27,10 +27,9 @@ from ..core.files import jsonable
 from ..core.system import default_batch_size
 from ..data.faces import make_face_detector
 from ..inference.backend import pack_inputs
-from ..inference.load import make_backend
-from ..inference.onnx_backend import OnnxNet
+from ..inference.load import backend_of, make_backend
 from ..inference.predict import LoadedImage, PredictionJob
-from ..inference.rows import RowOptions, prediction_columns, row_format
+from ..inference.rows import RowOptions, prediction_columns, make_row_format
 from ..inference.tta import TTA_VIEWS
 from ..models.spec import Model
 from .page import PageInfo, format_percent
@@ -108,16 +107,16 @@ class Service:
         config: ServeConfig = ServeConfig(),
     ):
         self.model, self.config, cores = model, config, os.cpu_count() or 1
-        find = make_face_detector(config, model.facts.origin)
-        reading = row_format(model, request=RowOptions(config.calibrated, config.threshold, config.abstain, config.sets), faces=find is not None)
+        find = make_face_detector(config, model.metadata.origin)
+        reading = make_row_format(model, request=RowOptions(config.calibrated, config.threshold, config.abstain, config.sets), faces=find is not None)
         self.engine = make_backend(model, config.precision, config.device)
         self.job, self.columns = PredictionJob(self.engine, None, TTA_VIEWS[config.tta], 'probs', reading, find), prediction_columns((), reading)
-        most = config.max_batch or default_batch_size(model.spec.prep.size, self.engine.device, memory=self.engine.memory())
+        most = config.max_batch or default_batch_size(model.spec.prep.size, self.engine.device, memory=self.engine.free_memory())
         self.gate = RequestLimiter(config.max_waiting, max(8 * config.max_bytes, 2**29))
         self.pool, self.batcher = ThreadPoolExecutor(min(cores, 8), 'fastsmile-decode'), Batcher(most, config.max_wait / 1000)
         blank = pack_inputs([np.zeros((1, p.size, p.size, 3), np.uint8) for p in self.engine.preps])
-        self.each = sum(not v.mirror for v in self.job.views) * blank.nbytes  # bytes of a decoded picture
-        dumb = config.explain == 'none' or isinstance(model.net, OnnxNet) or model.members or model.spec.head  # there is no one network with gradients
+        self.each = sum(not v.flip for v in self.job.views) * blank.nbytes  # bytes of a decoded picture
+        dumb = config.explain == 'none' or backend_of(model) != 'torch' or model.members or model.spec.head_is_fitted  # there is no one network with gradients
         self.methods = () if dumb else (config.explain, *(m for m in SERVED_EXPLANATIONS if m not in ('none', config.explain)))
         self.explainers = {m: partial(self._explain, m) for m in self.methods}
         self.engine.logits(blank)  # the first one is slow: it shall not be a client's
@@ -173,9 +172,9 @@ class Service:
     @property
     def about(self) -> dict:
         "What the model is, and how its answers are read"
-        spec, facts = self.model.spec, self.model.facts
+        spec, facts = self.model.spec, self.model.metadata
         return jsonable(dict(labels=spec.classes, prior=facts.prior, rule=self.config.threshold or facts.decide, architecture=spec.arch, metrics=facts.metrics,
-                             preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.reading.words, tta=self.config.tta, explain=self.methods,
+                             preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.row_format.description, tta=self.config.tta, explain=self.methods,
                              faces=self.config.faces, precision=self.engine.precision, trained=facts.origin, version=version('fastsmile'),
                              limits={k: getattr(self.config, k) for k in ('max_bytes', 'max_pixels', 'max_files', 'max_waiting', 'timeout')}))
 
@@ -192,7 +191,7 @@ def page_info(
 ) -> PageInfo:
     "What the page says of the model"
     spec, config = service.model.spec, service.config
-    return PageInfo(f'{spec.arch} at {spec.prep.size} pixels', spec.classes, accuracy_sentence(service.model.facts.metrics), service.methods,
+    return PageInfo(f'{spec.arch} at {spec.prep.size} pixels', spec.classes, accuracy_sentence(service.model.metadata.metrics), service.methods,
                  spec.prep.crop_mode == 'squash' and config.faces == 'none', config.max_files, config.max_bytes)
 
 def accuracy_sentence(

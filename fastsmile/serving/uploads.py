@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core.errors import SmileError
 from ..data.images import ImageError, decode_image
-from ..data.readers import FolderReader
+from ..data.readers import FileReader
 
 # %% ../../nbs/serving/01_uploads.ipynb #6afb1a26
 class RequestError(SmileError):
@@ -166,7 +166,7 @@ _MAX_JPEG_SCANS = 200  # of a JPEG
 _LARGE_PIXELS = 16_000_000  # pixels from which only two pictures are decoded at once: each may need 15 bytes a pixel
 _large_decodes = threading.BoundedSemaphore(2)
 
-class UploadReader(FolderReader):
+class UploadReader(FileReader):
     "Files that were sent, read by their number"
     def __init__(self,
         files: list[Upload],
@@ -174,11 +174,12 @@ class UploadReader(FolderReader):
     ):
         self.files, self.max_pixels = files, max_pixels
 
-    def names(self) -> list[int]: return list(range(len(self.files)))
-    def raw(self, name: int) -> bytes: return self.files[name].data
+    def walk(self): return iter(range(len(self.files)))
+    def exists(self, name: int) -> bool: return 0 <= name < len(self.files)
+    def read_bytes(self, name: int) -> bytes: return self.files[name].data
 
-    def image(self, name: int, prep=None) -> Image.Image:
-        data = self.raw(name)
+    def read_image(self, name: int, prep=None) -> Image.Image:
+        data = self.read_bytes(name)
         large = data and _check_upload(data) > _LARGE_PIXELS
         with _large_decodes if large else nullcontext(): return decode_image(data, self.max_pixels, prep)
 

@@ -146,7 +146,7 @@ class PreparedImages:
         return self.pixels is not None
 
     def _read(self, name: str) -> np.ndarray: # (size, size, 3), uint8
-        try: return resize_and_crop(self.reader.image(name, self.prep), self.prep)
+        try: return resize_and_crop(self.reader.read_image(name, self.prep), self.prep)
         except ImageError as e: raise UnreadableImageError(f'{printable(name)}: {e}.') from None
 
     def __call__(self, name: str) -> TensorImage: # (3, size, size), uint8

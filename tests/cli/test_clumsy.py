@@ -16,7 +16,9 @@ from fastsmile.core.errors import OptionError, SmileError, shell_quote
 from fastsmile.core.files import folder_lock, new_run_folder, read_run_config, write_text
 from fastsmile.models.device import pick_device
 from fastsmile.data.images import parse_region
-from fastsmile.inference.inputs import find_path_column, open_inputs
+from fastsmile.data.tables import ColumnChoice, ImageFinder, detect_columns
+from fastsmile.data.readers import FolderReader
+from fastsmile.inference.inputs import open_inputs
 from fastsmile.serving.app import _listening_socket
 from fastsmile.config.commands import AuditConfig, CompareConfig, EvaluateConfig, PredictConfig, SampleConfig
 from fastsmile.config.fit import FitConfig
@@ -83,16 +85,16 @@ def test_a_box_with_a_number_that_no_picture_has(run, tmp_path):
 
 
 def test_numbers_in_other_scripts_are_none(tmp_path):
-    with pytest.raises(OptionError, match='is no column'): find_path_column(['a', 'b'], '²', 'x.csv')
-    with pytest.raises(OptionError, match='is no shape'): read_source(folder(tmp_path, {'x.bin': b'1' * 168})/'x.bin', FitConfig(raw_shape='5 6,56,3'))
+    with pytest.raises(OptionError, match='is no column'): detect_columns([["a", "b"]], ImageFinder(FolderReader(tmp_path)), ColumnChoice("²"), "x.csv", ("image",))
+    with pytest.raises(OptionError, match='is not a shape'): read_source(folder(tmp_path, {'x.bin': b'1' * 168})/'x.bin', FitConfig(raw_shape='5 6,56,3'))
 
 
 def test_pictures_beside_class_folders_are_accounted_for(tmp_path):
     files = {f'{split}{c}/{i}.png': picture(seed=i) for split in ('train/', 'test/') for c in 'ab' for i in range(2)} | {'train/x.png': picture(seed=9)}
     divided = read_source(folder(tmp_path/'divided', files))
-    assert set(divided.frame.label) == {'a', 'b'} and divided.orphans == ['train/x.png']
+    assert set(divided.frame.label) == {'a', 'b'} and divided.images_without_row == ['train/x.png']
     plain = read_source(folder(tmp_path/'plain', {n.removeprefix('train/'): v for n, v in files.items() if not n.startswith('test/')}))
-    assert plain.orphans == ['x.png']
+    assert plain.images_without_row == ['x.png']
     found = {f.kind: f.count for f in audit(tmp_path/'divided', AuditConfig(out=str(tmp_path/'audit'))).found}
     assert found['image-without-row'] == 1
 

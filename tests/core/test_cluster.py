@@ -144,7 +144,7 @@ def test_predictions_are_those_of_one_machine_though_an_actor_dies_and_the_call_
     one = predict(album, replace(ask, **known))
     assert killed and two.resumed == 128 and Path(two.out).read_bytes() == Path(one.out).read_bytes()
     assert (two.rows, two.failed) == (one.rows, one.failed) == (202, 2)
-    assert 'Ray (local)' in two.how['precision'] and 'Ray' not in one.how['precision']
+    assert 'Ray (local)' in two.run_info['precision'] and 'Ray' not in one.run_info['precision']
 
 
 @needs_ray

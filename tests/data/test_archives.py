@@ -44,8 +44,8 @@ def test_names_that_lead_out_are_text(tmp_path, monkeypatch):
     reader = ZipReader(path)
     seen = ['/abs.png', 'C:\\x.png', 'nul\x01.png']  # parts that begin with a dot are hidden
     assert sorted(reader.names()) == sorted([*seen, 'link.png'])
-    for n in names: assert reader.image(n).size == (24, 24)
-    with pytest.raises(ImageError, match='not an image'): reader.image('link.png')
+    for n in names: assert reader.read_image(n).size == (24, 24)
+    with pytest.raises(ImageError, match='not an image'): reader.read_image('link.png')
     from fastsmile.config.commands import AuditConfig
     from fastsmile.reports.audit import audit
     rows = 'path,label\n' + ''.join(f'"{n}",{"ab"[i % 2]}\n' for i, n in enumerate([*names, 'link.png']))
@@ -62,7 +62,7 @@ def test_a_link_in_a_folder_that_leads_out_is_a_file_like_others(tmp_path):
     (tmp_path/'in'/'loop').symlink_to(tmp_path/'in')
     made = open_inputs(tmp_path/'in')
     assert list(made.names) == ['a.png', 'b.png']
-    with pytest.raises(ImageError, match='not an image'): made.reader.image('b.png')
+    with pytest.raises(ImageError, match='not an image'): made.reader.read_image('b.png')
 
 
 def test_bombs(tmp_path):
@@ -70,10 +70,10 @@ def test_bombs(tmp_path):
     big = zipped(tmp_path/'ratio.zip', **{'a.png': bytes(64 * 2**20), 'train.csv': b'0' * (64 * 2**20)})
     others = [zipped(tmp_path/f'other{how}.zip', how, **{'a.png': bytes(2**20)}) for how in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)]
     with cheap():
-        with pytest.raises(ImageError, match='bytes that unpack to 67,108,864'): ZipReader(big).image('a.png')
+        with pytest.raises(ImageError, match='bytes that unpack to 67,108,864'): ZipReader(big).read_image('a.png')
         with pytest.raises(SmileError, match=r'train.csv.*bytes that unpack'): read_source(big)
         for other in others:
-            with pytest.raises(ImageError, match='another way than deflate'): ZipReader(other).image('a.png')
+            with pytest.raises(ImageError, match='another way than deflate'): ZipReader(other).read_image('a.png')
     data = bytearray(zipped(tmp_path/'many.zip', **{f'{i}.png': b'x' for i in range(40)}).read_bytes())
     at = -1
     while (at := data.find(b'PK\x01\x02', at + 1)) >= 0: data[at + 24:at + 28] = struct.pack('<I', 2**31)
@@ -91,9 +91,9 @@ def test_a_member_that_says_it_is_small(tmp_path):
     path = zipped(tmp_path/'a.zip', **{'a.png': bytes(64 * 2**20)})
     assert path.stat().st_size < 2**18
     lying(path, 10)
-    with cheap(mib=20), pytest.raises(ImageError, match='cannot be unpacked.*CRC'): ZipReader(path).image('a.png')
+    with cheap(mib=20), pytest.raises(ImageError, match='cannot be unpacked.*CRC'): ZipReader(path).read_image('a.png')
     lying(path, 2**32 - 2)
-    with cheap(), pytest.raises(SmileError, match='as a bomb does'): ZipReader(path).image('a.png')
+    with cheap(), pytest.raises(SmileError, match='as a bomb does'): ZipReader(path).read_image('a.png')
 
 
 def test_limits_that_cannot_be_reached_here(tmp_path, monkeypatch):
@@ -110,11 +110,11 @@ def test_zips_within_zips_encrypted_and_broken_ones(tmp_path):
     path = zipped(tmp_path/'outer.zip', **{'a.png': picture(), 'inner.zip': inner, 'c.png': inner})
     reader = ZipReader(path)
     assert reader.names() == ['a.png', 'c.png']
-    with pytest.raises(ImageError, match='not an image'): reader.image('c.png')
+    with pytest.raises(ImageError, match='not an image'): reader.read_image('c.png')
     data = bytearray(zipped(tmp_path/'locked.zip', **{'a.png': picture()}).read_bytes())
     for mark, at in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)): data[data.index(mark) + at] |= 1
     (tmp_path/'locked.zip').write_bytes(data)
-    with pytest.raises(ImageError, match='encrypted'): ZipReader(tmp_path/'locked.zip').image('a.png')
+    with pytest.raises(ImageError, match='encrypted'): ZipReader(tmp_path/'locked.zip').read_image('a.png')
     for n, d in (('cut', path.read_bytes()[:-30]), ('none', b'PK'), ('empty', b'')):
         (tmp_path/f'{n}.zip').write_bytes(d)
         with pytest.raises(SmileError, match='cannot be read as a zip'): ZipReader(tmp_path/f'{n}.zip').names()
@@ -196,8 +196,8 @@ def test_a_small_file_of_parquet_that_unpacks_to_gigabytes(tmp_path, monkeypatch
 
 def test_arrays_that_would_fill_the_memory(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path/'a.npz', images=np.zeros((900, 64, 64, 3), np.uint8), labels=np.arange(900))
-    import fastsmile.data.source as table
-    monkeypatch.setattr(table, 'free_memory', lambda: 2**20)
+    import fastsmile.data.layouts as layouts
+    monkeypatch.setattr(layouts, 'free_memory', lambda: 2**20)
     with pytest.raises(SmileError, match='GiB of memory and 0.0 are free'): read_source(tmp_path/'a.npz')
     monkeypatch.undo()
     np.savez_compressed(tmp_path/'bomb.npz', images=np.zeros((2**24, 1, 1), np.uint8))

@@ -174,7 +174,7 @@ def test_options_that_say_nothing_about_the_source(tmp_path):
 
 
 def test_a_folder_alone(tmp_path):
-    with pytest.raises(SmileError, match='stand in only, one folder tells nothing apart, and no table stands beside it'):
+    with pytest.raises(SmileError, match='are in only, one folder tells nothing apart, and no table is next to it'):
         read_source(folder(tmp_path/'g', {'only/a.png': picture()}))
 
 
@@ -349,6 +349,6 @@ def test_pictures_without_a_label_go_to_a_list_that_predict_reads(tmp_path, pack
     assert '2 pictures without a label can be predicted: fastsmile predict' in ' '.join(capsys.readouterr().err.split())
     made = open_inputs(done.path/'unlabelled.txt', root=str(where))
     names = list(made.names)
-    assert names == ['4.png', 'a/3.png'] and all(made.reader.image(n).size == (24, 24) for n in names)
+    assert names == ['4.png', 'a/3.png'] and all(made.reader.read_image(n).size == (24, 24) for n in names)
     whole = audit(where, AuditConfig(labels=str(tmp_path/'labels.csv'), drop_class=('no',), out=str(tmp_path/'b')))
     assert (whole.path/'unlabelled.txt').read_text() == '4.png\na/3.png\n'

@@ -31,9 +31,9 @@ def home(tmp_path, monkeypatch):
 class Counting(FolderReader):
     "A folder that counts what is read from it"
     reads = 0
-    def raw(self, name):
+    def read_bytes(self, name):
         type(self).reads += 1
-        return super().raw(name)
+        return super().read_bytes(name)
 
 
 def counting(data, monkeypatch):

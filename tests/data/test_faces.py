@@ -100,10 +100,10 @@ def test_exif_orientation_is_obeyed(good, tmp_path):
     upright, exif = photo((good[0], 120, 60, 40)), Image.Exif()
     exif[0x0112] = 6  # stands on its side; to be turned by 90 degrees
     folder(tmp_path, {'turned.jpg': saved(upright.transpose(Image.Transpose.ROTATE_90), 'JPEG', quality=95, exif=exif)})
-    img = FolderReader(tmp_path).image('turned.jpg')
+    img = FolderReader(tmp_path).read_image('turned.jpg')
     face, = FaceDetector()(img)
     assert img.size == upright.size and near(face, 120, 60, 40)
-    cut = FolderReader(tmp_path).image(region_name('turned.jpg', face.square(img.size)))
+    cut = FolderReader(tmp_path).read_image(region_name('turned.jpg', face.square(img.size)))
     assert np.abs(np.asarray(cut, dtype=int) - np.asarray(crop_region(upright, face.square(img.size)), dtype=int)).mean() < 4
 
 
@@ -142,15 +142,15 @@ def test_every_reader_reads_parts(tmp_path):
     np.save(tmp_path/'a.npy', a[None])
     for reader, name in ((FolderReader(tmp_path), 'a#1.png'), (ZipReader(tmp_path/'z.zip'), 'd/a#1.png'), (ArrayReader(tmp_path/'a.npy'), '0')):
         part = region_name(name, (5, 6, 20, 10))
-        assert parse_region(part) == (name, (5, 6, 20, 10)) and (np.asarray(reader.image(part)) == a[6:16, 5:25]).all()
-        assert reader.image(name).size == (60, 40)
+        assert parse_region(part) == (name, (5, 6, 20, 10)) and (np.asarray(reader.read_image(part)) == a[6:16, 5:25]).all()
+        assert reader.read_image(name).size == (60, 40)
         for box in ((50, 0, 20, 10), (0, 0, 0, 5)):
-            with pytest.raises(ImageError, match='not within'): reader.image(region_name(name, box))
-    with pytest.raises(ImageError, match='no such file'): FolderReader(tmp_path).image('gone.png#xywh=1,2,3,4')
+            with pytest.raises(ImageError, match='not within'): reader.read_image(region_name(name, box))
+    with pytest.raises(ImageError, match='no such file'): FolderReader(tmp_path).read_image('gone.png#xywh=1,2,3,4')
 
 
 def test_parts_of_one_photograph_have_digests_of_their_own(album, good):
-    faces = FaceDetector()(FolderReader(album).image('group.png'))
+    faces = FaceDetector()(FolderReader(album).read_image('group.png'))
     names = [region_name('group.png', f.square((480, 260), m)) for f in faces for m in (0., 0.2)]
     facts = scan_images(FolderReader(album), names, ImageScanner()).facts
     assert facts.digest.nunique() == 6 and (facts.error == '').all() and facts.width.iloc[0] == parse_region(names[0])[1][2]
@@ -180,13 +180,13 @@ def test_a_face_is_predicted_as_its_crop_would_be(album, run, tmp_path):
     "By hand: cut out, saved as a picture of its own, predicted"
     find, reader = FaceDetector(margin=0.15), FolderReader(album)
     rows = list(predict_rows(run.model, reader, ['group.png'], device='cpu', faces=find))
-    img = reader.image('group.png')
+    img = reader.read_image('group.png')
     for i, face in enumerate(find(img)): crop_region(img, face.square(img.size, 0.15)).save(tmp_path/f'{i}.png')
     by_hand = list(predict_rows(run.model, FolderReader(tmp_path), ['0.png', '1.png', '2.png'], device='cpu'))
     assert [r['label'] for r in rows] == [r['label'] for r in by_hand]
     assert all(abs(a['confidence'] - b['confidence']) < 1e-6 for a, b in zip(rows, by_hand))
     parts = [region_name('group.png', f.square(img.size, 0.15)) for f in find(img)]
-    assert (resize_and_crop(reader.image(parts[0]), Preprocessing(size=32)) == resize_and_crop(FolderReader(tmp_path).image('0.png'), Preprocessing(size=32))).all()
+    assert (resize_and_crop(reader.read_image(parts[0]), Preprocessing(size=32)) == resize_and_crop(FolderReader(tmp_path).read_image('0.png'), Preprocessing(size=32))).all()
 
 
 def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkeypatch):
@@ -286,7 +286,7 @@ def trained(photographs, tmp_path_factory):
 
 
 def test_fit_trains_on_faces_and_says_so_in_the_model(trained, photographs, tmp_path, capsys, monkeypatch):
-    origin = trained.model.facts.origin
+    origin = trained.model.metadata.origin
     assert (origin['faces'], origin['face_margin'], origin['face_score']) == ('largest', 0.25, 0.7)
     rows = trained.data.rows
     assert rows.path.str.contains('#xywh=').all() and trained.learner().dls.valid_ds[0][0].shape == (3, 32, 32)
@@ -313,7 +313,7 @@ def test_explain_cuts_faces_out_of_photographs(trained, album, tmp_path, capsys,
     from fastsmile.runs.explain import explain
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     ask = ExplainConfig(methods=('saliency',), neighbours=0, faces='each', out=str(tmp_path/'x'), device='cpu')
-    shown = explain(trained.path, (str(album),), ask)['pictures']['asked']
+    shown = explain(trained.path, (str(album),), ask)['images']['requested']
     said = trained.predict(album, faces=FaceDetector('each', margin=0.25))
     assert sorted(r['path'].split('#')[0] for r in shown) == sorted(said.path[said.error == '']) and all('#xywh=' in r['path'] for r in shown)
     want = sorted(map(float, said.confidence[said.error == '']))

@@ -69,9 +69,9 @@ def test_folder_and_zip_agree(tmp_path):
     with zipfile.ZipFile(tmp_path/'f.zip', 'w') as z:
         for n, data in files.items(): z.writestr(n, data)
     assert FolderReader(root).names() == ZipReader(tmp_path/'f.zip').names() == ['a/empty.gif', 'a/x.PNG', 'a/y.jpeg', 'noext']
-    assert np.array_equal(FolderReader(root).image('a/x.PNG'), ZipReader(tmp_path/'f.zip').image('a/x.PNG'))
-    with pytest.raises(ImageError, match='zero bytes'): ZipReader(tmp_path/'f.zip').image('a/empty.gif')
-    with pytest.raises(ImageError, match='no such file'): ZipReader(tmp_path/'f.zip').image('b.png')
+    assert np.array_equal(FolderReader(root).read_image('a/x.PNG'), ZipReader(tmp_path/'f.zip').read_image('a/x.PNG'))
+    with pytest.raises(ImageError, match='zero bytes'): ZipReader(tmp_path/'f.zip').read_image('a/empty.gif')
+    with pytest.raises(ImageError, match='no such file'): ZipReader(tmp_path/'f.zip').read_image('b.png')
 
 
 def test_a_link_that_leads_up_ends(tmp_path):
@@ -82,7 +82,7 @@ def test_a_link_that_leads_up_ends(tmp_path):
 
 def test_raw_arrays(tmp_path):
     (tmp_path/'a.raw').write_bytes(np.arange(2 * 4 * 5 * 3, dtype=np.uint8).tobytes())
-    assert ArrayReader(tmp_path/'a.raw', (4, 5, 3)).image('1').size == (5, 4)
+    assert ArrayReader(tmp_path/'a.raw', (4, 5, 3)).read_image('1').size == (5, 4)
 
 
 @pytest.mark.parametrize('mode', ['squash', 'center', 'border'])
@@ -117,7 +117,7 @@ def test_a_pipe_or_a_device_called_jpg_is_answered_at_once(tmp_path):
     os.mkfifo(tmp_path/'pipe.jpg')
     (tmp_path/'zero.jpg').symlink_to('/dev/zero')
     for name in ('pipe.jpg', 'zero.jpg'):
-        with pytest.raises(ImageError, match='a device or a pipe'): FolderReader(tmp_path).raw(name)
+        with pytest.raises(ImageError, match='a device or a pipe'): FolderReader(tmp_path).read_bytes(name)
 
 
 def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):

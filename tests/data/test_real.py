@@ -16,7 +16,7 @@ def test_smiles(shared):
 
 def test_legend(shared):
     s = read_source(shared/'data'/'facial_expressions.zip', SourceOptions(labels=str(shared/'data'/'legend.csv')))
-    assert s.kept.label.nunique() == 8 and len(s.variants) == 7 and len(s.frame) == 11269 and len(s.orphans) == 29
+    assert s.kept.label.nunique() == 8 and len(s.label_spellings) == 7 and len(s.frame) == 11269 and len(s.images_without_row) == 29
 
 
 def test_clothing(shared):

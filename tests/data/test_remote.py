@@ -83,9 +83,9 @@ def test_a_prediction_is_gone_on_with_where_it_is_of_the_same_url(bucket, ask):
 
 
 @pytest.mark.parametrize('where,words,hint', [
-    ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.txt', 'holds no pictures', 'Name'),
+    ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.txt', 'holds no images', 'Pass'),
     ('memory://no.zip', 'does not exist', ''), ('memory://bucket/fake.zip', 'cannot be read as a zip', 'Unpack it'),
-    ('nothing://x', 'cannot be opened', 'fsspec knows'), ('memory://bucket/*.webp', 'holds no pictures', 'Name')])
+    ('nothing://x', 'cannot be opened', 'fsspec knows'), ('memory://bucket/*.webp', 'holds no images', 'Pass')])
 def test_what_is_not_there_is_said(bucket, where, words, hint):
     with pytest.raises(SmileError, match=words) as e: open_inputs(where)
     assert hint in e.value.hint and not isinstance(e.value, OptionError)
@@ -117,17 +117,17 @@ def test_a_listing_that_fails_is_an_error_and_no_empty_folder(monkeypatch, bucke
 
 
 def test_a_bomb_at_a_url_is_not_unpacked(bucket):
-    with pytest.raises(ImageError, match='bytes that unpack to'): remote_reader('memory://bomb.zip').raw('a.bmp')
+    with pytest.raises(ImageError, match='bytes that unpack to'): remote_reader('memory://bomb.zip').read_bytes('a.bmp')
 
 
 def test_a_picture_that_cannot_be_fetched_costs_its_own_row(monkeypatch, bucket):
     monkeypatch.setattr(fastsmile.data.readers, 'MAX_IMAGE_BYTES', 100)
-    with pytest.raises(ImageError, match='more than 100 bytes'): remote_reader(bucket).raw('a b.png')
+    with pytest.raises(ImageError, match='more than 100 bytes'): remote_reader(bucket).read_bytes('a b.png')
     class Failing:
         def cat_file(self, *a, **k): raise RuntimeError('the line is\ncut')
     reader = remote_reader(bucket)
-    monkeypatch.setattr(RemoteFolderReader, 'opened', property(lambda self: (Failing(), '')))
-    with pytest.raises(ImageError, match=r'cannot be read: the line is\\x0acut'): reader.raw('a b.png')
+    monkeypatch.setattr(RemoteFolderReader, 'filesystem', property(lambda self: (Failing(), '')))
+    with pytest.raises(ImageError, match=r'cannot be read: the line is\\x0acut'): reader.read_bytes('a b.png')
 
 
 def test_links_that_lead_round_end(tmp_path):
@@ -141,7 +141,7 @@ def test_sources_are_read_and_audited(faces, tmp_path):
     folder(tmp_path/'classes', {f'{c}/{i}.png': picture(seed=i + 9 * len(c)) for c in ('yes', 'no') for i in range(3)})
     for where in (faces, faces/'train.csv', tmp_path/'classes'):
         one, two = read_source(where), read_source(f'file://{where}')
-        assert two.frame.equals(one.frame) and two.orphans == one.orphans and type(one.reader) is FolderReader and type(two.reader) is RemoteFolderReader
+        assert two.frame.equals(one.frame) and two.images_without_row == one.images_without_row and type(one.reader) is FolderReader and type(two.reader) is RemoteFolderReader
     with zipfile.ZipFile(tmp_path/'faces.zip', 'w') as z:
         for p in faces.rglob('*.*'): z.write(p, p.relative_to(faces).as_posix())
     assert read_source(f'file://{tmp_path}/faces.zip').frame.equals(read_source(tmp_path/'faces.zip').frame)
@@ -156,7 +156,7 @@ def test_a_reader_is_the_same_in_another_folder(here, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     sent = pickle.dumps(FolderReader('.'))
     monkeypatch.chdir(tmp_path)
-    assert pickle.loads(sent).image('new/c.png').size == (24, 24) and os.path.isabs(pickle.loads(sent).place)
+    assert pickle.loads(sent).read_image('new/c.png').size == (24, 24) and os.path.isabs(pickle.loads(sent).location)
 
 
 def test_a_run_of_a_url_finds_its_source_again(faces, tiny, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_windows_and_absolute_paths(tmp_path):
 def test_a_picture_outside_the_root(tmp_path):
     out = folder(tmp_path/'out', {'x.png': P})
     s = read(tmp_path, {'labels.csv': f'file,label\n{out}/x.png,yes\na.png,no\n', 'a.png': P})
-    assert (s.kept.path.iloc[0] == f'{out}/x.png') and s.reader.image(s.kept.path.iloc[0]).size == (24, 24)
+    assert (s.kept.path.iloc[0] == f'{out}/x.png') and s.reader.read_image(s.kept.path.iloc[0]).size == (24, 24)
 
 
 def test_class_folders_in_a_zip(tmp_path):
@@ -70,7 +70,7 @@ def test_several_tables_are_a_question(tmp_path):
 
 
 def test_no_labels_no_source(tmp_path):
-    with pytest.raises(SmileError, match='no labelled pictures'): read(tmp_path, {'a.png': P, 'b.png': P})
+    with pytest.raises(SmileError, match='no labelled images'): read(tmp_path, {'a.png': P, 'b.png': P})
     with pytest.raises(SmileError, match='does not exist'): read_source(tmp_path/'nowhere')
 
 
@@ -102,7 +102,7 @@ def test_arrays(tmp_path):
     assert list(read_source(tmp_path/'x.npy').kept.label) == ['0', '1', '0', '1']
     (tmp_path/'x_labels.npy').unlink()
     (tmp_path/'few.txt').write_text('0\n1\n')
-    with pytest.raises(SmileError, match='2 labels for 4 pictures'): read_source(tmp_path/'x.npy', SourceOptions(labels=str(tmp_path/'few.txt')))
+    with pytest.raises(SmileError, match='2 labels for 4 images'): read_source(tmp_path/'x.npy', SourceOptions(labels=str(tmp_path/'few.txt')))
 
 
 @given(st.lists(st.text(max_size=8), max_size=30))
@@ -148,7 +148,7 @@ def test_npz_with_splits_and_without(tmp_path):
     np.savez(tmp_path/'a.npz', x_train=x[:6], y_train=np.arange(6)[:, None] % 2, x_test=x[6:], y_test=np.arange(4) % 2, note=np.zeros(3))
     s = read_source(tmp_path/'a.npz')
     assert s.frame.split.tolist() == ['train'] * 6 + ['test'] * 4 and s.frame.label.tolist() == ['0', '1'] * 5
-    assert (np.asarray(s.reader.image('7')) == x[7]).all()
+    assert (np.asarray(s.reader.read_image('7')) == x[7]).all()
     np.savez_compressed(tmp_path/'b.npz', images=x, labels=np.array(['smile', 'Not smile'] * 5))
     assert read_source(tmp_path/'b.npz').kept.label.value_counts().to_dict() == {'smile': 5, 'Not smile': 5}
     np.savez(tmp_path/'c.npz', images=x, one=np.zeros(10, int), two=np.ones(10, int))
@@ -185,7 +185,7 @@ def test_the_labels_of_an_array_stay_with_their_pictures(tmp_path, capsys, monke
     np.save(tmp_path/'x.npy', np.zeros((6, 8, 8), np.uint8))
     (tmp_path/'labels.txt').write_text(text)
     if isinstance(labels, int):
-        with pytest.raises(SmileError, match=f'has {labels} labels for 6 pictures'): read_source(tmp_path/'x.npy')
+        with pytest.raises(SmileError, match=f'has {labels} labels for 6 images'): read_source(tmp_path/'x.npy')
     else: assert [v or '-' for v in read_source(tmp_path/'x.npy').frame.label] == list(labels)
     assert ('its first line is taken for a header: what' in capsys.readouterr().err) == ('what' in text)
 
@@ -193,7 +193,7 @@ def test_the_labels_of_an_array_stay_with_their_pictures(tmp_path, capsys, monke
 def test_an_array_of_labels_has_no_header(tmp_path):
     np.save(tmp_path/'x.npy', np.zeros((6, 8, 8), np.uint8))
     np.save(tmp_path/'labels.npy', np.array([9, 0, 0, 1, 1, 1, 1]))
-    with pytest.raises(SmileError, match='has 7 labels for 6 pictures'): read_source(tmp_path/'x.npy')
+    with pytest.raises(SmileError, match='has 7 labels for 6 images'): read_source(tmp_path/'x.npy')
 
 
 FIVE = {f'{i}.png': P for i in range(6)}
@@ -261,7 +261,7 @@ def test_a_split_column_is_obeyed_or_a_question(tmp_path, capsys):
 
 def test_a_folder_beside_those_of_splits(tmp_path):
     files = {f'{s}/{c}/{i}.png': P for s in ('train', 'validation', 'holdout') for c in ('smile', 'not') for i in range(2)}
-    with pytest.raises(SmileError, match='The folder holdout stands beside train, validation'): read(tmp_path, files)
+    with pytest.raises(SmileError, match='The folder holdout is next to train, validation'): read(tmp_path, files)
     nested = {f'train/{c}/{i}.png': P for c in ('a', 'b') for i in range(2)} | {f'c/deep/{i}.png': P for i in range(2)}
     assert set(read(tmp_path/'nested', nested).frame.label) == {'a', 'b', 'c'}
 
@@ -304,7 +304,7 @@ def test_accents_in_names(tmp_path):
     data = packed('Lächeln/Jürgen.png', 'ernst/a.png', flag=False)
     with zipfile.ZipFile(io.BytesIO(data)) as z: assert 'Lächeln/Jürgen.png' not in z.namelist()
     s = read_source(folder(tmp_path/'z', {'z.zip': data})/'z.zip')
-    assert set(s.frame.label) == {'Lächeln', 'ernst'} and s.reader.image('Lächeln/Jürgen.png').size
+    assert set(s.frame.label) == {'Lächeln', 'ernst'} and s.reader.read_image('Lächeln/Jürgen.png').size
     apart = unicodedata.normalize('NFD', 'Jürgen')
     assert apart != 'Jürgen'
     t = read(tmp_path, {'Jürgen.png': P, 'a.png': P, 'labels.csv': f'path,label\n{apart}.png,yes\na,no\n'})

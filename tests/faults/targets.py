@@ -119,7 +119,7 @@ class Archive(Files):
         from fastsmile.data.source import read_source
         def read(path):
             source = read_source(path, SourceOptions())
-            return '; '.join(filter(None, (words(source.reader.image, name) for name in source.frame.path[:4])))
+            return '; '.join(filter(None, (words(source.reader.read_image, name) for name in source.frame.path[:4])))
         return self.feed('source.zip', data, read)
 
 
@@ -159,7 +159,7 @@ class List(Files):
         from fastsmile.inference.inputs import open_inputs
         def read(path):
             made = open_inputs(path)
-            return '; '.join(filter(None, (words(made.reader.image, name) for name in list(made.names)[:20])))
+            return '; '.join(filter(None, (words(made.reader.read_image, name) for name in list(made.names)[:20])))
         return self.feed(('list.txt', 'list.csv')[len(data) % 2], data, read)
 
 

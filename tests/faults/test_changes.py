@@ -64,7 +64,7 @@ def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, tiny, tmp_path
     run = fit(copy, replace(tiny, epochs=1, out=str(tmp_path/'run')))
     path = of_split(run.path/'table.csv', copy, 'valid')
     replaced(path)
-    with pytest.raises(ImageError, match='changed since'): run.data.reader.image(str(path.relative_to(copy)))
+    with pytest.raises(ImageError, match='changed since'): run.data.reader.read_image(str(path.relative_to(copy)))
     both = ensemble([run.path, shutil.copytree(run.path, tmp_path/'again')], EnsembleConfig(tta='none', out=str(tmp_path/'both')))
     table = pd.read_csv(both.path/'predictions_valid.csv', dtype=str, keep_default_na=False)
     assert table.error[table.path == str(path.relative_to(copy))].tolist() == ['changed since it was audited']

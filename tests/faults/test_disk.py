@@ -143,7 +143,7 @@ def test_a_limit_on_files_is_told(faces, run, tmp_path):
                        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'})
     assert p.returncode == 1 and 'p.csv.part cannot be written: File too large' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     code, said = shell('predict', faces/'happy_images', '--model', run.path, '--bs', 8, '--out', tmp_path/'p.csv', '--resume')
-    assert code == 0 and 'rows are there, going on' in said
+    assert code == 0 and 'rows are there, resuming' in said
 
 
 @pytest.mark.parametrize('error,why', [(OSError(errno.ENOSPC, 'x'), 'No space left on device'), (OSError(errno.EROFS, 'x'), 'Read-only file system'),

@@ -88,4 +88,4 @@ def test_any_table_is_a_source_or_is_refused_in_words(tmp_path, data, name, opti
     except SmileError as e: assert e.message and e.hint is not None; return
     assert list(source.frame)[:len(TABLE_COLUMNS)] == TABLE_COLUMNS and source.frame.columns.is_unique and len(source.kept) <= len(source.frame)
     assert set(source.kept.path) <= set(source.reader.names()) | {'/tmp'} and (source.kept.label != '').all()
-    assert set(source.frame.path) | set(source.orphans) >= {'a.jpg', 'b.jpg', 'c.jpg'}
+    assert set(source.frame.path) | set(source.images_without_row) >= {'a.jpg', 'b.jpg', 'c.jpg'}

@@ -83,7 +83,7 @@ def test_ctrl_c_leaves_a_training_that_goes_on(faces, tmp_path):
     wait_for((tmp_path/'cut'/'history.csv').exists, p)
     os.killpg(p.pid, signal.SIGINT)
     code, said = ended(p, 30)
-    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} goes on' in said, said
+    assert code == 130 and 'stopping after this batch' in said and f'fastsmile fit --resume {tmp_path/"cut"} resumes it' in said, said
     assert read_json(tmp_path/'cut'/'config.json')['status'] == 'stopped' and broken(tmp_path) == []
     again = fit('.', FitConfig(resume=str(tmp_path/'cut')))
     config = replace(again.options, out=str(tmp_path/'whole'))
@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_predictions_that_go_on(faces, run, tmp_path):
     wait_for(lambda: part.exists() and part.stat().st_size > 5000, p)
     os.killpg(p.pid, signal.SIGINT)
     code, said = ended(p, 30)
-    assert code == 130 and 'stopped.' in said and 'with --resume goes on' in said and not (tmp_path/'p.csv').exists(), said
+    assert code == 130 and 'stopped.' in said and 'with --resume continues' in said and not (tmp_path/'p.csv').exists(), said
     kept = part.read_bytes()
     p = start([*args, '--resume'])
     wait_for(lambda: part.stat().st_size > len(kept) + 5000, p)
@@ -119,7 +119,7 @@ def test_ctrl_c_in_the_last_group(faces, run, tmp_path, monkeypatch):
             done.append(n)
             if sum(done) == 5: signal.raise_signal(signal.SIGINT)
         return tick
-    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume goes on'): predict(names, config, progress)
+    with pytest.raises(Interrupted, match=r'p.csv.part; the same command with --resume continues'): predict(names, config, progress)
     assert not (tmp_path/'p.csv').exists() and (tmp_path/'p.csv.part').exists()
     def stopped(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
@@ -201,7 +201,7 @@ def test_one_process_rewrites_a_run(run, tmp_path):
 
 
 def test_what_a_study_that_was_stopped_says(tmp_path):
-    for command, how in (('fastsmile study emotions faces', 'The same command goes on.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
+    for command, how in (('fastsmile study emotions faces', 'Run the same command to resume.'), ('fastsmile fit faces', 'fastsmile fit --resume')):
         with pytest.raises(Interrupted) as e, recording_status(tmp_path/command[10:15], dict(kind='fit', command=command)): raise KeyboardInterrupt
         assert e.value.hint.startswith(how)
 
@@ -344,9 +344,9 @@ def test_a_loading_process_that_is_killed(faces, tmp_path):
 @posix
 def test_an_examining_process_that_is_killed(faces, tmp_path):
     class Killing(FolderReader):
-        def raw(self, name):
+        def read_bytes(self, name):
             if name.startswith('7'): os.kill(os.getpid(), signal.SIGKILL)
-            return super().raw(name)
+            return super().read_bytes(name)
     pictures = sorted((faces/'happy_images').iterdir())
     for i in range(1200): os.link(pictures[i % len(pictures)], tmp_path/f'{i:04}.jpg')
     names = [f'{i:04}.jpg' for i in range(1200)] + ['7']

@@ -108,17 +108,17 @@ def test_corners_are_a_quarter_of_the_picture():
 
 @pytest.mark.parametrize('at,warned', [((0, 0), True), ((24, 24), False)])
 def test_evidence_in_the_corners_is_a_warning_on_the_page(tmp_path, at, warned):
-    from fastsmile.inference.explain import write_explanations
+    from fastsmile.inference.explain import TrainingImages, write_explanations
     from fastsmile.data.readers import FolderReader
     from fastsmile.reports.html import render_template
     from fastsmile.reports.run import inline_explanations
     spec = make_spec('resnet10t', ['no', 'yes'], size=64)
     model = Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), Window(at=at).eval())
     files = FolderReader(folder(tmp_path/'p', {f'{i}.png': picture(seed=i, size=(64, 64)) for i in range(4)}))
-    album = write_explanations(model, (files, files.names(), ['no', 'yes'] * 2), None, tmp_path/'e', ExplainConfig(methods=('saliency',), neighbours=0),
+    album = write_explanations(model, TrainingImages(files, files.names(), ['no', 'yes'] * 2), None, tmp_path/'e', ExplainConfig(methods=('saliency',), neighbours=0),
                        (files, files.names()))
     page = render_template('explain.html.j2', dict(run='r', album=inline_explanations(tmp_path/'e')))
-    assert (album.corners['saliency'] > 0.9) == warned == bool(album.notes) == ('class="warn"' in page)
+    assert (album.corner_share['saliency'] > 0.9) == warned == bool(album.warnings) == ('class="warn"' in page)
 
 
 def test_explain_a_run_its_mistakes_and_other_pictures(run, tmp_path):
@@ -126,15 +126,15 @@ def test_explain_a_run_its_mistakes_and_other_pictures(run, tmp_path):
     config = ExplainConfig(methods=('saliency', 'gradcam'), n=3, neighbours=2, out=str(tmp_path/'e'))
     told = explain(run.path, (), config)
     album = json.loads((tmp_path/'e'/'explain.json').read_text())
-    assert set(told['pictures']) == {'grid', 'losses', 'mistakes', 'uncertain'} and set(told['corners']) == {'saliency', 'gradcam'}
-    assert all(len(v) <= 3 for v in told['pictures'].values()) and all(m['label'] != m['target'] for m in told['pictures']['mistakes'])
-    assert all(len(r['nearest']) == 2 for r in album['groups']['mistakes']) and len(album['means']) == 3
+    assert set(told['images']) == {'grid', 'losses', 'mistakes', 'uncertain'} and set(told['corner_share']) == {'saliency', 'gradcam'}
+    assert all(len(v) <= 3 for v in told['images'].values()) and all(m['label'] != m['target'] for m in told['images']['mistakes'])
+    assert all(len(r['nearest']) == 2 for r in album['groups']['mistakes']) and len(album['class_means']) == 3
     assert all((tmp_path/'e'/f).exists() for r in album['groups']['grid'] for f in (r['file'], *r['maps'].values()))
     html = (tmp_path/'e'/'explain.html').read_text()
     assert 'Average faces' in html and not re.findall(r'src="(?!data:image/jpeg)', html)
     files = folder(tmp_path/'p', {'a.png': picture('red'), 'b/c.png': picture('blue'), 'no.jpg': b'no'})
     asked = explain(run.path, (str(files/'a.png'), str(files/'b')), replace(config, neighbours=0, out=str(tmp_path/'f')))
-    assert [p['path'] for p in asked['pictures']['asked']] == [str(files/'a.png'), str(files/'b'/'c.png')]
+    assert [p['path'] for p in asked['images']['requested']] == [str(files/'a.png'), str(files/'b'/'c.png')]
     with pytest.raises(SmileError, match='does not exist'): explain(run.path, (str(files/'x.png'),), config)
     with pytest.raises(SmileError, match='holds something else'): explain(run.path, (), replace(config, out=str(files)))
     with pytest.raises(OptionError, match='--methods'): ExplainConfig(methods=('magic',))
@@ -221,4 +221,4 @@ def test_only_an_explanations_own_files_give_way_and_not_to_pictures_that_cannot
     (out/'notes.txt').write_text('mine')
     explain(run.path, (str(pics/'a.png'),), config)
     left = {p.name for p in out.iterdir()}
-    assert 'asked-0-saliency.jpg' in left and (out/'notes.txt').read_text() == 'mine' and not [n for n in left if n.startswith('grid')]
+    assert 'requested-0-saliency.jpg' in left and (out/'notes.txt').read_text() == 'mine' and not [n for n in left if n.startswith('grid')]

@@ -64,8 +64,8 @@ def test_known_pictures_take_their_label_and_are_marked(there, ask):
     for r, a in zip(rows, alone):  # the probabilities stay the model's, and confidence is that of the label that stands there
         assert {k: r[k] for k in r if k.startswith('p_')} == {k: a[k] for k in a if k.startswith('p_')}
         assert r['confidence'] == (r[f'p_{r["label"]}'] if r['label'] else '')
-    assert 'known' not in alone[0] and (done.known, done.torn, done.failed) == (2, 2, 1)
-    assert 'known pictures of' in done.how['probabilities'] and sum(done.labels.values()) == 6
+    assert 'known' not in alone[0] and (done.known, done.conflicting, done.failed) == (2, 2, 1)
+    assert 'known images of' in done.run_info['probabilities'] and sum(done.labels.values()) == 6
 
 
 @pytest.mark.parametrize('kw', [dict(abstain=True), dict(calibrated=True), dict(sets=True, raw=True), dict(tta='full'), dict(out='p.jsonl'),
@@ -100,7 +100,7 @@ def test_the_known_may_be_folders_a_zip_a_csv_elsewhere_or_a_run(there, run, fac
     table = pd.read_csv(run.path/'table.csv', dtype=str, keep_default_na=False)
     label = {os.path.basename(p): v for p, v, r in zip(table.path, table.label, table.reason) if not r}
     rows = rows_of(ask.out)
-    assert done.known > 100 and done.known + done.torn == sum(bool(r['known']) for r in rows) and done.failed == 1
+    assert done.known > 100 and done.known + done.conflicting == sum(bool(r['known']) for r in rows) and done.failed == 1
     for r in rows:
         if r['path'] in label and '|' not in r['known_label']: assert r['label'] == label[r['path']]
     with pytest.raises(OptionError, match='do not go with a run'): predict(there/'new', replace(ask, known=str(run.path), known_label_col='x'))
@@ -109,7 +109,7 @@ def test_the_known_may_be_folders_a_zip_a_csv_elsewhere_or_a_run(there, run, fac
 def test_what_cannot_be_known(there, ask, tmp_path):
     with pytest.raises(OptionError, match='without --known'): PredictConfig(known_label_col='x')
     with pytest.raises(SmileError, match='does not exist'): predict(there/'new', replace(ask, known='nowhere'))
-    with pytest.raises(SmileError, match='the model knows none of them'):
+    with pytest.raises(SmileError, match='is a class of the model'):
         folder(tmp_path/'cats', {'cat/a.png': face(1), 'dog/b.png': face(2)})
         predict(there/'new', replace(ask, known=str(tmp_path/'cats')))
     with pytest.raises(SmileError): predict(there/'new', replace(ask, known=str(there/'new')))  # nobody labelled them
@@ -135,7 +135,7 @@ def test_resume_with_known(there, ask, monkeypatch):
     real = PredictionFile.add
     def stopping(self, row):
         real(self, row)
-        if self.rows == 5: raise KeyboardInterrupt
+        if self.counts.rows == 5: raise KeyboardInterrupt
     monkeypatch.setattr(PredictionFile, 'add', stopping)
     with pytest.raises(KeyboardInterrupt): predict(there/'new', ask)
     monkeypatch.setattr(PredictionFile, 'add', real)
@@ -145,7 +145,7 @@ def test_resume_with_known(there, ask, monkeypatch):
         with pytest.raises(SmileError, match='known was'): predict(there/'new', replace(ask, resume=True, known_labels=str(there/'old'/'9.csv')))
     finally: (there/'old'/'9.csv').unlink()
     done = predict(there/'new', replace(ask, resume=True))
-    assert (done.resumed, done.known, done.torn) == (4, 2, 2)
+    assert (done.resumed, done.known, done.conflicting) == (4, 2, 2)
     whole = open(ask.out, 'rb').read()
     predict(there/'new', ask)
     assert open(ask.out, 'rb').read() == whole
@@ -190,7 +190,7 @@ except SystemExit as e: print(e.code, sorted({'fastai', 'pandas'} & set(sys.modu
 def test_the_summary_for_machines(there, ask):
     from fastsmile.cli.tables import predict_output
     said = predict_output(predict(there/'new', ask))[1]
-    assert {k: said[k] for k in ('rows', 'known', 'torn', 'failed')} == dict(rows=7, known=2, torn=2, failed=1)
+    assert {k: said[k] for k in ('rows', 'known', 'conflicting', 'failed')} == dict(rows=7, known=2, conflicting=2, failed=1)
 
 
 def test_the_same_bytes_come_first_and_copies_of_copies_count(tmp_path, monkeypatch):

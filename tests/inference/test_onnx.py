@@ -81,12 +81,12 @@ def test_the_file_says_everything_the_bundle_says(made):
     bundle = load_bundle(path)
     assert said['fastsmile.config'] == json.loads((path/'model'/'config.json').read_text())
     assert said['labels'] == list(bundle.spec.classes) and said['preprocessing']['mean'] == list(bundle.spec.prep.mean)
-    assert said['calibration']['temperature'] == bundle.facts.calibration.temperature and said['reading']['offsets'] == bundle.facts.calibration.offsets
+    assert said['calibration']['temperature'] == bundle.metadata.calibration.temperature and said['decision']['offsets'] == bundle.metadata.calibration.offsets
     assert [o.version for o in proto.opset_import if o.domain == ''] == [20]
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     assert shape[0].dim_param and not shape[0].dim_value and [d.dim_value for d in shape[1:]] == [3, 32, 32]
     again = load_onnx(path)
-    assert (again.spec, again.facts) == (bundle.spec, bundle.facts)
+    assert (again.spec, again.metadata) == (bundle.spec, bundle.metadata)
 
 
 @pytest.mark.parametrize('ask', [{}, dict(tta='full', tta_mean='logits', raw=True), dict(threshold='balanced', calibrated=True, sets=True),
@@ -97,7 +97,7 @@ def test_the_same_rows_as_torch(made, album, tmp_path, ask):
     for engine in ('torch', 'onnx'):
         out = tmp_path/f'{engine}.csv'
         done = predict(album, PredictConfig(model=str(path), engine=engine, out=str(out), precision='fp32', device='cpu', **ask))
-        assert ('onnxruntime' in done.how['precision']) == (engine == 'onnx') and done.rows == 15 and done.failed == 1
+        assert ('onnxruntime' in done.run_info['precision']) == (engine == 'onnx') and done.rows == 15 and done.failed == 1
         both.append(rows_of(out))
     assert list(both[0][0]) == list(both[1][0])
     for a, b in zip(*both):
@@ -169,7 +169,7 @@ def test_a_file_that_is_not_the_same_is_not_kept(made, tmp_path, monkeypatch):
     def wrong(model, cfg, where, opset):
         other = replace(model, net=build_network(model.spec).eval())
         real(other, cfg, where, opset)
-    monkeypatch.setattr(room, 'write_onnx', wrong)
+    monkeypatch.setitem(room.EXPORT_FORMATS, 'onnx', replace(room.EXPORT_FORMATS['onnx'], write=wrong))
     with pytest.raises(SmileError, match='not the same'): export(path, ExportConfig(out=str(tmp_path/'x.onnx')))
     assert not list(tmp_path.iterdir())
 
@@ -191,7 +191,7 @@ def test_pictures_that_are_given_and_a_source_that_is_gone(made, album, tmp_path
     assert export(path)['on'] == 'of noise' and 'noise alone' in capsys.readouterr().err
     (tmp_path/'broken').mkdir()
     (tmp_path/'broken'/'a.jpg').write_bytes(b'no')
-    with pytest.raises(SmileError, match='none of its pictures'): export(path, ExportConfig(check=str(tmp_path/'broken')))
+    with pytest.raises(SmileError, match='none of its images'): export(path, ExportConfig(check=str(tmp_path/'broken')))
 
 
 def test_opset_is_what_was_asked_for(made, tmp_path):

@@ -19,7 +19,7 @@ from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fastsmile.inference.rows import RowOptions, row_format
+from fastsmile.inference.rows import RowOptions, make_row_format
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json, write_json
 from fastsmile.data.images import Preprocessing, decode_image, resize_and_crop
@@ -123,10 +123,10 @@ def test_standard_input(album, run, tmp_path):
 
 @pytest.mark.parametrize('where,kw,words', [
     ('nowhere', {}, 'does not exist'), ('a' * 300 + '.png', {}, 'does not exist'), ('a/' * 3000, {}, 'does not exist'),
-    ('*.nothing', {}, 'holds no pictures'), (['-', 'a'], {}, 'goes with nothing else'),
+    ('*.nothing', {}, 'holds no images'), (['-', 'a'], {}, 'goes with nothing else'),
     ('.', dict(root='.'), 'does not go with'),
     ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
-    ('empty.txt', {}, 'holds no pictures'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
+    ('empty.txt', {}, 'holds no images'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
     ('t.csv', dict(root='a' * 300, image_col='1'), 'neither a folder nor a zip')])
 def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
     folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'bad.zip': b'PK\x03\x04 no zip'})
@@ -142,7 +142,7 @@ def test_names_that_our_own_csv_made_harmless(tmp_path):
         for n, d in files.items(): z.writestr(n, d)
     for root in (None, str(tmp_path/'z.zip')):
         made = open_inputs(tmp_path/'p.csv', root=root)
-        assert list(made.names) == [*files, '=gone.png'] and made.reader.image('=a.png').size == (24, 24)
+        assert list(made.names) == [*files, '=gone.png'] and made.reader.read_image('=a.png').size == (24, 24)
     folder(tmp_path, {'q.csv': "path\n'-b.png\n", "'-b.png": picture()})
     assert list(open_inputs(tmp_path/'q.csv').names) == ["'-b.png"]  # somebody's own name stays
 
@@ -169,12 +169,12 @@ def test_the_three_formats_say_the_same(album, ask, tmp_path):
 
 def test_raw_probabilities_have_columns_of_their_own(album, ask):
     done = predict(album, replace(ask, raw=True))
-    assert 'raw_ columns as the network gives them' in done.how['probabilities'] and 'corrected' in done.how['probabilities']
+    assert 'raw_ columns as the network gives them' in done.run_info['probabilities'] and 'corrected' in done.run_info['probabilities']
     row, model = rows_of(ask.out)[0], load_model(ask.model)
     raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
-    shifted = raw * np.exp(model.facts.shift)
+    shifted = raw * np.exp(model.metadata.shift)
     assert np.abs(shifted / shifted.sum() - p).max() < 1e-9 < np.abs(raw - p).max()
-    assert 'as training saw them' in row_format(replace(model, facts=replace(model.facts, shift=[0.] * 3))).words
+    assert 'as training saw them' in make_row_format(replace(model, metadata=replace(model.metadata, shift=[0.] * 3))).description
 
 
 def killed(args, part, least, cwd=None):
@@ -295,7 +295,7 @@ def test_what_was_never_fitted_is_refused(album, ask, tmp_path, asked):
     from fastsmile.models.bundle import save_bundle
     from fastsmile.metrics.calibration import unfitted_calibration
     model = load_model(ask.model)
-    save_bundle(replace(model, facts=model.facts.calibrated(unfitted_calibration(model.facts.prior, 'argmax'))), tmp_path/'plain')
+    save_bundle(replace(model, metadata=model.metadata.calibrated(unfitted_calibration(model.metadata.prior, 'argmax'))), tmp_path/'plain')
     with pytest.raises(OptionError, match=f'--{asked}: this model was not calibrated'):
         predict(album, replace(ask, model=str(tmp_path/'plain'), **{asked: True}))
 
@@ -341,13 +341,13 @@ def test_tta_is_the_mean_over_its_views(album, run):
         a, b = probs(tta=tta), probs(tta=tta, mean='logits')
         assert np.abs(a - plain).max() > 1e-6 and np.abs(a - b).max() > 1e-9 and np.abs(a.sum(1) - 1).max() < 1e-9 and np.abs(b.sum(1) - 1).max() < 1e-9
         assert np.array_equal(a, probs(tta=tta))
-    assert not any(v.mirror for v in TTA_VIEWS['crops']) and {v.zoom for v in TTA_VIEWS['full']} == {1.0, 0.9}
+    assert not any(v.flip for v in TTA_VIEWS['crops']) and {v.zoom for v in TTA_VIEWS['full']} == {1.0, 0.9}
     mirrored = np.array([[r[f'p_{c}'] for c in model.spec.classes] for r in predict_rows(model, Mirrored(album), names, tta='flip', device='cpu')])
     assert np.abs(mirrored - probs(tta='flip')).max() < 1e-6  # flip does not tell a picture from its mirror image
 
 
 class Mirrored(FolderReader):
-    def image(self, name, prep=None): return super().image(name, prep).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def read_image(self, name, prep=None): return super().read_image(name, prep).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def test_views_need_the_memory_of_one(album, run, monkeypatch):
@@ -387,7 +387,7 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
     names = np.random.default_rng(0).permutation([n for n in reader.names() if os.path.basename(n) in label])[:1200].tolist()
     net = build_network(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
     y = np.array([label[os.path.basename(n)] == 'smile' for n in names])
-    x = np.stack([resize_and_crop(reader.image(n), spec.prep) for n in names])
+    x = np.stack([resize_and_crop(reader.read_image(n), spec.prep) for n in names])
     body = build_network(spec, str(shared/'weights'/'mobilenetv2_100.safetensors')).eval()
     body.reset_classifier(0)
     features = TorchBackend(Model(spec, ModelMetadata([.5, .5], [0, 0], [0, 0], 'argmax'), body), device='cpu').logits(x)
@@ -396,17 +396,17 @@ def test_narrow_precisions_agree_with_fp32_on_real_faces(shared, precision):
         net.get_classifier().weight.copy_(torch.from_numpy(np.concatenate([-fit.coef_, fit.coef_]) / 2))
         net.get_classifier().bias.copy_(torch.from_numpy(np.concatenate([-fit.intercept_, fit.intercept_]) / 2))
     model = Model(spec, ModelMetadata([.5, .5], [0, 0], [0, 0], 'argmax'), net)
-    said = row_format(model).said
+    said = make_row_format(model).decisions
     exact, quick = (predict_views(TorchBackend(model, p, 'cpu'), x[600:, None], TTA_VIEWS['none'], 'probs', said)[0].argmax(1) for p in ('fp32', precision))
     assert (exact == y[600:]).mean() > 0.8 and (exact == quick).mean() >= 0.995
 
 
 def test_what_a_class_threshold_is_compared_with_is_said(run):
-    from fastsmile.inference.rows import RowOptions, row_format
+    from fastsmile.inference.rows import RowOptions, make_row_format
     name = run.model.spec.classes[0]
-    words = row_format(run.model, request=RowOptions(threshold=f'{name}=0.8')).words
+    words = make_row_format(run.model, request=RowOptions(threshold=f'{name}=0.8')).description
     assert f'{name}=0.8 is compared with the calibrated probability, which --calibrated shows' in words
-    assert 'compared' not in row_format(run.model, request=RowOptions(threshold='argmax')).words
+    assert 'compared' not in make_row_format(run.model, request=RowOptions(threshold='argmax')).description
 
 
 COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
@@ -417,20 +417,20 @@ COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
 def test_what_is_asked_decides_which_calls_are_close(run, monkeypatch, kw, key, tta, mean):
     "A narrow precision that is off by up to 0.14 a logit says what fp32 says, whichever boundary is asked about"
     from fastsmile.inference import torch_backend as room
-    facts, rng = run.model.facts, np.random.default_rng(0)
+    facts, rng = run.model.metadata, np.random.default_rng(0)
     classes = run.model.spec.classes
     calibration = replace(facts.calibration, temperature=1.7, cost=COST, confidence=0.5, least=[.3, .2, .1])
-    model = replace(run.model, facts=replace(facts, calibration=calibration, shift=[.5, -.2, -.3]))
+    model = replace(run.model, metadata=replace(facts, calibration=calibration, shift=[.5, -.2, -.3]))
     z = rng.normal(0, 1.5, (500, 3)).astype(np.float32)
     x = np.zeros((500, 1, 32, 32, 3), np.uint8)
     x[:, 0, :, :, 0], x[:, 0, :, :, 1] = np.arange(500)[:, None, None] // 256, np.arange(500)[:, None, None] % 256
     def truth(pictures): return z[pictures[:, 0, 0, 0].astype(int) * 256 + pictures[:, 0, 0, 1]]
-    reading = row_format(model, request=RowOptions(**kw))
+    reading = make_row_format(model, request=RowOptions(**kw))
     def rows(precision):
         e = room.TorchBackend(model, precision, 'cpu')
-        if e.exact: e.exact._forward, e._forward = truth, lambda v: truth(v) + rng.uniform(-.14, .14, (len(v), 3)).astype(np.float32)
+        if e.fp32_backend: e.fp32_backend._forward, e._forward = truth, lambda v: truth(v) + rng.uniform(-.14, .14, (len(v), 3)).astype(np.float32)
         else: e._forward = truth
-        return [r[key] for r in reading.cells(*predict_views(e, x, TTA_VIEWS[tta], mean, reading.said))], e.again
+        return [r[key] for r in reading.format(*predict_views(e, x, TTA_VIEWS[tta], mean, reading.decisions))], e.recomputed
     (exact, none), (quick, again) = rows('fp32'), rows('bf16')
     assert quick == exact and none == 0 < again < 350
     monkeypatch.setitem(room.UNCERTAIN_LEAD, 'bf16', 0.)

@@ -42,7 +42,7 @@ assert m.pretrained_cfg['input_size'][-1] == {model.spec.prep.size}
 
 
 @pytest.mark.parametrize('change,words', [(dict(architecture=None), ''), (dict(num_classes=3, label_names=['a', 'b', 'c']), 'differ in length'),
-                                          (dict(pretrained_cfg={}), 'not a model of'),
+                                          (dict(pretrained_cfg={}), 'not a fastsmile model'),
                                           (dict(fastsmile={'format': 99}), 'newer fastsmile'), (dict(model_args={'channels': [1, 2, 3, 4]}), 'do not fit')])
 def test_a_json_that_does_not_fit_is_refused(tmp_path, change, words):
     bundle(tmp_path/'m')

@@ -127,48 +127,48 @@ SIZES = [
     (('model_args', 'layers'), [0] * 20_000, 'has 20,000 entries'),
     (('model_args', 'stem_width'), 1e400, 'stem_width is inf'),
     (('model_args', 'stem_type'), 'd' * 10**6, 'text of 1,000,000 characters'),
-    (('fastsmile', 'hidden'), [10**9], 'hidden is 1000000000'),
-    (('fastsmile', 'hidden'), [10**6] * 50, 'tensors differ'),
-    (('fastsmile', 'hidden'), [-1], 'do not fit'),
-    (('fastsmile', 'hidden'), 7, 'not a model'),
-    (('fastsmile', 'dropout'), 'x', 'not a model'),
-    (('fastsmile', 'dropout'), 1e400, 'do not fit'),
+    (('fastsmile', 'head', 'hidden'), [10**9], 'hidden is 1000000000'),
+    (('fastsmile', 'head', 'hidden'), [10**6] * 50, 'tensors differ'),
+    (('fastsmile', 'head', 'hidden'), [-1], 'do not fit'),
+    (('fastsmile', 'head', 'hidden'), 7, 'do not fit'),
+    (('fastsmile', 'head', 'dropout'), 'x', 'do not fit'),
+    (('fastsmile', 'head', 'dropout'), 1e400, 'do not fit'),
     (('fastsmile', 'head'), dict(kind='knn', rows=10**12, k=5, distance='cosine'), 'do not fit'),
     (('fastsmile', 'head'), dict(kind='magic'), 'do not fit'),
     (('fastsmile', 'head'), dict(kind='forest', trees=10**9, nodes=10**11, depth=10**9), 'do not fit'),
     (('fastsmile', 'members'), [''] * 3, 'holds no model'),
     (('label_names',), [str(i) for i in range(10**6)], 'differ in length'),
     (('label_names',), 'ab', 'no labels'),
-    (('label_names',), ['a', '\ud800'], 'not a model'),
+    (('label_names',), ['a', '\ud800'], 'not a fastsmile model'),
     (('pretrained_cfg', 'input_size'), [3, 10**6, 10**6], 'out of range'),
     (('pretrained_cfg', 'input_size'), [3, 32, -1], 'out of range'),
-    (('pretrained_cfg', 'input_size'), [], 'not a model'),
+    (('pretrained_cfg', 'input_size'), [], 'not a fastsmile model'),
     (('pretrained_cfg', 'crop_pct'), 0, 'out of range'),
     (('pretrained_cfg', 'crop_pct'), float('nan'), 'out of range'),
-    (('pretrained_cfg', 'mean'), ['x'] * 3, 'not a model'),
+    (('pretrained_cfg', 'mean'), ['x'] * 3, 'not a fastsmile model'),
     (('pretrained_cfg', 'std'), [0, 0, 0], 'preprocessing'),
     (('pretrained_cfg', 'mean'), [.5], 'preprocessing'),
     (('pretrained_cfg', 'interpolation'), '__class__', 'preprocessing'),
     (('pretrained_cfg', 'crop_mode'), 'eval', 'preprocessing'),
     (('fastsmile', 'prior'), [float('nan')] * 2, 'prior is nan'),
-    (('fastsmile', 'shift'), [None] * 2, 'not a model'),
-    (('fastsmile', 'offset'), ['a', 'b'], 'not a model'),
-    (('fastsmile', 'format'), 'x', 'not a model'),
+    (('fastsmile', 'shift'), [None] * 2, 'not a fastsmile model'),
+    (('fastsmile', 'offset'), ['a', 'b'], 'not a fastsmile model'),
+    (('fastsmile', 'format'), 'x', 'not a fastsmile model'),
     (('fastsmile', 'calibration', 'temperature'), -1, 'calibration'),
     (('fastsmile', 'calibration', 'rule'), '__import__', 'calibration'),
-    (('fastsmile', 'calibration', 'set_thresholds'), ['x', 'y'], 'not a model'),
-    (('fastsmile', 'calibration', 'rows'), 3, 'not a model'),
-    (('fastsmile', 'calibration', 'rows'), ['a'], 'not a model'),
-    (('fastsmile', 'link'), 'focal:abc', 'not a model'),
+    (('fastsmile', 'calibration', 'set_thresholds'), ['x', 'y'], 'not a fastsmile model'),
+    (('fastsmile', 'calibration', 'rows'), 3, 'not a fastsmile model'),
+    (('fastsmile', 'calibration', 'rows'), ['a'], 'not a fastsmile model'),
+    (('fastsmile', 'link'), 'focal:abc', 'not a fastsmile model'),
     (('fastsmile', 'link'), 'focal:nan', 'link'),
     (('fastsmile', 'origin'), None, 'origin'),
     (('fastsmile', 'origin'), [], 'origin'),
-    (('fastsmile', 'metrics'), 'x', 'not a model'),
+    (('fastsmile', 'metrics'), 'x', 'not a fastsmile model'),
     (('fastsmile', 'metrics'), dict(test=3), 'metrics'),
     (('fastsmile', 'decide'), ['a'], 'rule'),
     (('fastsmile', 'sha256'), None, 'checksum'),
-    (('fastsmile',), [], 'not a model'),
-    (('model_args',), [1], 'not a model'),
+    (('fastsmile',), [], 'not a fastsmile model'),
+    (('model_args',), [1], 'not a fastsmile model'),
 ]
 
 
@@ -183,7 +183,7 @@ LOADS = dict(pretrained=True, pretrained_cfg=dict(file='/etc/passwd', custom_loa
              pretrained_cfg_overlay=dict(url='http://evil.example/w.pth'), features_only=True, pretrained_filter_fn='os.system')
 LAYERS = dict(act_layer='os.system', norm_layer='builtins.eval', aa_layer='__import__("os")', block='os.system', num_classes=5, nothing_such=1,
               stem_type='os.system')
-CODE = [(('fastsmile', 'arch'), a, 'needs the architecture|not a model') for a in NAMES] + [
+CODE = [(('fastsmile', 'arch'), a, 'needs the architecture|not a fastsmile model') for a in NAMES] + [
     (('model_args', k), v, 'says where weights come from') for k, v in LOADS.items()] + [(('model_args', k), v, 'do not fit') for k, v in LAYERS.items()]
 
 
@@ -204,7 +204,8 @@ def test_code_in_strings(path, to, match, bundle, monkeypatch):
 
 def test_json_that_is_too_deep_too_large_or_none(bundle):
     for data, match in [(b'[' * 200_000, 'too many lists within lists'), (b'{"a":' * 200_000, 'too many lists within lists'),
-                        (b'\xff\xfe', 'cannot be read as JSON'), (b'9' * 10_000, 'cannot be read as JSON'), (b'null', 'not a model'), (b'[]', 'not a model')]:
+                        (b'\xff\xfe', 'cannot be read as JSON'), (b'9' * 10_000, 'cannot be read as JSON'), (b'null', 'not a fastsmile model'),
+                        (b'[]', 'not a fastsmile model')]:
         (bundle/'config.json').write_bytes(data)
         with cheap(), pytest.raises(SmileError, match=match): load_bundle(bundle)
     with open(bundle/'config.json', 'wb') as f: f.truncate(2**32)
@@ -276,7 +277,8 @@ def test_onnx_files_of_strangers(exported, tmp_path):
         return how
     def other(m): m.graph.output[0].name = 'other'
     for how, match in [(huge, 'cannot be read as ONNX'), (config('{'), 'classes are not known'), (config('[' * 100_000), 'classes are not known'),
-                       (config('[1]'), 'not a model'), (config('{"fastsmile": {}}'), 'not a model'), (other, 'cannot be read as ONNX|other inputs')]:
+                       (config('[1]'), 'not a fastsmile model'), (config('{"fastsmile": {}}'), 'not a fastsmile model'),
+                       (other, 'cannot be read as ONNX|other inputs')]:
         with cheap(), pytest.raises(SmileError, match=match): load_onnx(spoilt(how))
     for data in (b'', b'\0' * 100, b'PK\x03\x04', exported.read_bytes()[:500], np.random.default_rng(0).bytes(5000)):
         (tmp_path/'n.onnx').write_bytes(data)

@@ -42,7 +42,7 @@ def mean_by_hand(runs, rows, prior):
     total = 0
     for r in runs:
         saved = pd.read_csv(r.path/'predictions_test.csv').set_index('path').loc[rows]
-        f = r.model.facts
+        f = r.model.metadata
         p = f.calibration.apply(saved[[c for c in saved if c.startswith('p_')]].to_numpy())[1] * prior / np.array(f.prior)
         total = total + p / p.sum(1, keepdims=True) / len(runs)
     return total
@@ -51,8 +51,8 @@ def mean_by_hand(runs, rows, prior):
 def test_the_mean_of_calibrated_probabilities_under_the_prior_of_the_data(run, second, both):
     test = pd.read_csv(both.path/'predictions_test.csv')
     p = test[[c for c in test if c.startswith('p_')]].to_numpy()
-    assert np.ptp(second.model.facts.prior) < 1e-9 and np.ptp(both.model.facts.prior) > 0.1  # --prior uniform in one of them
-    assert np.abs(p - mean_by_hand([run, second], test.path, np.array(both.model.facts.prior))).max() < 1e-5
+    assert np.ptp(second.model.metadata.prior) < 1e-9 and np.ptp(both.model.metadata.prior) > 0.1  # --prior uniform in one of them
+    assert np.abs(p - mean_by_hand([run, second], test.path, np.array(both.model.metadata.prior))).max() < 1e-5
     assert both.metrics['test']['rows'] == run.metrics['test']['rows'] and both.config['status'] == 'finished'
 
 
@@ -67,12 +67,12 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
         assert np.abs(again[p].astype(float).to_numpy() - saved[p].to_numpy()).max() < 1e-5
     done = predict(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full', calibrated=True))
     assert done.rows > 100 and done.failed < 10
-    assert TorchBackend(model, 'bf16', 'cpu').exact is not None
+    assert TorchBackend(model, 'bf16', 'cpu').fp32_backend is not None
     assert not any(isinstance(m, nn.BatchNorm2d) for m in TorchBackend(model, device='cpu').net.modules())
 
 
 def test_the_members_stand_beside_the_ensemble(both, run):
-    table = pd.read_csv(both.path/'tried.csv')
+    table = pd.read_csv(both.path/'candidates.csv')
     assert len(table) == 3 and set(table.rows) == {run.metrics['test']['rows']}
     assert table.macro_f1[0] == pytest.approx(run.metrics['test']['macro_f1']['value'])
     assert table.macro_f1[2] == pytest.approx(both.metrics['test']['macro_f1']['value'])
@@ -82,7 +82,7 @@ def test_the_members_stand_beside_the_ensemble(both, run):
 def test_every_command_takes_an_ensemble(both, run, faces, tmp_path):
     assert evaluate(both.path, config=EvaluateConfig(draws=100))['metrics']['rows'] == both.metrics['test']['rows']
     assert calibrate(both.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
-    assert load_bundle(both.path).facts.decide == 'argmax'
+    assert load_bundle(both.path).metadata.decide == 'argmax'
     album = explain(both.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
     assert 'smoothgrad' in album['corners'] and 'no single feature map' in album['notes'][0]
     assert compare([run.path, both.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))['rows'] == run.metrics['test']['rows']
@@ -117,7 +117,7 @@ def test_what_taught_one_measures_nothing(run, faces, tiny, tmp_path):
     taught = pd.read_csv(made.path/'taught.csv', keep_default_na=False)
     assert not set(taught.path) & set(saved) and set(tables[1].index[tables[1] == 'train']) <= set(taught.path)
     folds = fit(faces, replace(tiny, epochs=1, folds=2, tta='none', out=str(tmp_path/'folds')))
-    with pytest.raises(SmileError, match='what tests one has taught another'): ensemble([folds.path/'fold_0', folds.path/'fold_1'])
+    with pytest.raises(SmileError, match='are training rows of another'): ensemble([folds.path/'fold_0', folds.path/'fold_1'])
     with pytest.raises(SmileError, match='cross-validation'): ensemble([folds.path, run.path])
 
 
@@ -138,7 +138,7 @@ def test_runs_that_cannot_be_put_together(run, faces, tiny, tmp_path):
     (copy/'config.json').write_text(json.dumps(config | dict(source='/elsewhere')))
     with pytest.raises(SmileError, match='was trained on /elsewhere'): ensemble([run.path, copy])
     fewer = fit(faces, replace(tiny, epochs=1, tta='none', drop_class=('negative smile',), out=str(tmp_path/'fewer')))
-    with pytest.raises(SmileError, match='tells apart'): ensemble([run.path, fewer.path])
+    with pytest.raises(SmileError, match='has the classes'): ensemble([run.path, fewer.path])
 
 
 def test_members_that_were_changed_are_refused(both, tmp_path):
@@ -157,7 +157,7 @@ def test_no_number_of_the_members_is_broken_on_a_terminal(both, width):
     from fastsmile.cli.tables import candidates_output
     console = Console(file=io.StringIO(), width=width)
     console.print(candidates_output(both)[0][0])
-    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'tried.csv').to_dict('records')
+    shown, rows = console.file.getvalue(), pd.read_csv(both.path/'candidates.csv').to_dict('records')
     assert len(rows) == 3 and 'balanced accuracy' in shown and max(map(len, shown.splitlines())) <= width
     for r in rows:
         for k in ('balanced_accuracy', 'macro_f1'): assert f'{r[k]:.3f} ({r[k + "_from"]:.2f} to {r[k + "_to"]:.2f})' in shown

@@ -195,7 +195,7 @@ def test_evaluate_by_column_rule_and_coverage(run):
         with pytest.raises(OptionError, match='without a SOURCE: it has no effect'): evaluate(run.path, config=EvaluateConfig(**asked))
     with pytest.raises(OptionError, match='--part with a SOURCE'): evaluate(run.path, 'faces', EvaluateConfig(part='valid'))
     valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
-    assert valid['of'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
+    assert valid['measured_on'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
 
 
 def test_evaluate_on_another_source(run, tmp_path):
@@ -229,7 +229,7 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     for i, p in enumerate(rows['test'][:6]): shutil.copy(source/p, tmp_path/'s'/classes[i % 3]/f'{i}.jpg')
     ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
     r = evaluate(run.path, tmp_path/'s', ask)
-    found = {Path(c['path']).name: (c['of'], c['split'], c['same']) for c in r['copies']}
+    found = {Path(c['path']).name: (c['training_path'], c['split'], c['same']) for c in r['copies']}
     assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'look')}
     assert r['metrics']['rows'] == 6 and not pd.read_csv(tmp_path/'o'/'predictions.csv').path.str.contains('same|smaller').any()
     both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))
@@ -268,15 +268,15 @@ def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
     from fastsmile.runs.fit import fit
     def rule(**kw): return fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'-'.join(kw.values())), **kw))
     auto, plain_ = rule(monitor='balanced_accuracy'), rule(decide='argmax', monitor='macro_f1')
-    assert auto.metrics['calibration']['rule'] == 'balanced' and auto.model.facts.decide == 'balanced'
+    assert auto.metrics['calibration']['rule'] == 'balanced' and auto.model.metadata.decide == 'balanced'
     assert plain_.metrics['calibration']['rule'] == 'argmax' and (plain_.path/'predictions_calib.csv').exists()
-    assert auto.model.facts.calibration.offsets == auto.model.facts.calibration.offsets | {'argmax': [0, 0, 0]}
+    assert auto.model.metadata.calibration.offsets == auto.model.metadata.calibration.offsets | {'argmax': [0, 0, 0]}
 
 
 def test_no_rows_of_calib_is_said(faces, tiny, tmp_path):
     from fastsmile.runs.fit import fit
     r = fit(faces, replace(tiny, epochs=1, calib=0.0, out=str(tmp_path/'r')))
-    assert 'no rows in calib' in r.metrics['calibration']['notes'][0] and r.model.facts.calibration.temperature == 1
+    assert 'no rows in calib' in r.metrics['calibration']['notes'][0] and r.model.metadata.calibration.temperature == 1
 
 
 def test_predict_reads_probabilities_as_asked(run, tmp_path):
@@ -293,7 +293,7 @@ def test_predict_reads_probabilities_as_asked(run, tmp_path):
     cal, _ = ask('calibrated', calibrated=True, sets=True)
     assert (cal[p] == plain_[p]).all().all() and (cal.label == plain_.label).all()
     q = cal[good][[f'calibrated_{c}' for c in classes]].astype(float).to_numpy()
-    t = run.model.facts.calibration.temperature
+    t = run.model.metadata.calibration.temperature
     assert np.allclose(q, apply_temperature(plain_[good][p].astype(float).to_numpy(), t)) and abs(t - 1) > 1e-3
     assert (cal[good].set != '').any() and set('|'.join(cal.set).split('|')) <= {*classes, ''}
     assert [float(r.confidence) for r in cal[good].itertuples()] == [float(r[f'calibrated_{r.label}']) for _, r in cal[good].iterrows()]
@@ -304,7 +304,7 @@ def test_predict_reads_probabilities_as_asked(run, tmp_path):
     assert set(every[good].label) == {classes[2]} and classes[0] not in set(none[good].label)
     with pytest.raises(OptionError, match='neither a rule'): ask('x', threshold='frown=2')
     held, done = ask('abstain', abstain=True)
-    least = run.model.facts.calibration.min_confidence
+    least = run.model.metadata.calibration.min_confidence
     sure = np.array([float(r[f'calibrated_{r.label}']) >= least for _, r in cal[good].iterrows()])
     assert (held[good].label != '').tolist() == sure.tolist() and (held[good].withheld != '').sum() == (~sure).sum() == done.labels['withheld'] > 0
 

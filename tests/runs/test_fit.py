@@ -32,7 +32,7 @@ def learner(faces, config, path, device='cpu'):
 
 def test_the_run_folder_is_whole(run):
     files = {p.relative_to(run.path).as_posix() for p in run.path.rglob('*') if p.is_file() and p.parent.name != 'explain'}
-    assert files == {'config.json', 'table.csv', 'taught.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png', 'balance.json', 'augmented.jpg',
+    assert files == {'config.json', 'options.toml', 'table.csv', 'taught.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png', 'balance.json', 'augmented.jpg',
                      'checkpoints/best.safetensors', 'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json', 'model/README.md',
                      'predictions_calib.csv', 'predictions_valid.csv', 'predictions_test.csv', 'predictions_test_tta.csv', 'metrics.json', 'report.html'}
     assert run.config['status'] == 'finished' and load_run(run.path).metrics == run.metrics
@@ -85,7 +85,7 @@ def test_probabilities_speak_for_the_data_and_labels_for_the_rule(faces, tiny, t
     assert [c[2:] for c in b[p].idxmax(axis=1)] == b.label.tolist()
     assert a.label.tolist() != b.label.tolist()
     assert a.confidence.tolist() == [row[f'p_{row.label}'] for _, row in a.iterrows()]
-    shift = balanced.model.facts.shift
+    shift = balanced.model.metadata.shift
     assert shift[0] > 0 > shift[1]  # NOT smile is commoner in the data than in what was drawn
 
 

@@ -84,7 +84,7 @@ def test_given_test_rows_stay_out(faces, tiny, tmp_path):
 
 
 def test_what_does_not_go_with_folds():
-    with pytest.raises(OptionError, match='--folds with .* do not go'): FitConfig(folds=3, seeds=2)
+    with pytest.raises(OptionError, match='--folds with .* cannot be combined'): FitConfig(folds=3, seeds=2)
     with pytest.raises(OptionError, match='from 2 to 50'): FitConfig(folds=1)
     with pytest.raises(OptionError, match='--test with --folds'): FitConfig(folds=3, test=0.3)
 

@@ -26,9 +26,9 @@ from fastsmile.runs.probe import probe
 from fastsmile.runs.calibrate import calibrate
 from fastsmile.runs.evaluate import evaluate
 from fastsmile.runs.explain import explain
-from fastsmile.runs.fit import fit, resume
+from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import Run, load_run
-from fastsmile.models.heads import KNNHead, forest_from_sklearn, head_settings
+from fastsmile.models.heads import forest_from_sklearn, knn_from_rows
 from fastsmile.data.splits import read_training_fingerprints
 
 BARE = ProbeConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, seed=1)
@@ -53,11 +53,11 @@ def rows(n=300, f=12, classes=3, seed=0):
 @pytest.mark.parametrize('distance', ['cosine', 'euclidean'])
 def test_neighbours_are_those_of_scikit_learn(k, distance):
     (x, y), (new, _) = rows(), rows(seed=1)
-    ours = KNNHead(len(x), 12, 3, k, distance).fill(x, y)
+    ours = knn_from_rows(x, y, 3, k, distance)
     theirs = KNeighborsClassifier(k, metric=distance, algorithm='brute').fit(x, y)
     assert np.abs(ours(torch.from_numpy(new)).exp().numpy() - theirs.predict_proba(new)).max() < 1e-6
-    alone = torch.cat([ours.shares(torch.from_numpy(r[None])) for r in new])  # whatever the size of the batch
-    assert alone.equal(ours.shares(torch.from_numpy(new)))
+    alone = torch.cat([ours.class_shares(torch.from_numpy(r[None])) for r in new])  # whatever the size of the batch
+    assert alone.equal(ours.class_shares(torch.from_numpy(new)))
 
 
 @pytest.mark.parametrize('leaf,weight', [(1, None), (5, 'balanced')])
@@ -74,15 +74,15 @@ def test_a_forest_is_that_of_scikit_learn(leaf, weight):
 def test_a_class_that_the_forest_never_saw_has_no_share():
     x, y = rows()
     theirs = RandomForestClassifier(5, random_state=0).fit(x[y > 0], y[y > 0])
-    assert forest_from_sklearn(theirs, 3).shares(torch.from_numpy(x))[:, 0].abs().max() == 0
+    assert forest_from_sklearn(theirs, 3).class_shares(torch.from_numpy(x))[:, 0].abs().max() == 0
 
 
 def test_valid_chooses_and_test_is_measured_for_what_was_chosen(probed):
-    tried = pd.read_csv(probed.path/'tried.csv')
+    tried = pd.read_csv(probed.path/'candidates.csv')
     assert len(tried) == 4 + 2 + 2 and tried.valid_macro_f1.is_monotonic_decreasing and not any(c.startswith('test') for c in tried)
     best = tried.groupby(tried.probe.str.split(',').str[0]).valid_macro_f1.max()
     for kind in ('knn', 'forest', 'logistic'):
-        words = one(probed, kind).config['training']['words']
+        words = one(probed, kind).config['training']['summary']
         chosen = next(r for r in tried.itertuples() if r.probe in words)
         assert chosen.probe.startswith(kind) and chosen.valid_macro_f1 == best[kind]
     c = probed.comparison.set_index('folder')  # the best of each kind, calibrated
@@ -150,7 +150,7 @@ def test_balance_changes_what_is_fitted_and_is_taken_back(faces, tmp_path):
         return r, load_bundle(r.path)
     none, weighted = (head(b, 'logistic')[1] for b in ('none', 'class-weight'))
     assert not classifier_head(none.net).weight.equal(classifier_head(weighted.net).weight)
-    assert np.ptp(none.facts.shift) < 1e-9 < np.ptp(weighted.facts.shift)
+    assert np.ptp(none.metadata.shift) < 1e-9 < np.ptp(weighted.metadata.shift)
     run, few = head('undersample', 'knn')
     assert few.spec.head['rows'] < 3 * min(pd.read_csv(run.path/'table.csv').query("split == 'train'").label.value_counts()) + 1
 
@@ -188,13 +188,13 @@ def test_wrong_options_are_refused(change, words):
 
 def test_too_many_neighbours_are_left_out_or_refused(faces, tmp_path):
     made = probe(faces, replace(BARE, probes='knn', k='3,5000', distance='cosine', tta='none', out=str(tmp_path/'a')))
-    assert pd.read_csv(made.path/'tried.csv').probe.tolist() == ['knn, k 3, cosine']
+    assert pd.read_csv(made.path/'candidates.csv').probe.tolist() == ['knn, k 3, cosine']
     with pytest.raises(SmileError, match='more than the'): probe(faces, replace(BARE, probes='knn', k='5000', out=str(tmp_path/'b')))
 
 
 def test_fit_does_not_go_on_with_a_probe(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(status='failed', kind='probe', source='x')))
-    with pytest.raises(SmileError, match='fastsmile probe'): resume('.', FitConfig(resume=str(tmp_path)))
+    with pytest.raises(SmileError, match='fastsmile probe'): fit('.', FitConfig(resume=str(tmp_path)))
 
 
 def saved_forest(folder):
@@ -203,7 +203,7 @@ def saved_forest(folder):
     head = forest_from_sklearn(RandomForestClassifier(5, random_state=0).fit(x, y), 3)
     net = build_network(spec)
     net.fc = head
-    save_bundle(Model(replace(spec, head=head_settings(head)), ModelMetadata([.3, .3, .4], [0.] * 3, [0.] * 3, 'argmax'), net.eval()), folder)
+    save_bundle(Model(replace(spec, head=head.settings), ModelMetadata([.3, .3, .4], [0.] * 3, [0.] * 3, 'argmax'), net.eval()), folder)
     return head
 
 

@@ -12,7 +12,7 @@ from fastsmile.data.images import UnreadableImageError
 from fastsmile.config.commands import TUNE_SPACE, TuneConfig
 from fastsmile.config.fields import command_line
 from fastsmile.config.fit import FitConfig
-from fastsmile.runs.fit import resume
+from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import load_run
 from fastsmile.runs.tune import run_next_trial, search_folder, search_space, trial_config, tune
 
@@ -32,12 +32,12 @@ def searched(config, faces, tmp_path_factory):
     def each(search):
         run_next_trial(search)
         test = set(search.data.rows.path[search.data.rows.split == 'test'])
-        seen.append(test & {n for p in search.decoded.values() for n in p.index} or list((search.path/'fits').rglob('predictions*')))
+        seen.append(test & {n for p in search.images_by_prep.values() for n in p.index} or list((search.path/'fits').rglob('predictions*')))
     run = tune(faces, replace(config, out=str(tmp_path_factory.mktemp('tune')/'search')), each)
     return run, seen
 
 
-def table(run): return pd.read_csv(run.path/'tried.csv').drop(columns='seconds')
+def table(run): return pd.read_csv(run.path/'candidates.csv').drop(columns='seconds')
 
 
 def test_no_trial_touches_a_test_row_and_the_best_is_measured_once(searched):
@@ -71,7 +71,7 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, f
     monkeypatch.setattr(TrialReporter, 'after_epoch', killed)
     with pytest.raises(KeyboardInterrupt): tune(faces, once)
     monkeypatch.setattr(TrialReporter, 'after_epoch', real)
-    with pytest.raises(SmileError, match='fastsmile tune'): resume('.', FitConfig(resume=once.out))
+    with pytest.raises(SmileError, match='fastsmile tune'): fit('.', FitConfig(resume=once.out))
     epochs = []
     monkeypatch.setattr(TrialReporter, 'after_epoch', lambda self: (epochs.append(self.report_value.__self__.number), real(self))[1])
     again = tune(faces, once)
@@ -115,7 +115,7 @@ def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, t
     assert table(run).state.tolist() == ['complete', 'fail'] and run.metrics['test']['rows'] and 'valid_loss' in table(run)
     monkeypatch.setattr(module, 'train_trial', lambda *a: (_ for _ in ()).throw(SmileError('no')))
     with pytest.raises(SmileError, match='No trial ended well'): tune(faces, replace(config, trials=9, minutes=0., out=str(tmp_path/'all')))
-    assert len(pd.read_csv(tmp_path/'all'/'tried.csv')) == 1  # no second one began
+    assert len(pd.read_csv(tmp_path/'all'/'candidates.csv')) == 1  # no second one began
 
 
 @pytest.mark.parametrize('error', [WriteError('The disk is full.'), pytest.param(UnreadableImageError('a.jpg: no such file'), marks=pytest.mark.slow)])

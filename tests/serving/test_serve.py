@@ -38,7 +38,7 @@ from fastsmile.serving.uploads import FormBody, RequestError, Upload
 from fastsmile.config.commands import PredictConfig, ServeConfig
 from fastsmile.inference.load import load_model
 from fastsmile.inference.predict import predict_rows
-from fastsmile.inference.rows import RowOptions, row_format
+from fastsmile.inference.rows import RowOptions, make_row_format
 from fastsmile.data.sample import draw_face, random_face_params
 from fastsmile.serving.app import serve
 from fastsmile.serving.service import Service, accuracy_sentence
@@ -73,14 +73,14 @@ def started(model, config=PLAIN):
 def model(run, tmp_path_factory):
     "The tiny run's model, calibrated so that it withholds some labels"
     m, where = load_model(run.path), tmp_path_factory.mktemp('served')/'model'
-    c = replace(m.facts.calibration, confidence=0.5, temperature=1.3, least=[0.2] * 3, rows=[9, 9, 9])
-    save_bundle(replace(m, facts=m.facts.calibrated(c)), where)
+    c = replace(m.metadata.calibration, confidence=0.5, temperature=1.3, least=[0.2] * 3, rows=[9, 9, 9])
+    save_bundle(replace(m, metadata=m.metadata.calibrated(c)), where)
     return load_bundle(where)
 
 
 @pytest.fixture(scope='module')
 def server(model):
-    with started(model.where, replace(PLAIN, timeout=20., max_bytes=3_000_000, max_pixels=2_000_000, max_files=9)) as s: yield s
+    with started(model.path, replace(PLAIN, timeout=20., max_bytes=3_000_000, max_pixels=2_000_000, max_files=9)) as s: yield s
 
 
 def form(*files, name='files', boundary='----xyz'):
@@ -139,7 +139,7 @@ def test_rows_are_those_of_predict(model, tmp_path, options):
     some = files()
     for n, d in some.items(): (tmp_path/n).write_bytes(d)
     asked = {k: v for k, v in options.items() if k != 'tta'}
-    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), reading=row_format(model, request=RowOptions(**asked))))
+    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), row_format=make_row_format(model, request=RowOptions(**asked))))
     def rows_of(config):
         service = Service(model, config)
         try: return [r for several in asyncio.run(service.predict([Upload(n, d) for n, d in some.items()])) for r in several]
@@ -173,7 +173,7 @@ def test_64_clients_get_their_own_answers(server, model):
     expected, engine = {}, TorchBackend(model, device='cpu')
     for n, d in mine.items():
         x = resize_and_crop(decode_image(d, prep=model.spec.prep), model.spec.prep)[None].copy()
-        expected[n] = model.read(engine.logits(x))[0][0]
+        expected[n] = model.probabilities_and_labels(engine.logits(x))[0][0]
     assert len({p.round(5).tobytes() for p in expected.values()}) > 48  # rows can be told apart
     before, start = service.batcher.batches, threading.Barrier(64)
     def client(name):
@@ -281,7 +281,7 @@ def test_who_asks(server, model):
                          ({'host': 'localhost:1'}, 200)]:
         got, answered, _ = ask(where, '/predict', body, headers | more)
         assert got == status and 'access-control-allow-origin' not in answered, more
-    with started(model.where, replace(PLAIN, allow_host=('faces.lan',))) as (own, _):
+    with started(model.path, replace(PLAIN, allow_host=('faces.lan',))) as (own, _):
         assert [ask(own, '/healthz', headers={'host': h})[0] for h in ('faces.lan', 'evil.example')] == [200, 421]
 
 
@@ -300,7 +300,7 @@ def test_the_page_may_load_nothing_from_elsewhere(server):
 def test_too_many_and_too_late(model):
     "429 at the gate; 503 where the model takes too long; the server recovers"
     release = threading.Event()
-    with started(model.where, replace(PLAIN, max_waiting=2, timeout=1.)) as (where, service):
+    with started(model.path, replace(PLAIN, max_waiting=2, timeout=1.)) as (where, service):
         service.batcher.submit(lambda xs: [release.wait(20)], None)  # something keeps the model busy
         with ThreadPoolExecutor(3) as pool:
             def one(_): return ask(where, '/predict', picture(), IMAGE)
@@ -315,7 +315,7 @@ def test_too_many_and_too_late(model):
 
 
 def test_slow_bodies_and_slow_heads_end(model):
-    with started(model.where, replace(PLAIN, timeout=0.5)) as (where, service):
+    with started(model.path, replace(PLAIN, timeout=0.5)) as (where, service):
         start = time.monotonic()
         head = b'POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\nabc'
         with ThreadPoolExecutor(3) as pool:
@@ -344,7 +344,7 @@ def test_half_closed_sockets(server, sent, status):
 
 def test_many_connections(model):
     "Hundreds that say nothing: those above the limit are told so, a request among them is answered, and all are closed in time"
-    with started(model.where, replace(PLAIN, timeout=3., max_waiting=40)) as (where, service):  # 2 * 40 + 32 connections
+    with started(model.path, replace(PLAIN, timeout=3., max_waiting=40)) as (where, service):  # 2 * 40 + 32 connections
         host, _, port = where.rpartition(':')
         some, start = [socket.create_connection((host, int(port)), timeout=10) for _ in range(100)], time.monotonic()
         assert ask(where, '/predict', picture(), IMAGE)[0] == 200
@@ -429,14 +429,14 @@ def test_precision_and_device(model):
 
 def test_addresses_and_missing_packages(server, model, monkeypatch):
     host, _, port = server[0].rpartition(':')
-    with pytest.raises(SmileError, match='cannot be listened on'): serve(model.where, replace(PLAIN, port=int(port)))
-    with pytest.raises(SmileError, match='cannot be listened on'): serve(model.where, replace(PLAIN, host='no.such.host.invalid'))
+    with pytest.raises(SmileError, match='cannot be listened on'): serve(model.path, replace(PLAIN, port=int(port)))
+    with pytest.raises(SmileError, match='cannot be listened on'): serve(model.path, replace(PLAIN, host='no.such.host.invalid'))
     assert host == '127.0.0.1'
-    with started(model.where, replace(PLAIN, host='127.0.0.2')) as (where, _): assert where.startswith('127.0.0.2:') and ask(where, '/healthz')[0] == 200
+    with started(model.path, replace(PLAIN, host='127.0.0.2')) as (where, _): assert where.startswith('127.0.0.2:') and ask(where, '/healthz')[0] == 200
     import importlib.util as u
     real = u.find_spec
     monkeypatch.setattr(u, 'find_spec', lambda n, *a: None if n == 'fasthtml' else real(n, *a))
-    with pytest.raises(SmileError, match=r'fasthtml.*\n.*fastsmile\[serve\]'): serve(model.where, PLAIN)
+    with pytest.raises(SmileError, match=r'fasthtml.*\n.*fastsmile\[serve\]'): serve(model.path, PLAIN)
 
 
 @pytest.fixture(scope='module')
@@ -454,9 +454,9 @@ def test_faces_are_cut_out_as_predict_does(model, group, tmp_path):
     (tmp_path/'group.png').write_bytes(group)
     options = dict(faces='each', face_margin=0.1, face_score=0.5)
     find = make_face_detector(PredictConfig(**options))
-    expected = list(predict_rows(model, FolderReader(tmp_path), ['group.png'], reading=row_format(model, faces=True), faces=find))
+    expected = list(predict_rows(model, FolderReader(tmp_path), ['group.png'], row_format=make_row_format(model, faces=True), faces=find))
     assert len(expected) > 1
-    with started(model.where, replace(PLAIN, **options)) as (where, service):
+    with started(model.path, replace(PLAIN, **options)) as (where, service):
         status, _, got = ask(where, '/predict', *form(('group.png', group), ('none.png', picture('navy', (200, 200)))))
         *rows, none = got['predictions']
         assert status == 200 and none['error'] == 'no face found' and len(rows) == len(expected)
@@ -505,10 +505,10 @@ s.serve(sys.argv[1], ServeConfig(port=0), ready); print('torch' in sys.modules)"
 
 
 def test_explanations_can_be_turned_off(model):
-    with started(model.where, replace(PLAIN, explain='none')) as (where, _):
+    with started(model.path, replace(PLAIN, explain='none')) as (where, _):
         assert ask(where, '/explain', picture(), IMAGE)[0] == 404 and b'id="method"' not in ask(where, '/')[2]
         assert '/explain' not in ask(where, '/openapi.json')[2]['paths']
-    with started(model.where, replace(PLAIN, explain='saliency')) as (where, _):
+    with started(model.path, replace(PLAIN, explain='saliency')) as (where, _):
         assert ask(where, '/model')[2]['explain'] == ['saliency', 'gradcam'] and ask(where, '/')[2].index(b'value="saliency"') < 3000
 
 
@@ -539,7 +539,7 @@ def test_no_bytes_break_the_form(data):
 def test_the_api_is_what_its_description_says(model):
     validate = pytest.importorskip('openapi_spec_validator').validate
     jsonschema = pytest.importorskip('jsonschema')
-    with started(model.where, replace(PLAIN, abstain=True, calibrated=True, sets=True)) as (where, service):
+    with started(model.path, replace(PLAIN, abstain=True, calibrated=True, sets=True)) as (where, service):
         spec = ask(where, '/openapi.json')[2]
         validate(spec)
         assert spec['openapi'] == '3.1.0'
@@ -556,8 +556,8 @@ def test_the_api_is_what_its_description_says(model):
             fits('/predict', 'post', *got[::2])
         for path in ('/healthz', '/model'): fits(path, 'get', *ask(where, path)[::2])
         about = ask(where, '/model')[2]
-        assert about['labels'] == list(model.spec.classes) and about['prior'] == model.facts.prior and about['rule'] == model.facts.decide
-        assert about['preprocessing']['size'] == 32 and about['metrics'] == model.facts.metrics and str(Path(model.where).parent) not in json.dumps(about)
+        assert about['labels'] == list(model.spec.classes) and about['prior'] == model.metadata.prior and about['rule'] == model.metadata.decide
+        assert about['preprocessing']['size'] == 32 and about['metrics'] == model.metadata.metrics and str(Path(model.path).parent) not in json.dumps(about)
         bad = dict(rows['predictions'][0], confidence=2)
         with pytest.raises(jsonschema.ValidationError): fits('/predict', 'post', 200, dict(predictions=[bad]))  # the description says something
     assert accuracy_sentence(dict(test=dict(balanced_accuracy=0.5))).startswith('On pictures kept apart to test it its balanced accuracy is 50%') and accuracy_sentence({}) == ''
@@ -569,7 +569,7 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
     "Started by the command; nothing uploaded reaches a disk; SIGTERM answers what is inside"
     spool = tmp_path/'tmp'
     spool.mkdir()
-    p = subprocess.Popen([sys.executable, '-m', 'fastsmile', 'serve', str(model.where), '--port', '0', '--tta', '--max-wait', '1', '--json'], text=True,
+    p = subprocess.Popen([sys.executable, '-m', 'fastsmile', 'serve', str(model.path), '--port', '0', '--tta', '--max-wait', '1', '--json'], text=True,
                          cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(TMPDIR=str(spool), FASTSMILE_QUIET=''))
     try:
         where = urlsplit(p.stdout.readline().strip()).netloc
@@ -702,7 +702,7 @@ def test_keyboard_paste_drop_camera_and_limits(server):
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')
 def test_the_page_without_javascript_and_not_sure(model):
-    with started(model.where, replace(PLAIN, abstain=True)) as (where, service):
+    with started(model.path, replace(PLAIN, abstain=True)) as (where, service):
         unsure = next(s for s in range(50) if ask(where, '/predict', picture(seed=s), IMAGE)[2]['predictions'][0]['withheld'])
         with browser(java_script_enabled=False) as tab:
             tab.goto(f'http://{where}/')
@@ -723,7 +723,7 @@ def test_options_that_predict_shares_are_the_same():
 @pytest.mark.parametrize('path,status', [('/nope', b' 404 '), ('/model', b' 405 '), ('/healthz', b' 405 ')])
 def test_a_body_that_nobody_reads_ends_with_its_answer(model, path, status):
     "A client that sends a byte now and then to an address that reads none does not keep its connection"
-    with started(model.where, replace(PLAIN, timeout=1., max_waiting=2)) as (where, _):
+    with started(model.path, replace(PLAIN, timeout=1., max_waiting=2)) as (where, _):
         host, _, port = where.rpartition(':')
         some = [socket.create_connection((host, int(port)), timeout=10) for _ in range(20)]
         for s in some: s.sendall(f'POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n'.encode())
@@ -740,7 +740,7 @@ def test_a_body_that_nobody_reads_ends_with_its_answer(model, path, status):
 @contextmanager
 def narrow(model, seconds: float, patience: float):
     "A server that waits so long, and a client whose system takes little of an answer at once"
-    with started(model.where, replace(PLAIN, timeout=seconds)) as (where, _), socket.socket() as s:
+    with started(model.path, replace(PLAIN, timeout=seconds)) as (where, _), socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = where.rpartition(':')
         s.connect((host, int(port)))

@@ -47,11 +47,11 @@ def test_every_entry_has_a_run_for_each_seed_and_a_row(done, small):
     assert [r['name'] for r in done['entries']] == list(ASKED)
     assert len(list((small_path(small)/'runs').iterdir())) == 4
     table = pd.read_csv(small_path(small)/'study.csv')
-    assert list(table.entry) == list(ASKED) and table.theirs_balanced_accuracy.tolist() == [0.8233, 0.8412]
+    assert list(table.entry) == list(ASKED) and table.reported_balanced_accuracy.tolist() == [0.8233, 0.8412]
     for r in done['entries']:
         each = [read_json(p/'metrics.json')['test']['balanced_accuracy']['value'] for p in sorted((small_path(small)/'runs').glob(f'{r["name"].lower()}-*'))]
-        assert r['ours']['balanced_accuracy']['seeds'] == pytest.approx(each)
-        assert r['ours']['balanced_accuracy']['value'] == pytest.approx(sum(each) / 2)
+        assert r['measured']['balanced_accuracy']['seeds'] == pytest.approx(each)
+        assert r['measured']['balanced_accuracy']['value'] == pytest.approx(sum(each) / 2)
     for p in (small_path(small)/'runs').iterdir(): assert re.match('fastsmile study face-property .*--rows 110', read_json(p/'config.json')['command'])
 
 
@@ -60,7 +60,7 @@ def small_path(config):
 
 
 def test_claims_on_entries_that_were_not_trained_are_not_tested(done):
-    said = {c['says']: c['verdict'] for c in done['claims']}
+    said = {c['statement']: c['result'] for c in done['claims']}
     assert said['Dropout and one more layer help (B2 over B1).'] != 'not tested'
     assert said['Augmentation at a lower rate helps (B3 over B2).'] == 'not tested'
 
@@ -68,7 +68,7 @@ def test_claims_on_entries_that_were_not_trained_are_not_tested(done):
 def test_pages_hold_their_figures_and_ours(done, small):
     for name in ('study.md', 'study.html'):
         text = (small_path(small)/name).read_text()
-        assert '0.823' in text and f"{done['entries'][0]['ours']['balanced_accuracy']['value']:.3f}" in text
+        assert '0.823' in text and f"{done['entries'][0]['measured']['balanced_accuracy']['value']:.3f}" in text
     assert (small_path(small)/'study.svg').read_text().startswith('<svg')
 
 
@@ -92,9 +92,9 @@ def test_a_study_s_folder_is_one_s_alone(faces, small):
 
 
 def test_pages_say_what_was_set_after_a_look_at_test(done, tmp_path):
-    ours = done['entries'][0] | dict(valid={'B1': 0.5})
+    own_method = done['entries'][0] | dict(valid={'B1': 0.5})
     for caveat, there in (('Set after a look.', True), ('', False)):
-        write_study(done | dict(ours=ours, caveat=caveat), tmp_path)
+        write_study(done | dict(own_method=own_method, caveat=caveat), tmp_path)
         for name in ('study.md', 'study.html'): assert ('Set after a look.' in (tmp_path/name).read_text()) == there
 
 
@@ -103,7 +103,7 @@ def test_what_is_finished_is_not_trained_again(done, faces, small):
     before = [(p/'config.json').stat().st_mtime_ns for p in runs]
     again = study('face-property', faces, small)
     assert [(p/'config.json').stat().st_mtime_ns for p in runs] == before
-    assert again['entries'][0]['ours'] == done['entries'][0]['ours']
+    assert again['entries'][0]['measured'] == done['entries'][0]['measured']
 
 
 def test_other_options_and_other_rows_in_the_same_folder_are_refused(done, faces, small, tmp_path):
@@ -116,7 +116,7 @@ def test_other_options_and_other_rows_in_the_same_folder_are_refused(done, faces
 def test_where_it_runs_is_no_other_training(done, faces, small, tmp_path):
     "Nor how the folder of weights is spelled; and what is refused leaves the page as it was"
     before = (small_path(small)/'study.md').read_bytes()
-    assert study('face-property', faces, replace(small, workers=1, device=None))['entries'][0]['ours'] == done['entries'][0]['ours']
+    assert study('face-property', faces, replace(small, workers=1, device=None))['entries'][0]['measured'] == done['entries'][0]['measured']
     with pytest.raises(SmileError, match='another --seed'): study('face-property', faces, replace(small, seed=7))
     assert before.decode().split('\n')[6:] == (small_path(small)/'study.md').read_text().split('\n')[6:]
     assert "--only B1 --only B2" in before.decode() and '&#' not in before.decode()
@@ -151,7 +151,7 @@ def test_a_stand_in_takes_the_place_where_there_are_no_weights(tmp_path):
 
 
 def test_wrong_names_are_answered_with_what_there_is(faces, tmp_path):
-    with pytest.raises(OptionError, match='is no folder'): study('clothing', faces, StudyConfig(weights=str(tmp_path/'weights')))
+    with pytest.raises(OptionError, match='is not a folder'): study('clothing', faces, StudyConfig(weights=str(tmp_path/'weights')))
     with pytest.raises(OptionError, match='clothing'): study('shoes', faces)
     with pytest.raises(OptionError, match='B1; B2'): study('face-property', faces, StudyConfig(only=('B9',)))
 

@@ -171,7 +171,7 @@ def test_an_occupied_folder_is_said_before_the_audit(tmp_path):
     (tmp_path/'run').mkdir()
     (tmp_path/'run'/'letter.txt').touch()
     code, out, err = said(torchrun('-m', 'fastsmile', 'fit', tmp_path/'run', *TINY, '--out', tmp_path/'run'))
-    assert code and err.count('is not empty') == 1 and 'no labelled pictures' not in err, err[-3000:]
+    assert code and err.count('is not empty') == 1 and 'no labelled images' not in err, err[-3000:]
 
 
 @pytest.mark.parametrize('options,word', [(dict(folds=3), '--folds'), (dict(balance='all'), '--balance all'), (dict(lr_sweep='1e-3,1e-2'), '--lr-sweep'),

@@ -1,0 +1,117 @@
+"Every script of benchmarks/ runs with tiny arguments, so that none rots: its figures here mean nothing, its output is whole"
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent/'benchmarks'
+
+
+@pytest.fixture(scope='module')
+def photographs(faces, tmp_path_factory):
+    "A zip of drawn faces in two class folders"
+    path = tmp_path_factory.mktemp('photographs')/'faces.zip'
+    with zipfile.ZipFile(path, 'w') as z:
+        for i, p in enumerate(sorted((faces/'happy_images').iterdir())[:24]): z.write(p, f'{"smile" if i % 2 else "not smile"}/{p.name}')
+    return path
+
+
+@pytest.fixture(scope='module')
+def people(faces, tmp_path_factory):
+    "smiles.zip and smiles.csv as benchmarks/train.py reads them, with drawn faces and made-up people"
+    folder = tmp_path_factory.mktemp('people')
+    names = [p for p in sorted((faces/'happy_images').glob('*.jpg')) if p.stat().st_size > 500][:80]
+    with zipfile.ZipFile(folder/'smiles.zip', 'w') as z:
+        for p in names: z.write(p, p.name)
+    labels = ['smile' if i % 3 else 'not smile' for i in range(len(names))]
+    rows = [f'{p.name},{label},{label},person {i // 2}' for i, (p, label) in enumerate(zip(names, labels))]
+    (folder/'smiles.csv').write_text('\n'.join(['file,label,label3,person', *rows]))
+    return folder
+
+
+def bench(script: str, *args, fails: bool = False) -> str:
+    "What a benchmark prints"
+    env = os.environ | dict(FASTSMILE_QUIET='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
+    cmd = [sys.executable, '-W', 'ignore', BENCHMARKS/script, *map(str, args)]
+    done = subprocess.run(cmd, capture_output=True, text=True, env=env, timeout=300)
+    assert bool(done.returncode) == fails, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_speed_prints_the_bound_and_leaves_out_what_is_not_installed(photographs):
+    who = 'fastsmile,onnx,fastai,timm,transformers,ultralytics,model,decode'
+    row = json.loads(bench('predict.py', 'speed', photographs, '--arch', 'resnet10t', '--shape', '32x32', '-n', 16, '--rounds', 1, '--who', who))
+    assert {'fastsmile', 'fastai', 'timm', 'model', 'decode'} <= set(row['rates']) and min(row['rates'].values()) > 0
+    bound = 1 / (1 / row['rates']['model'] + 1 / row['rates']['decode'])
+    assert row['bound'] == pytest.approx(bound, rel=.02) and row['times_fastai'] > 0 and row['of_bound'] > 0
+
+
+def test_growth_and_machine(photographs):
+    (line,) = bench('predict.py', 'growth', photographs, '--files', 40).splitlines()
+    row = json.loads(line)
+    assert (row['rows'], row['failed']) == (40, 0) and row['peak_mib'] > 50
+    assert json.loads(bench('predict.py', 'machine'))['cores'] == os.cpu_count()
+
+
+@pytest.mark.slow
+def test_cold(photographs):
+    seconds = json.loads(bench('predict.py', 'cold', photographs, '--arch', 'resnet10t', '--rounds', 1))['seconds']
+    assert set(seconds) == {'fastsmile', 'onnx', 'fastai'} and min(seconds.values()) > 0
+
+
+def test_arrays(tmp_path):
+    said = bench('arrays.py', '--out', tmp_path/'arrays', '--rows', 500)
+    assert 'audit: 500 rows' in said and 'B1 after 1 epoch(s): balanced accuracy' in said
+
+
+def test_audit(photographs):
+    said = bench('audit.py', photographs, '--only', 'fastsmile audit,fastsmile hash')
+    assert said.count('images a second') + said.count('pictures a second') == 2
+
+
+def test_corpus(tmp_path):
+    (tmp_path/'not an image.jpg').write_bytes(b'GIF89a')
+    assert '1 files' in bench('corpus.py', tmp_path)
+
+
+def test_search():
+    assert '2,000 hashes, near 16' in bench('search.py', '--hashes', 2000)
+
+
+STEPS = ['listing', 'duplicates', 'audit', 'audit_files', 'split', 'sheet', 'resumed', 'gallery', 'metrics']
+
+
+@pytest.mark.parametrize('step', [s if s == 'audit' else pytest.param(s, marks=pytest.mark.slow) for s in STEPS])
+def test_steps_of_scale(step):
+    assert bench('scale.py', 'steps', '--rows', 200, '--steps', step).count('|') >= 6
+
+
+def test_decode_of_scale(run):
+    assert 'zip' in bench('scale.py', 'decode', '--rows', 50, '--model', run.path)
+
+
+def test_serve():
+    pytest.importorskip('fasthtml')
+    said = bench('serve.py', 'speed', '--arch', 'resnet10t', '--size', 32, '--shape', '32x32', '--clients', 2, '--seconds', 0.5)
+    assert '| 2 |' in said
+
+
+def test_train(people):
+    said = bench('train.py', 'scratch', '--data', people, '--epochs', 1, '--bs', 8, '--size', 32, '--workers', 0)
+    assert 'fastai' in said and 'fastsmile' in said
+
+
+def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):
+    args = ['--data', people, '--out', tmp_path/'balance.csv']
+    assert 'scratch/0' in bench('balance.py', '--list', *args)
+    bench('balance.py', '--only', 'scratch/0', '--epochs', 1, *args)
+    assert '| scratch | 1 |' in bench('balance.py', '--tables', *args)
+
+
+def test_every_script_is_tested():
+    text = Path(__file__).read_text()
+    assert all(f"bench('{p.name}'" in text for p in BENCHMARKS.glob('*.py'))
