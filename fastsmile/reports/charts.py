@@ -93,7 +93,7 @@ def balance_chart(have: dict, drawn: dict, asked: dict | None = None) -> str:
 
 # %% ../../nbs/reports/01_charts.ipynb #949efac0
 def reliability_chart(
-    before: list[dict], # said, so, rows of each bin
+    before: list[dict], # confidence, accuracy, rows of each bin
     after: list[dict],  # the same after temperature scaling
 ) -> str:
     "The calibration plot"
@@ -101,13 +101,13 @@ def reliability_chart(
         ax.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=':')
         for bins, colour, label in ((before, BLUE, 'as predicted'), (after, ORANGE, 'calibrated')):
             rows = np.array([b['rows'] for b in bins])
-            x, y = ([b[k] for b in bins] for k in ('said', 'so'))
+            x, y = [b['confidence'] for b in bins], [b['accuracy'] for b in bins]
             ax.plot(x, y, color=colour, lw=1, alpha=0.7)
             ax.scatter(x, y, s=8 + 60 * rows / max(1, rows.sum()), color=colour, label=label)
-        low = min([b[k] for b in before + after for k in ('said', 'so')], default=0)
+        low = min([b[k] for b in before + after for k in ('confidence', 'accuracy')], default=0)
         ax.set(xlabel='probability of the likeliest class', ylabel='how often it is right', xlim=(max(0, low - 0.05), 1.02), ylim=(max(0, low - 0.05), 1.02))
         ax.legend(frameon=False, fontsize=8)
-    words = '; '.join(f"said {b['said']:.2f}, so {b['so']:.2f} of {b['rows']}" for b in after)
+    words = '; '.join(f"confidence {b['confidence']:.2f}, accuracy {b['accuracy']:.2f}, {b['rows']} rows" for b in after)
     return svg_chart(draw, f'calibration plot, calibrated: {words}')
 
 def interval_chart(
