@@ -9,7 +9,7 @@ __all__ = ['CARD_SCORES', 'RULE_SCORES', 'write_card', 'verdict', 'decision_rule
 import re
 from pathlib import Path
 
-from ..config.choices import SCORES, parse_choices, scores_where
+from ..config.choices import LOSSES, SCORES, parse_choices, scores_where
 from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES
 from ..core.errors import printable, printable_lines
 from ..core.files import read_json, write_text
@@ -131,5 +131,5 @@ def probability_note(
     moved = [*(['drew classes otherwise than they come'] if parts.keys() & SAMPLING_CHOICES.keys() - {'none'} else []),
              *(['weighted them in the loss'] if 'class-weight' in parts else []), *(['adjusted the logits by their shares'] if 'logit-adjust' in parts else [])]
     back = f'Training {" and ".join(moved)}; the probabilities are shifted to {whose}.' if moved else f'The probabilities speak for {whose}.'
-    if loss.startswith('soft-f1'): back += ' They come from a soft-F1 loss, which drives them towards 0 and 1: trust their order, not their size.'
-    return back
+    note = LOSSES[loss.partition(':')[0]].note
+    return f'{back} {note}' if note else back
