@@ -6,7 +6,8 @@
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMATS', 'FORMAT_EXTENSIONS', 'IMAGE_EXTENSIONS',
            'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError', 'ImageNotFoundError',
            'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'decode_image',
-           'region_name', 'parse_region', 'crop_region', 'UnreadableImageError', 'normalize', 'denormalize']
+           'region_name', 'parse_region', 'crop_region', 'read_thumbnail', 'UnreadableImageError', 'normalize',
+           'denormalize']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -209,6 +210,18 @@ def crop_region(
     if not w or not h or x + w > img.width or y + h > img.height:
         raise ImageError(f'the region {x},{y},{w},{h} is not within {img.width} x {img.height} pixels')
     return img.crop((x, y, x + w, y + h))
+
+# %% ../../nbs/data/01_images.ipynb #b7702e3c
+def read_thumbnail(
+    reader,    # where the image is
+    name: str, # its name there
+    size: int, # pixels of the longer side, at most
+) -> Image.Image | None:
+    "A small copy of an image, RGB; None where it cannot be read"
+    try: img = reader.read_image(name, Preprocessing(size=size, crop_mode='border'))
+    except ImageError: return None
+    img.thumbnail((size, size), Image.Resampling.BILINEAR)
+    return img
 
 # %% ../../nbs/data/01_images.ipynb #45d58949
 class UnreadableImageError(SmileError):

@@ -5,58 +5,111 @@
 # %% auto #0
 __all__ = ['SAMPLE_CLASSES', 'FaceParams', 'random_face_params', 'draw_face', 'sample']
 
-# %% ../../nbs/data/14_sample.ipynb #5e461a60
+# %% ../../nbs/data/14_sample.ipynb #3dacf84f
 import csv
 import io
 import math
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..config.fields import options_or
 from ..config.commands import SampleConfig
+from ..config.fields import options_or
 from ..core.errors import SmileError, printable
 from ..core.files import atomic_write, local_path, write_json, write_text
 from ..core.system import sub_seed
 
-# %% ../../nbs/data/14_sample.ipynb #c6f987a8
+# %% ../../nbs/data/14_sample.ipynb #f4464b96
 SAMPLE_CLASSES = {'NOT smile': 0.70, 'positive smile': 0.20, 'negative smile': 0.10}
 
 @dataclass(frozen=True)
 class FaceParams:
-    "What a drawn face looks like; lengths are parts of the picture's side"
-    curve: float      # mouth: corners up (1) to down (-1)
-    gape: float       # mouth: how far it is open
-    squint: float     # eyes: open (0) to narrow (1)
-    skin: tuple       # RGB
-    hair: tuple       # RGB
-    back: tuple       # RGB
-    fringe: float     # how far the hair comes down
-    wide: float       # half the width of the head
-    roll: float       # degrees
-    shift: tuple      # of the head's centre
-    light: tuple      # gradient of brightness across and down
-    blur: float       # radius in pixels
-    noise: float      # standard deviation in grey levels
+    "What a drawn face looks like; lengths are shares of the image's side"
+    mouth_curve: float      # corners up (1) to down (-1)
+    mouth_open: float       # how far
+    squint: float           # eyes: open (0) to narrow (1)
+    skin: tuple             # RGB
+    hair: tuple             # RGB
+    background: tuple       # RGB
+    hair_fringe: float      # how far the hair comes down
+    half_width: float       # of the head
+    roll: float             # degrees
+    shift: tuple            # of the head's centre
+    light_gradient: tuple   # of the brightness, across and down
+    blur: float             # radius in pixels
+    noise: float            # standard deviation in grey levels
 
+# %% ../../nbs/data/14_sample.ipynb #b39153bf
 def random_face_params(
     rng: np.random.Generator,
     label: str,               # one of `SAMPLE_CLASSES`
 ) -> FaceParams:
     "A random face of the class `label`"
     u, smiling = rng.uniform, label != 'NOT smile'
-    squint = rng.normal(0.78, 0.12) if label == 'positive smile' else rng.normal(0.22, 0.12) if smiling else u(0, 0.85)
+    if label == 'positive smile': squint = rng.normal(0.78, 0.12)
+    else: squint = rng.normal(0.22, 0.12) if smiling else u(0, 0.85)
     tone, dark = u(0.35, 1), u(0.1, 1)
     return FaceParams(
-        curve=u(0.35, 1) if smiling else u(-0.7, 0.15), gape=max(0.0, u(-0.5, 0.8) if smiling else u(-0.8, 0.9)), squint=float(np.clip(squint, 0, 1)),
-        skin=tuple(int(c * tone) for c in (u(225, 250), u(175, 205), u(140, 175))), hair=tuple(int(c * dark) for c in (u(120, 190), 110, 70)),
-        back=tuple(int(c) for c in u(40, 230, 3)), fringe=u(0.02, 0.14), wide=u(0.28, 0.34), roll=rng.normal(0, 6),
-        shift=tuple(rng.normal(0, 0.02, 2)), light=tuple(rng.normal(0, 0.25, 2)), blur=max(0.0, u(-0.6, 1.1)), noise=u(2, 9))
+        mouth_curve=u(0.35, 1) if smiling else u(-0.7, 0.15),
+        mouth_open=max(0.0, u(-0.5, 0.8) if smiling else u(-0.8, 0.9)),
+        squint=float(np.clip(squint, 0, 1)),
+        skin=_scaled((u(225, 250), u(175, 205), u(140, 175)), tone),
+        hair=_scaled((u(120, 190), 110, 70), dark),
+        background=_scaled(u(40, 230, 3), 1),
+        hair_fringe=u(0.02, 0.14), half_width=u(0.28, 0.34), roll=rng.normal(0, 6),
+        shift=tuple(rng.normal(0, 0.02, 2)), light_gradient=tuple(rng.normal(0, 0.25, 2)),
+        blur=max(0.0, u(-0.6, 1.1)), noise=u(2, 9))
 
-# %% ../../nbs/data/14_sample.ipynb #c4618bb7
+def _scaled(colour: Iterable[float], k: float) -> tuple[int, ...]: return tuple(int(c * k) for c in colour)
+
+# %% ../../nbs/data/14_sample.ipynb #70048d1e
+def _shade(face: FaceParams, k: float) -> tuple[int, ...]:
+    "The skin's colour, darker"
+    return _scaled(face.skin, k)
+
+def _draw_head(pen: ImageDraw.ImageDraw, cx: float, cy: float, w: float, h: float, side: int, face: FaceParams):
+    "Neck, hair, head, fringe and nose"
+    pen.rectangle((cx - 0.45*w, cy + 0.7*h, cx + 0.45*w, side), fill=_shade(face, 0.85))
+    pen.ellipse((cx - 1.12*w, cy - 1.16*h, cx + 1.12*w, cy + 0.55*h), fill=face.hair)
+    pen.ellipse((cx - w, cy - h, cx + w, cy + h), fill=face.skin)
+    pen.chord((cx - w, cy - 1.05*h, cx + w, cy + h * (face.hair_fringe * 8 - 1)), 180, 360, fill=face.hair)
+
+def _draw_nose(pen: ImageDraw.ImageDraw, cx: float, cy: float, w: float, h: float, side: int, face: FaceParams):
+    nose = [(cx, cy - 0.05*h), (cx - 0.09*w, cy + 0.25*h), (cx + 0.06*w, cy + 0.27*h)]
+    pen.line(nose, fill=_shade(face, 0.72), width=max(2, side // 90))
+
+# %% ../../nbs/data/14_sample.ipynb #5418c82c
+def _draw_eye(pen: ImageDraw.ImageDraw, x: float, y: float, w: float, outward: int, face: FaceParams):
+    "One eye with its brow; `outward` is -1 for the left one, 1 for the right one"
+    rx, ry, line = 0.26*w, 0.20*w * (1 - 0.78*face.squint), max(2, int(w / 28))
+    pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=(245, 245, 245), outline=_shade(face, 0.5), width=line)
+    r = min(0.13*w, ry)
+    pen.ellipse((x - r, y - r, x + r, y + r), fill=(45, 35, 30))
+    pen.arc((x - 1.2*rx, y - 0.36*w, x + 1.2*rx, y + 0.1*w), 205, 335, fill=face.hair, width=2*line)
+    if face.squint < 0.5: return
+    pen.arc((x - 1.1*rx, y - 0.22*w, x + 1.1*rx, y + 1.5*ry + 0.1*w), 30, 150, fill=_shade(face, 0.68), width=line)
+    for k in (-1, 0, 1):
+        start = (x + outward * 1.2*rx, y + k * 0.04*w)
+        end = (start[0] + outward * 0.15*w, start[1] + k * 0.07*w)
+        pen.line([start, end], fill=_shade(face, 0.68), width=line)
+
+# %% ../../nbs/data/14_sample.ipynb #7fe6a2b2
+def _draw_mouth(pen: ImageDraw.ImageDraw, cx: float, y: float, w: float, face: FaceParams):
+    "The mouth: a parabola for each lip; an open one shows teeth or dark"
+    t = np.linspace(-1, 1, 15)
+    half, lift, gape = w * (0.42 + 0.10*face.mouth_curve), 0.24 * w * face.mouth_curve, 0.22 * w * face.mouth_open
+    top = [(cx + half*v, y + lift * (1 - 2*v*v) * 0.6 - 0.3*gape * (1 - v*v)) for v in t]
+    low = [(cx + half*v, y + lift * (1 - 2*v*v) * 0.6 + gape * (1 - v*v)) for v in t]
+    inside = (235, 230, 220) if face.mouth_curve > 0.2 else (70, 25, 25)
+    if gape > 0.03 * w: pen.polygon(top + low[::-1], fill=inside)
+    lip_colour = tuple(int(c * k) for c, k in zip(_shade(face, 0.8), (1, 0.55, 0.55)))
+    for lip in (top, low): pen.line(lip, fill=lip_colour, width=max(2, int(w / 14)), joint='curve')
+
+# %% ../../nbs/data/14_sample.ipynb #f6091836
 def draw_face(
     face: FaceParams,
     side: int,                # pixels
@@ -64,137 +117,131 @@ def draw_face(
 ) -> Image.Image:
     "Draw `face` at twice the size, turn it, scale it down, light it"
     s = 2 * side
-    img = Image.new('RGB', (s, s), face.back)
+    img = Image.new('RGB', (s, s), face.background)
     pen = ImageDraw.Draw(img)
     cx, cy = s * (0.5 + face.shift[0]), s * (0.53 + face.shift[1])
-    w, h = s * face.wide, s * face.wide * 1.22
-    def shade(k): return tuple(int(c * k) for c in face.skin)
-    pen.rectangle((cx - 0.45*w, cy + 0.7*h, cx + 0.45*w, s), fill=shade(0.85))
-    pen.ellipse((cx - 1.12*w, cy - 1.16*h, cx + 1.12*w, cy + 0.55*h), fill=face.hair)
-    pen.ellipse((cx - w, cy - h, cx + w, cy + h), fill=face.skin)
-    pen.chord((cx - w, cy - 1.05*h, cx + w, cy + h * (face.fringe * 8 - 1)), 180, 360, fill=face.hair)
-    for side_ in (-1, 1): _eye(pen, cx + side_ * 0.42*w, cy - 0.16*h, w, side_, face, shade)
-    pen.line([(cx, cy - 0.05*h), (cx - 0.09*w, cy + 0.25*h), (cx + 0.06*w, cy + 0.27*h)], fill=shade(0.72), width=max(2, s // 90))
-    _mouth(pen, cx, cy + 0.56*h, w, face, shade)
-    img = img.rotate(face.roll, Image.Resampling.BICUBIC, fillcolor=face.back).resize((side, side), Image.Resampling.LANCZOS)
+    w, h = s * face.half_width, s * face.half_width * 1.22
+    _draw_head(pen, cx, cy, w, h, s, face)
+    for outward in (-1, 1): _draw_eye(pen, cx + outward * 0.42*w, cy - 0.16*h, w, outward, face)
+    _draw_nose(pen, cx, cy, w, h, s, face)
+    _draw_mouth(pen, cx, cy + 0.56*h, w, face)
+    img = img.rotate(face.roll, Image.Resampling.BICUBIC, fillcolor=face.background)
+    img = img.resize((side, side), Image.Resampling.LANCZOS)
     if face.blur: img = img.filter(ImageFilter.GaussianBlur(face.blur))
     y, x = np.mgrid[-1:1:side*1j, -1:1:side*1j]
-    a = np.asarray(img) * (1 + face.light[0]*x + face.light[1]*y)[..., None] + rng.normal(0, face.noise, (side, side, 3))
-    return Image.fromarray(a.clip(0, 255).astype(np.uint8))
+    light = 1 + face.light_gradient[0]*x + face.light_gradient[1]*y
+    pixels = np.asarray(img) * light[..., None] + rng.normal(0, face.noise, (side, side, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
-def _eye(pen, x, y, w, side_, face: FaceParams, shade):
-    "One eye with its brow, and what a real smile adds: a raised cheek and lines at the outer corner"
-    rx, ry, line = 0.26*w, 0.20*w * (1 - 0.78*face.squint), max(2, int(w / 28))
-    pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=(245, 245, 245), outline=shade(0.5), width=line)
-    r = min(0.13*w, ry)
-    pen.ellipse((x - r, y - r, x + r, y + r), fill=(45, 35, 30))
-    pen.arc((x - 1.2*rx, y - 0.36*w, x + 1.2*rx, y + 0.1*w), 205, 335, fill=face.hair, width=2*line)
-    if face.squint < 0.5: return
-    pen.arc((x - 1.1*rx, y - 0.22*w, x + 1.1*rx, y + 1.5*ry + 0.1*w), 30, 150, fill=shade(0.68), width=line)
-    for k in (-1, 0, 1):
-        start = (x + side_ * 1.2*rx, y + k * 0.04*w)
-        pen.line([start, (start[0] + side_ * 0.15*w, start[1] + k * 0.07*w)], fill=shade(0.68), width=line)
-
-def _mouth(pen, cx, y, w, face: FaceParams, shade):
-    "The mouth: a parabola for each lip; an open one shows teeth or dark"
-    t = np.linspace(-1, 1, 15)
-    half, lift, gape = w * (0.42 + 0.10*face.curve), 0.24 * w * face.curve, 0.22 * w * face.gape
-    top = [(cx + half*v, y + lift * (1 - 2*v*v) * 0.6 - 0.3*gape * (1 - v*v)) for v in t]
-    low = [(cx + half*v, y + lift * (1 - 2*v*v) * 0.6 + gape * (1 - v*v)) for v in t]
-    if gape > 0.03 * w: pen.polygon(top + low[::-1], fill=(235, 230, 220) if face.curve > 0.2 else (70, 25, 25))
-    for lip in (top, low):
-        pen.line(lip, fill=tuple(int(c * k) for c, k in zip(shade(0.8), (1, 0.55, 0.55))), width=max(2, int(w / 14)), joint='curve')
-
-# %% ../../nbs/data/14_sample.ipynb #610620fe
+# %% ../../nbs/data/14_sample.ipynb #519e7dd3
 @dataclass
 class _SampleWriter:
     "The sample while it is being made"
     root: Path
     rng: np.random.Generator
-    rows: dict      # split -> list of [id, label]
-    flaws: list
+    rows: dict[str, list]  # split -> list of [id, label]
+    flaws: list[dict] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)  # ids that have a flaw
 
     def new_id(self) -> str: return str(uuid.UUID(bytes=self.rng.bytes(16), version=4))
-    def file(self, id_: str) -> Path: return self.root/'happy_images'/f'{id_}.jpg'
-    def flaw(self, kind: str, ids, note: str): self.flaws.append(dict(kind=kind, images=list(ids), note=note))
+    def image_path(self, id_: str) -> Path: return self.root/'happy_images'/f'{id_}.jpg'
 
-    def pick(self, split: str, n: int) -> list:
+    def add_flaw(self, kind: str, ids: Iterable[str], note: str):
+        self.flaws.append(dict(kind=kind, images=list(ids), note=note))
+
+    def pick_unflawed(self, split: str, n: int) -> list:
         "`n` rows of a split that have no flaw yet; what is picked is not picked again"
-        free = [r for r in self.rows[split] if r[0] not in self.taken]
-        out = [free[i] for i in self.rng.choice(len(free), n, replace=False)]
-        self.taken.update(r[0] for r in out)
-        return out
+        free = [row for row in self.rows[split] if row[0] not in self.used]
+        picked = [free[i] for i in self.rng.choice(len(free), n, replace=False)]
+        self.used.update(row[0] for row in picked)
+        return picked
 
-    def __post_init__(self): self.taken = set()
-
-    def copy(self, source, label: str, split: str, data: bytes = None) -> str:
-        "Write another file of `source`'s face with its own row; return its id"
-        id_ = self.new_id()
-        self.file(id_).write_bytes(self.file(source[0]).read_bytes() if data is None else data)
-        self.rows[split].append([id_, label])
-        self.taken.add(id_)
-        return id_
-
-# %% ../../nbs/data/14_sample.ipynb #997d705d
+# %% ../../nbs/data/14_sample.ipynb #08d738d2
 def _jpeg_bytes(img: Image.Image, quality: int) -> bytes:
     buf = io.BytesIO()
     img.save(buf, 'JPEG', quality=quality)
     return buf.getvalue()
 
+def _add_copy(s: _SampleWriter, row: list, label: str, split: str, data: bytes | None = None) -> str:
+    "Write another file of a row's face, with its own row; the id of the copy"
+    id_ = s.new_id()
+    s.image_path(id_).write_bytes(s.image_path(row[0]).read_bytes() if data is None else data)
+    s.rows[split].append([id_, label])
+    s.used.add(id_)
+    return id_
+
+def _write_faces(s: _SampleWriter, n: int):
+    "The faces and their rows, a quarter of them in test"
+    labels = []
+    for label, share in SAMPLE_CLASSES.items(): labels += [label] * math.ceil(share * n)
+    for i, label in enumerate(s.rng.permutation(labels[:n])):
+        id_, side = s.new_id(), int(s.rng.integers(96, 161))
+        face = draw_face(random_face_params(s.rng, label), side, s.rng)
+        s.image_path(id_).write_bytes(_jpeg_bytes(face, int(s.rng.integers(75, 96))))
+        s.rows['test' if i % 4 == 3 else 'train'].append([id_, str(label)])
+
+# %% ../../nbs/data/14_sample.ipynb #4a3d1448
+_OTHER_LABEL = {'NOT smile': 'positive smile', 'positive smile': 'negative smile', 'negative smile': 'positive smile'}
+
 def _plant_duplicates(s: _SampleWriter, n: int):
     "`n` of each: identical, encoded again, resized, with the opposite label, and across train and test"
-    other = {'NOT smile': 'positive smile', 'positive smile': 'negative smile', 'negative smile': 'positive smile'}
-    for r in s.pick('train', n): s.flaw('exact-duplicate', (r[0], s.copy(r, r[1], 'train')), 'the same bytes')
-    for i, r in enumerate(s.pick('train', 2 * n)):
-        img = Image.open(s.file(r[0]))
-        if i % 2: img = img.resize([round(v * 0.8) for v in img.size], Image.Resampling.BICUBIC)
-        s.flaw('near-duplicate', (r[0], s.copy(r, r[1], 'train', _jpeg_bytes(img, 70))), 'resized' if i % 2 else 'encoded again')
-    for r in s.pick('train', n): s.flaw('conflicting-label', (r[0], s.copy(r, other[r[1]], 'train')), 'the same bytes, opposite labels')
-    for r in s.pick('train', n): s.flaw('split-leak', (r[0], s.copy(r, r[1], 'test')), 'the same bytes in train and test')
+    for row in s.pick_unflawed('train', n):
+        s.add_flaw('exact-duplicate', (row[0], _add_copy(s, row, row[1], 'train')), 'the same bytes')
+    for i, row in enumerate(s.pick_unflawed('train', 2 * n)):
+        img, note = Image.open(s.image_path(row[0])), 'encoded again'
+        if i % 2: img, note = img.resize([round(v * 0.8) for v in img.size], Image.Resampling.BICUBIC), 'resized'
+        s.add_flaw('near-duplicate', (row[0], _add_copy(s, row, row[1], 'train', _jpeg_bytes(img, 70))), note)
+    for row in s.pick_unflawed('train', n):
+        copy = _add_copy(s, row, _OTHER_LABEL[row[1]], 'train')
+        s.add_flaw('conflicting-label', (row[0], copy), 'the same bytes, opposite labels')
+    for row in s.pick_unflawed('train', n):
+        s.add_flaw('split-leak', (row[0], _add_copy(s, row, row[1], 'test')), 'the same bytes in train and test')
 
+# %% ../../nbs/data/14_sample.ipynb #082cc9b3
 def _plant_broken(s: _SampleWriter):
-    "Files that cannot be used, or not as they stand, and rows that do not fit the files"
-    (cut,), (web,), (gone,) = s.pick('train', 1), s.pick('train', 1), s.pick('train', 1)
-    data = s.file(cut[0]).read_bytes()
-    s.file(cut[0]).write_bytes(data[: len(data) // 2])
-    s.flaw('unreadable', [cut[0]], 'the second half of the file is missing')
-    img = Image.open(s.file(web[0])).copy()
-    img.save(s.file(web[0]), 'WEBP', quality=90)
-    s.flaw('wrong-extension', [web[0]], 'a WEBP named .jpg')
-    s.file(gone[0]).unlink()
-    s.flaw('missing-image', [gone[0]], 'a row without an image')
-    label = 'NOT smile'
+    "Files that cannot be used, or not as they are, and rows that do not fit the files"
+    (cut,), (webp,), (gone,) = s.pick_unflawed('train', 1), s.pick_unflawed('train', 1), s.pick_unflawed('train', 1)
+    path = s.image_path(cut[0])
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    s.add_flaw('unreadable', [cut[0]], 'the second half of the file is missing')
+    img = Image.open(s.image_path(webp[0])).copy()
+    img.save(s.image_path(webp[0]), 'WEBP', quality=90)
+    s.add_flaw('wrong-extension', [webp[0]], 'a WEBP named .jpg')
+    s.image_path(gone[0]).unlink()
+    s.add_flaw('missing-image', [gone[0]], 'a row without an image')
     stray = s.new_id()
-    s.file(stray).write_bytes(_jpeg_bytes(draw_face(random_face_params(s.rng, label), 120, s.rng), 90))
-    s.flaw('image-without-row', [stray], 'an image without a row')
-    odd = s.pick('train', 3)
-    for r, text in zip(odd, (r[1].upper() if r[1].upper() != r[1] else r[1].lower() for r in odd)): r[1] = text
-    s.flaw('label-variant', [r[0] for r in odd], 'labels in another case')
+    face = draw_face(random_face_params(s.rng, 'NOT smile'), 120, s.rng)
+    s.image_path(stray).write_bytes(_jpeg_bytes(face, 90))
+    s.add_flaw('image-without-row', [stray], 'an image without a row')
+    odd = s.pick_unflawed('train', 3)
+    for row in odd: row[1] = row[1].upper() if row[1].upper() != row[1] else row[1].lower()
+    s.add_flaw('label-variant', [row[0] for row in odd], 'labels in another case')
 
-# %% ../../nbs/data/14_sample.ipynb #2914f263
+# %% ../../nbs/data/14_sample.ipynb #922a4a14
+_README = ('Drawn by fastsmile sample. happy_images/<id>.jpg; train.csv and test.csv: id,label without a header;'
+           ' flaws.json: what was planted.\n')
+
 def sample(
-    where,                               # a new or empty folder
+    where: str | Path,                  # a new or empty folder
     config: SampleConfig | None = None,
-    **options: object,  # those of `SampleConfig` by name, instead of `config`
+    **options: object,                  # those of `SampleConfig` by name, instead of `config`
 ) -> Path: # the folder, a source for `fit`
-    "Draw the sample data set into `where`; raises `SmileError` where something stands there already"
+    "Draw the sample data set into `where`; raises `SmileError` where something is there already"
     config = options_or(config, SampleConfig, options)
     root = local_path(where)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise SmileError(f'{printable(root)} is not empty.', 'Name a new or empty folder; nothing was changed.')
+        raise SmileError(f'{printable(root)} already holds something.', 'Choose a new or empty folder; nothing was changed.')
     try: (root/'happy_images').mkdir(parents=True)
-    except OSError as e: raise SmileError(f'{printable(root)} cannot be made: {e.strerror}.', 'Name a folder that can be written.') from None
-    s = _SampleWriter(root, np.random.default_rng(sub_seed(config.seed, 'sample')), dict(train=[], test=[]), [])
-    labels = [c for c, share in SAMPLE_CLASSES.items() for _ in range(math.ceil(share * config.n))][: config.n]
-    for i, label in enumerate(s.rng.permutation(labels)):
-        id_, side = s.new_id(), int(s.rng.integers(96, 161))
-        s.file(id_).write_bytes(_jpeg_bytes(draw_face(random_face_params(s.rng, label), side, s.rng), int(s.rng.integers(75, 96))))
-        s.rows['test' if i % 4 == 3 else 'train'].append([id_, str(label)])
+    except OSError as e:
+        raise SmileError(f'{printable(root)} cannot be made: {e.strerror}.', 'Choose a folder that can be written.') from None
+    s = _SampleWriter(root, np.random.default_rng(sub_seed(config.seed, 'sample')), dict(train=[], test=[]))
+    _write_faces(s, config.n)
     _plant_duplicates(s, max(1, config.n // 300))
     _plant_broken(s)
-    for split, rows in s.rows.items():
-        with atomic_write(root/f'{split}.csv') as tmp, tmp.open('w', newline='') as f: csv.writer(f, lineterminator='\n').writerows(rows)
+    for split, rows in s.rows.items(): _write_rows(root/f'{split}.csv', rows)
     write_json(root/'flaws.json', s.flaws)
-    write_text(root/'README.txt', 'Drawn by fastsmile sample. happy_images/<id>.jpg; train.csv and test.csv: id,label without a header;'
-               ' flaws.json: what was planted.\n')
+    write_text(root/'README.txt', _README)
     return root
+
+def _write_rows(path: Path, rows: list):
+    with atomic_write(path) as tmp, tmp.open('w', newline='') as f: csv.writer(f, lineterminator='\n').writerows(rows)

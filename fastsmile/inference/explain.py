@@ -429,7 +429,7 @@ def _requested_group(
     with torch.inference_mode():
         for i in range(0, len(good), 64):
             logits.append(net(pixels_to_tensor(images[i:i + 64], model.spec.prep, device)).float().cpu().numpy())
-    probs, label = model.read(np.concatenate(logits))
+    probs, label = model.probabilities_and_labels(np.concatenate(logits))
     yield 'requested', _ExplainedImages(good, images, probs, label)
 
 # %% ../../nbs/inference/12_explain.ipynb #7f58095f

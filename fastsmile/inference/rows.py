@@ -171,7 +171,7 @@ def _find_known(
     if image is None: return None
     hashes, thumb = image
     at, bits = _near_hashes(known.hashes, hashes[0], known.max_bits)
-    agree = _thumbnails_agree(known, at, thumb, [facts['blue'], facts['red']])
+    agree = _thumbnails_agree(known, at, thumb, [facts['cb'], facts['cr']])
     near = list(zip(bits[agree].tolist(), at[agree].tolist()))
     same_bytes = known.digests.get(facts['digest'])
     if same_bytes is not None: near.append((-1, same_bytes))
@@ -233,19 +233,19 @@ def _name_known_classes(
 def _index_known_images(reader: object, rows: 'pd.DataFrame', where: str) -> KnownImages:
     from fastsmile.data.duplicates import find_copies
     from fastsmile.data.scan import CHROMA_COLUMNS, IMAGE_HASHES, ImageScanner, data_fingerprint, scan_images
-    examiner, max_bits = ImageScanner(), IMAGE_HASHES['phash'].near
+    examiner, max_bits = ImageScanner(), IMAGE_HASHES['phash'].max_distance
     scanned = scan_images(reader, rows.path.tolist(), examiner)
     _, group = find_copies(scanned, max_bits)
-    group_of = dict(zip(scanned.metadata.index, group.tolist()))
+    group_of = dict(zip(scanned.info.index, group.tolist()))
     labels = rows.groupby(rows.path.map(group_of)).label.agg(lambda v: tuple(sorted(set(v)))).to_dict()
-    good = np.flatnonzero(scanned.good)
-    facts, digests = scanned.metadata.iloc[good], {}
+    good = np.flatnonzero(scanned.readable)
+    facts, digests = scanned.info.iloc[good], {}
     for i, digest in enumerate(facts.digest): digests.setdefault(digest, i)
     return KnownImages(f'{len(good)} known images of {where}', facts.index.tolist(),
                        [labels[g] for g in group[good].tolist()],
-                       np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbs[good],
+                       np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbnails[good],
                        facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, examiner, max_bits,
-                       data_fingerprint(rows, scanned.metadata))
+                       data_fingerprint(rows, scanned.info))
 
 # %% ../../nbs/inference/06_rows.ipynb #8b33fcd3
 def open_known_images(

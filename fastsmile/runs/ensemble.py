@@ -228,7 +228,7 @@ def _recorded_options(members: _EnsembleMembers, config: EnsembleConfig) -> dict
 def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
     "table.csv, the training fingerprints, audit.json, plan.csv and balance.json of the rows that the runs share"
     data, first, classes = members.data, members.runs[0].path, members.classes
-    if data.taught is not None: write_training_fingerprints(data.taught, path)
+    if data.training_fingerprints is not None: write_training_fingerprints(data.training_fingerprints, path)
     write_safe_csv(data.table, path/'table.csv')
     write_safe_csv(data.plan, path/'plan.csv')
     findings = read_json(first/'audit.json')['findings']

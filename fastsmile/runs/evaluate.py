@@ -116,14 +116,13 @@ def _without_training_copies(
     from fastsmile.data.splits import find_training_copies, read_training_fingerprints
     options, fingerprints = read_json(run/'config.json')['options'], read_training_fingerprints(run)
     scanned = scan_images(reader, rows.path, ImageScanner(options.get('hash', 'phash')))
-    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.metadata[['width', 'height']],
+    rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.info[['width', 'height']],
                                                                                  on='path')
     if fingerprints is None:
         say('This run kept no fingerprints of its images: whether some of them are in the source is not known.',
             style='yellow')
         return rows, []
-    copies = find_training_copies(fingerprints, scanned, options['hash'],
-                                  options['near']).rename(columns=dict(of='training_path'))
+    copies = find_training_copies(fingerprints, scanned, options['hash'], options['near'])
     if len(copies): _report_copies(copies, source, anyway)
     left = rows if anyway else rows[~rows.path.isin(copies.path)].reset_index(drop=True)
     if left.empty:

@@ -26,7 +26,7 @@ from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, say
 from ..core.files import check_run_folder_free, new_run_folder, write_json, write_safe_csv
 from ..core.system import seed_everything, sub_seed
-from ..data.audit import SplitData, split_audited, write_audit
+from ..data.audit import SplitData, split_audited, write_split_data
 from ..inference.features import extract_features, feature_model
 from ..inference.predict import frame_from_logits
 from ..inference.torch_backend import TorchBackend
@@ -308,7 +308,7 @@ def _write_probe_run(
     options = config.as_dict() | dict(arch=probed.spec.arch)
     record = initial_record('probe', command, source, options, probed.data, model.spec, model.net)
     with recording_status(path, record):
-        write_audit(probed.data, path)
+        write_split_data(probed.data, path)
         _write_candidates(path, fitted, config.monitor)
         _write_probe_balance(probed, chosen, path)
         _write_probe_predictions(probed, chosen, model, path)

@@ -162,7 +162,7 @@ class Service:
             row = await self._row(one)
             label = row['label'] or row.get('withheld')
         if label not in classes: raise RequestError(422, f'{printable(label)[:80]!r} is none of the labels.', f'Accepted: {", ".join(classes)}.')
-        return await asyncio.wrap_future(self.batcher.submit(self.explainers[method], (one.pictures[0], classes.index(label))))
+        return await asyncio.wrap_future(self.batcher.submit(self.explainers[method], (one.views[0], classes.index(label))))
 
     def _explain(self, method: str, tasks: list) -> list[bytes]:
         from fastsmile.inference.explain import attribution_maps, overlay_heatmap

@@ -68,6 +68,7 @@ def _shared_paths(entries: Sequence[EntryPredictions]) -> tuple[str, ...]: # pat
         say(f'Some rows could not be read each time: {len(paths)} are compared.', style='yellow')
     return paths
 
+# %% ../../nbs/studies/02_run.ipynb #7e3b5c95
 def _seed_predictions(
     run: Path,
     part: str,
@@ -91,7 +92,7 @@ def entry_predictions(
     predictions = sum((s.predictions for s in seeds), ())
     return replace(seeds[0], predictions=predictions, collapsed=sum((s.collapsed for s in seeds), ()))
 
-# %% ../../nbs/studies/02_run.ipynb #6b8746af
+# %% ../../nbs/studies/02_run.ipynb #0c6dfe72
 def _seed_scores(
     entry: EntryPredictions,
     weights: np.ndarray, # (D, N)
@@ -104,8 +105,9 @@ def mean_scores(
     weights: np.ndarray, # (D, N)
 ) -> dict[str, np.ndarray]: # metric -> (D,)
     "All metrics, averaged over the seeds, for each stack of weights"
-    seeds = _seed_scores(entry, weights)
-    return {k: np.mean([s[k] for s in seeds], 0) for k in ALL_SCORES}
+    seeds, means = _seed_scores(entry, weights), {}
+    for k in ALL_SCORES: means[k] = np.mean([scores[k] for scores in seeds], 0)
+    return means
 
 # %% ../../nbs/studies/02_run.ipynb #69d39fae
 def entry_metrics(
@@ -213,12 +215,12 @@ def subsample_training_rows(
         index = table.index[used & (table.split == split)]
         part = stratified_group_split(table.label[index], table.group[index], dict(kept=share, out=1 - share), seed)
         table.loc[index[part == 'out'], 'reason'] = _LEFT_OUT
-    fingerprints = data.taught
+    fingerprints = data.training_fingerprints
     if fingerprints is not None:
         fingerprints = fingerprints[~fingerprints.path.isin(table.path[table.reason == _LEFT_OUT])]
-    return replace(data, table=table, fingerprint=f'{data.fingerprint}-{rows}', taught=fingerprints)
+    return replace(data, table=table, fingerprint=f'{data.fingerprint}-{rows}', training_fingerprints=fingerprints)
 
-# %% ../../nbs/studies/02_run.ipynb #7322bb9c
+# %% ../../nbs/studies/02_run.ipynb #668b6b55
 @dataclass(frozen=True)
 class _StudySetup:
     "What all entries of a study share"
@@ -231,6 +233,7 @@ class _StudySetup:
     images: dict[Any, Any]         # preprocessing -> decoded images, filled by the first entry that needs them
     command: str                   # the study's; `fit` alone would train on all rows
 
+# %% ../../nbs/studies/02_run.ipynb #09aa931e
 @dataclass(frozen=True)
 class _EntryRuns:
     "The runs of an entry"
@@ -273,7 +276,7 @@ def _check_same_training(setup: _StudySetup, folder: Path, config: FitConfig | P
                          'Name another folder with --out.')
     check_same_rows(folder, setup.data, setup.source)
 
-# %% ../../nbs/studies/02_run.ipynb #13dc4159
+# %% ../../nbs/studies/02_run.ipynb #ff156657
 def _fit_entry(setup: _StudySetup, trainings: Mapping[Path, FitConfig], runs: list[Path]) -> None:
     "Train a network with each seed; folders are added to `runs`"
     first = next(iter(trainings.values()))  # they differ in the seed alone
@@ -287,6 +290,7 @@ def _fit_entry(setup: _StudySetup, trainings: Mapping[Path, FitConfig], runs: li
         shutil.rmtree(folder/'checkpoints', ignore_errors=True)  # the model is kept
         runs.append(folder)
 
+# %% ../../nbs/studies/02_run.ipynb #a87b197e
 def _probe_entry(setup: _StudySetup, trainings: Mapping[Path, ProbeConfig], runs: list[Path]) -> None:
     "Fit a probe on the same rows"
     for folder, config in trainings.items():
@@ -403,7 +407,7 @@ def study(
         write_study(result, setup.folder)
     return result | dict(path=str(setup.folder))
 
-# %% ../../nbs/studies/02_run.ipynb #a1523d64
+# %% ../../nbs/studies/02_run.ipynb #c2967aee
 def _run_study(name: str, setup: _StudySetup) -> dict[str, Any]: # the content of study.json
     "Train all entries and test all claims"
     config, trained, rows = setup.config, {}, []
@@ -417,6 +421,7 @@ def _run_study(name: str, setup: _StudySetup) -> dict[str, Any]: # the content o
     own_method = None if config.only else _best_own_method(setup)
     return _study_record(name, setup) | dict(entries=rows, claims=claims, own_method=own_method)
 
+# %% ../../nbs/studies/02_run.ipynb #87c2b1d2
 def _study_record(name: str, setup: _StudySetup) -> dict[str, Any]:
     "What study.json says about the study itself"
     study, config, rows = setup.study, setup.config, setup.data.rows

@@ -95,7 +95,7 @@ def test_pictures_beside_class_folders_are_accounted_for(tmp_path):
     assert set(divided.frame.label) == {'a', 'b'} and divided.images_without_row == ['train/x.png']
     plain = read_source(folder(tmp_path/'plain', {n.removeprefix('train/'): v for n, v in files.items() if not n.startswith('test/')}))
     assert plain.images_without_row == ['x.png']
-    found = {f.kind: f.count for f in audit(tmp_path/'divided', AuditConfig(out=str(tmp_path/'audit'))).found}
+    found = {f.kind: f.count for f in audit(tmp_path/'divided', AuditConfig(out=str(tmp_path/'audit'))).findings}
     assert found['image-without-row'] == 1
 
 

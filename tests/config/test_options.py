@@ -336,7 +336,7 @@ def test_a_search_that_diverges_falls_back_and_leaves_no_trace(data, tiny, tmp_p
             if self.training and self.train_iter >= 3: self.learn.loss_grad = self.learn.loss = self.loss * float('nan')
     learn.add_cb(Diverge())
     rate = find_lr(learn)
-    assert rate.lr == 1e-3 and 'fell back' in rate.note and all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
+    assert rate.lr == 1e-3 and 'fell back' in rate.message and all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
     learn.lr_find(show_plot=False, suggest_funcs=())  # fastai's own: no error either, and the weights are back
     assert all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
     with pytest.raises(SmileError, match='lower --lr'): learn.fit(1, 1e-3)

@@ -90,15 +90,15 @@ def test_a_plan_with_names_that_are_no_unicode(tmp_path):
     write_safe_csv(frame, tmp_path/'plan.csv')
     made = override_plan(frame[:0], read_plan(tmp_path/'plan.csv'), set(names))
     assert made.path.tolist() == names
-    with pytest.raises(SmileError, match='1 pictures that the source does not have'): override_plan(frame[:0], read_plan(tmp_path/'plan.csv'), set(names[1:]))
+    with pytest.raises(SmileError, match='1 images that are not in the source'): override_plan(frame[:0], read_plan(tmp_path/'plan.csv'), set(names[1:]))
 
 
 @given(st.lists(st.tuples(WRITTEN, st.sampled_from(['train', 'valid'])), max_size=3))
 @QUICK
 def test_fingerprints_come_back(tmp_path, rows):
-    frame = pd.DataFrame([(p, s, 'd' * 32, 'ff' * 8) for p, s in rows], columns=['path', 'split', 'digest', 'look'])
+    frame = pd.DataFrame([(p, s, 'd' * 32, 'ff' * 8) for p, s in rows], columns=['path', 'split', 'digest', 'hash'])
     write_training_fingerprints(frame, tmp_path)
-    assert read_training_fingerprints(tmp_path).values.tolist() == frame.values.tolist() and danger(tmp_path/'taught.csv') == []
+    assert read_training_fingerprints(tmp_path).values.tolist() == frame.values.tolist() and danger(tmp_path/'training_fingerprints.csv') == []
 
 
 @given(st.lists(WRITTEN.filter(lambda s: s and s.isprintable()), min_size=2, max_size=3, unique=True), st.lists(WRITTEN, min_size=1, max_size=3, unique=True))

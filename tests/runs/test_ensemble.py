@@ -114,7 +114,7 @@ def test_what_taught_one_measures_nothing(run, faces, tiny, tmp_path):
     for part, weakest in (('valid', {'valid', 'test'}), ('calib', {'calib', 'valid', 'test'})):
         rows = pd.read_csv(made.path/'table.csv', keep_default_na=False).query(f"reason == '' and split == '{part}'").path
         assert len(rows) < len(pd.read_csv(run.path/f'predictions_{part}.csv')) and all(set(t[rows]) <= weakest for t in tables)
-    taught = pd.read_csv(made.path/'taught.csv', keep_default_na=False)
+    taught = pd.read_csv(made.path/'training_fingerprints.csv', keep_default_na=False)
     assert not set(taught.path) & set(saved) and set(tables[1].index[tables[1] == 'train']) <= set(taught.path)
     folds = fit(faces, replace(tiny, epochs=1, folds=2, tta='none', out=str(tmp_path/'folds')))
     with pytest.raises(SmileError, match='are training rows of another'): ensemble([folds.path/'fold_0', folds.path/'fold_1'])

@@ -79,13 +79,13 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
     r = evaluate(run.path, tmp_path/'s', ask)
     found = {Path(c['path']).name: (c['training_path'], c['split'], c['same']) for c in r['copies']}
-    assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'look')}
+    assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'hash')}
     assert r['metrics']['rows'] == 6 and not pd.read_csv(tmp_path/'o'/'predictions.csv').path.str.contains('same|smaller').any()
     both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))
     assert both['metrics']['rows'] == 8 and both['copies'] == r['copies']
     for p in (tmp_path/'s').rglob('[0-9].jpg'): p.unlink()
     with pytest.raises(SmileError, match='All pictures of the source taught'): evaluate(run.path, tmp_path/'s', ask)
-    old = shutil.copytree(run.path, tmp_path/'old', ignore=shutil.ignore_patterns('taught.csv'))  # as an earlier version left it
+    old = shutil.copytree(run.path, tmp_path/'old', ignore=shutil.ignore_patterns('training_fingerprints.csv'))  # as an earlier version left it
     said = []
     monkeypatch.setattr('fastsmile.runs.evaluate.say', lambda text, **kw: said.append(text))
     assert evaluate(old, tmp_path/'s', ask)['metrics']['rows'] == 2 and any('kept no fingerprints' in s for s in said)

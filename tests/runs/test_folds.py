@@ -68,11 +68,11 @@ def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
         write_json(where/'metrics.json', m | dict(test=m['test'] | dict(collapsed=collapsed, balanced_accuracy=dict(value=0.8, low=low, high=0.9))))
     for worth in ((0.3, False), (0.7, True)):
         known_as(*worth)
-        with pytest.raises(SmileError, match='their doubts say nothing about labels'): audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'b')))
+        with pytest.raises(SmileError, match='cannot find label errors'): audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'b')))
         assert not (tmp_path/'b').exists()
     known_as(0.7, False)
     done = audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'a')))
-    assert {f.kind for f in done.found} >= {'suspect-label', 'conflicting-label'}
+    assert {f.kind for f in done.findings} >= {'suspect-label', 'conflicting-label'}
 
 
 def test_given_test_rows_stay_out(faces, tiny, tmp_path):

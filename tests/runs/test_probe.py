@@ -156,12 +156,12 @@ def test_balance_changes_what_is_fitted_and_is_taken_back(faces, tmp_path):
 
 
 def test_the_rows_that_a_network_has_seen_do_not_measure_its_probe(run, faces, tmp_path):
-    "The same split: all rows stay. Another: those that taught or chose are set aside"
+    "The same split: all rows stay. Another: rows in the training or validation data of --weights are set aside"
     same = probe(faces, ProbeConfig(weights=str(run.path), probes='logistic', c='0.1', seed=1, tta='none', out=str(tmp_path/'same')))
     assert same.metrics['test']['rows'] == run.metrics['test']['rows'] and same.model.spec.arch == 'resnet10t' and same.model.spec.prep.size == 32
     other = probe(faces, ProbeConfig(weights=str(run.path), probes='logistic', c='0.1', seed=5, tta='none', out=str(tmp_path/'other')))
     table, theirs = (pd.read_csv(r.path/'table.csv', keep_default_na=False).set_index('path') for r in (other, run))
-    gone = table.index[table.reason.str.contains('taught or chose')]
+    gone = table.index[table.reason.str.contains('training or validation data of --weights')]
     left = table.index[(table.reason == '') & (table.split == 'test')]
     assert len(gone) > 5 and len(left) and set(theirs.split[left]) == {'test'}
 
@@ -170,7 +170,7 @@ def test_nor_what_is_trained_from_it(run, faces, tiny, tmp_path):
     "Another seed; what the first has seen, the second has seen, too"
     again = fit(faces, replace(tiny, weights=str(run.path), seed=5, epochs=1, lr='0.001', tta='none', out=str(tmp_path/'again')))
     table, theirs = (pd.read_csv(r.path/'table.csv', keep_default_na=False).set_index('path') for r in (again, run))
-    gone, used = table.index[table.reason.str.contains('taught or chose')], table[table.reason == '']
+    gone, used = table.index[table.reason.str.contains('training or validation data of --weights')], table[table.reason == '']
     assert len(gone) > 5 and not (theirs.split[used.index[used.split.isin(['calib', 'valid'])]] == 'train').any()
     assert set(read_training_fingerprints(run.path).digest) <= set(read_training_fingerprints(again.path).digest)
     same = fit(faces, replace(tiny, weights=str(run.path), epochs=1, lr='0.001', tta='none', out=str(tmp_path/'same')))

@@ -138,7 +138,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(faces, tmp_path):
     assert config['status'] in ('running', 'failed') and (run/'checkpoints'/'best.safetensors').exists()
     (run/'config.json').write_text(json.dumps(config | dict(options=config['options'] | dict(epochs=4))))  # not all thirty
     code, out, err = said(torchrun('-m', 'fastsmile', 'fit', '--resume', run, '--json', TMPDIR=str(tmp)))
-    assert code == 0 and 'resuming after epoch' in err and err.count('2 processes, 8 pictures') == 1, err[-2000:]
+    assert code == 0 and 'resuming after epoch' in err and err.count('2 processes, 8 images') == 1, err[-2000:]
     assert json.loads(out)['path'] == str(run) and read_json(run/'config.json')['training']['processes'] == 2
     assert not [p for p in tmp.rglob('*') if p.is_file()]
     names = {k.removeprefix('module.') for k in load_file(run/'model'/'model.safetensors')}
