@@ -31,7 +31,7 @@ def _phase_text(
 ) -> str:
     "Epochs of what, and why they are so many"
     epochs, planned = phase['epochs'], phase.get('planned', phase['epochs'])
-    plural, early = 's' * (epochs != 1), '' if planned == epochs else f', of {planned} that were planned'
+    plural, early = 's' * (epochs != 1), '' if planned == epochs else f', of {planned} that were requested'
     if phase['name'] == 'head': what = 'the head alone'
     elif options['freeze'] != 'none': what = 'everything that is not frozen'
     else: what = 'the whole network'

@@ -41,7 +41,8 @@ def test_one_apostrophe_more_and_one_less(text):
 
 def test_numbers_are_no_formulas():
     assert [escape_formula(v) for v in ('-1', '+1', '-0.5', '-1e-05', -1, -0.5, None)] == ['-1', '+1', '-0.5', '-1e-05', -1, -0.5, None]
-    assert [escape_formula(v) for v in ('=1', '-1+1', '- 1', '@a', '\tx', "'=1", '+a', '-1\n')] == ["'=1", "'-1+1", "'- 1", "'@a", "'\tx", "''=1", "'+a", "'-1\n"]
+    assert [escape_formula(v) for v in ('=1', '-1+1', '- 1', '@a', '\tx', "'=1", '+a', '-1\n')] == [
+        "'=1", "'-1+1", "'- 1", "'@a", "'\tx", "''=1", "'+a", "'-1\n"]
 
 
 @given(st.lists(st.tuples(WRITTEN, WRITTEN, st.floats(-9, 9)), max_size=4), st.tuples(WRITTEN, WRITTEN).filter(lambda t: t[0] != t[1]))
