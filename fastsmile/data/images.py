@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMATS', 'FORMAT_EXTENSIONS', 'IMAGE_EXTENSIONS',
-           'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError', 'ImageNotFoundError',
-           'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'decode_image',
-           'region_name', 'parse_region', 'crop_region', 'read_thumbnail', 'UnreadableImageError', 'normalize',
-           'denormalize']
+           'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'FULL_SIZE_KEY', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError',
+           'ImageNotFoundError', 'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop',
+           'decode_image', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail', 'UnreadableImageError',
+           'normalize', 'denormalize']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -124,7 +124,7 @@ def resize_and_crop(
 ) -> np.ndarray: # (size, size, 3), uint8
     "Resize and crop `img` as `prep` says, as timm's evaluation transform does"
     how = getattr(Image.Resampling, prep.interpolation.upper(), Image.Resampling.BILINEAR)
-    w, h, scale = img.info.get(_FULL_SIZE_KEY, (*img.size, 1))
+    w, h, scale = img.info.get(FULL_SIZE_KEY, (*img.size, 1))
     s, target = prep.size, resized_size((w, h), prep)
     if img.size != target: img = img.resize(target, how, box=(0, 0, w / scale, h / scale))
     if img.size == (s, s): return np.asarray(img)
@@ -134,7 +134,7 @@ def resize_and_crop(
     out.paste(img, (-left, -top))
     return np.asarray(out)
 
-_FULL_SIZE_KEY = 'full_size_and_scale'  # in `img.info`, of a JPEG that was decoded smaller
+FULL_SIZE_KEY = 'full_size_and_scale'  # in `img.info`, of a JPEG that was decoded smaller
 
 # %% ../../nbs/data/01_images.ipynb #7f25308b
 JPEG_DRAFT_OVERSAMPLING = 2  # a JPEG that is decoded smaller keeps this many times the pixels on a side that are needed
@@ -149,7 +149,7 @@ def _record_full_size(img: Image.Image, full: tuple[int, int], scale: int) -> Im
     "Note how large a reduced image really is, so that it is resized as the whole would be: 301 rows are 150.5, not 151"
     turned = (full[0] < full[1]) != (img.width < img.height)  # EXIF may have turned it
     w, h = full[::-1] if turned else full
-    img.info[_FULL_SIZE_KEY] = w, h, scale
+    img.info[FULL_SIZE_KEY] = w, h, scale
     return img
 
 # %% ../../nbs/data/01_images.ipynb #465aaeae

@@ -24,6 +24,14 @@ from ..models.spec import Model
 # %% ../../nbs/inference/06_rows.ipynb #a012c629
 if TYPE_CHECKING: import pandas as pd
 
+# %% ../../nbs/inference/06_rows.ipynb #6d9a93a1
+def _parse_class_threshold(text: str, classes: tuple) -> tuple[int, float] | None: # class index, its least probability
+    name, _, value = text.rpartition('=')
+    try: p = float(value)
+    except ValueError: return None
+    if name in classes and 0 <= p <= 1: return list(classes).index(name), p
+    return None
+
 # %% ../../nbs/inference/06_rows.ipynb #189f419f
 @dataclass(frozen=True)
 class RowOptions:
@@ -46,10 +54,8 @@ class RowOptions:
     ) -> tuple[str | None, int | None, float]: # rule, class index, its least probability
         "What `threshold` means; an `OptionError` where it is neither a rule nor CLASS=P"
         if self.threshold is None or self.threshold in rules: return self.threshold, None, 0.
-        name, _, value = self.threshold.rpartition('=')
-        try: p = float(value)
-        except ValueError: p = -1.
-        if name in classes and 0 <= p <= 1: return None, list(classes).index(name), p
+        found = _parse_class_threshold(self.threshold, classes)
+        if found: return None, *found
         raise OptionError(f'--threshold {self.threshold!r} is neither a rule of this model nor CLASS=P.',
                           f'Accepted: {", ".join(rules)}; '
                           f'or one of {", ".join(classes)} with a probability, e.g. {classes[0]}=0.8.')
@@ -269,6 +275,11 @@ def prediction_columns(
     columns = row_format.columns if row_format else ['label', 'confidence', *(f'p_{c}' for c in classes)]
     return ['path', *columns, 'error']
 
+def _format_columns(f: 'RowFormat') -> list[str]:
+    columns = prediction_columns(f.classes)[1:-1] + [f'raw_{c}' for c in f.classes if f.raw]
+    columns += f.request.columns(f.classes)
+    return columns + _KNOWN_COLUMNS * (f.known is not None) + FACE_COLUMNS * f.faces
+
 # %% ../../nbs/inference/06_rows.ipynb #bde23f0d
 @dataclass(frozen=True)
 class RowFormat:
@@ -282,10 +293,7 @@ class RowFormat:
     description: str = ''            # of the columns
 
     @property
-    def columns(self) -> list[str]:
-        columns = prediction_columns(self.classes)[1:-1] + [f'raw_{c}' for c in self.classes if self.raw]
-        columns += self.request.columns(self.classes)
-        return columns + _KNOWN_COLUMNS * (self.known is not None) + FACE_COLUMNS * self.faces
+    def columns(self) -> list[str]: return _format_columns(self)
 
     def format(self,
         probs: np.ndarray,     # (n, C) under the data's prior

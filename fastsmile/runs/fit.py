@@ -90,14 +90,8 @@ def _audit_and_build_network(
 
 # %% ../../nbs/runs/06_fit.ipynb #670069fc
 def _train_and_write(
-    data: SplitData,
-    spec: ModelSpec,
-    net: nn.Module,
-    config: FitConfig,
-    path: Path,
-    device: str,
-    images: PreparedImages | None,
-    resume: bool,
+    data: SplitData, spec: ModelSpec, net: nn.Module, config: FitConfig, path: Path, device: str,
+    images: PreparedImages | None, resume: bool,
 ) -> dict: # what config.json holds of it
     "What `fit` does inside its run folder"
     write_split_data(data, path)

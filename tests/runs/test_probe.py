@@ -124,8 +124,8 @@ def test_every_command_takes_a_probe(probed, run, faces, tmp_path):
     assert evaluate(knn.path, config=EvaluateConfig(draws=100))['metrics']['rows'] == knn.metrics['test']['rows']
     assert calibrate(knn.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
     album = explain(knn.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
-    assert 'no gradient' in album['notes'][0] and 'occlusion' in album['corners']
-    assert 'gradcam' in explain(one(probed, 'logistic').path, config=ExplainConfig(methods=('gradcam',), n=2, out=str(tmp_path/'f')))['corners']
+    assert 'no gradient' in album['warnings'][0] and 'occlusion' in album['corner_share']
+    assert 'gradcam' in explain(one(probed, 'logistic').path, config=ExplainConfig(methods=('gradcam',), n=2, out=str(tmp_path/'f')))['corner_share']
     r = compare([probed.path, run.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))
     assert r['rows'] == run.metrics['test']['rows'] and r['runs'][0]['images_per_second'] == ''
     with pytest.raises(SmileError, match='has no learner'): knn.learner()
