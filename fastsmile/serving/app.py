@@ -119,7 +119,8 @@ def _error_response(e: RequestError):
     return json_response(row_to_json(dict(error=e.message, hint=e.hint)), e.status, e.headers)
 
 # %% ../../nbs/serving/04_app.ipynb #37f56410
-_SECURITY_HEADERS = {'content-security-policy': CONTENT_SECURITY_POLICY, 'x-content-type-options': 'nosniff', 'referrer-policy': 'same-origin', 'cache-control': 'no-store',
+_SECURITY_HEADERS = {'content-security-policy': CONTENT_SECURITY_POLICY, 'x-content-type-options': 'nosniff',
+                     'referrer-policy': 'same-origin', 'cache-control': 'no-store',
            'cross-origin-resource-policy': 'same-origin', 'cross-origin-opener-policy': 'same-origin', 'permissions-policy': 'camera=(self), microphone=()'}
 
 _MAX_HEAD_BYTES = 2**14  # bytes of a request before its body
@@ -235,12 +236,14 @@ def serve(
     model = load_model(run, config.engine)
     sock = _listening_socket(config.host, config.port)
     service = Service(model, config)
-    server = uvicorn.Server(uvicorn.Config(make_app(service), http=_h11_with_timeouts(config.timeout), ws='none', lifespan='on', log_config=None, access_log=False,
+    server = uvicorn.Server(uvicorn.Config(make_app(service), http=_h11_with_timeouts(config.timeout), ws='none',
+        lifespan='on', log_config=None, access_log=False,
         log_level='warning' if os.environ.get('FASTSMILE_DEBUG') else 'critical', server_header=False, proxy_headers=False, timeout_keep_alive=15,
         limit_concurrency=2 * config.max_waiting + 32, h11_max_incomplete_event_size=2 * _MAX_HEAD_BYTES, timeout_graceful_shutdown=int(config.timeout) + 1))
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px), {service.engine.precision} on {service.engine.device}{service.engine.engine_name}')
+    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px), '
+        f'{service.engine.precision} on {service.engine.device}{service.engine.engine_name}')
     warn_face_options(model.metadata.origin, config)
     if config.explain != 'none' and not service.methods: say(_NO_EXPLANATIONS, style='yellow')
     if not host.startswith('127.') and host != '::1': say('Whoever can reach this machine can ask: there is no password and no encryption.', style='yellow')
@@ -269,7 +272,8 @@ def _row_schema(
     "A row of predictions as a JSON schema"
     numbers = {'confidence', 'face_score', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
     whole = dict(type=['integer', 'null'])
-    kinds = dict.fromkeys(FACE_COLUMNS, whole) | dict.fromkeys(numbers, _PROBABILITY) | dict(path=_STRING, error=_STRING, label=_NULLABLE_STRING | dict(enum=[*classes, None]))
+    kinds = dict.fromkeys(FACE_COLUMNS, whole) | dict.fromkeys(numbers, _PROBABILITY)
+    kinds |= dict(path=_STRING, error=_STRING, label=_NULLABLE_STRING | dict(enum=[*classes, None]))
     return dict(type='object', additionalProperties=False, required=list(columns),
                 properties={c: kinds.get(c, _NULLABLE_STRING) | (dict(description=_COLUMN_TEXTS[c]) if c in _COLUMN_TEXTS else {}) for c in columns})
 

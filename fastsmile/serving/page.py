@@ -90,7 +90,8 @@ def _result_article(
     from fasthtml.common import H2, Article, Caption, Div, P, Span, Strong, Table, Tbody, Td, Th, Tr
     said, face = _row_text(row), row.get('face', '')
     name = printable(row['path']) + (f', face {face}' if face else '')
-    table = Table(Caption(said.what), Tbody(*(Tr(Th(printable(c), scope='row'), Td(_probability_bar(p)), Td(format_percent(p))) for c, p in said.probs[:_MAX_CLASS_ROWS])))
+    table = Table(Caption(said.what), Tbody(*(
+        Tr(Th(printable(c), scope='row'), Td(_probability_bar(p)), Td(format_percent(p))) for c, p in said.probs[:_MAX_CLASS_ROWS])))
     return Article(Div(cls='pictures'),
                    Div(H2(Strong(printable(said.head)), *([' ', Span(said.sure)] if said.sure else [])), P(name, cls='name'),
                        *([P(printable(said.more), cls='more')] if said.more else []), *([table] if said.probs else []), cls='words'),
@@ -106,7 +107,8 @@ def result_articles(
 def error_article(message: str, hint: str = ''):
     "What is said instead of answers"
     from fasthtml.common import H2, Article, Div, P
-    return Article(Div(H2(printable(message)), *([P(printable(hint))] if hint else []), cls='words'), cls='answer bad', aria_label=printable(message), tabindex='-1')
+    return Article(Div(H2(printable(message)), *([P(printable(hint))] if hint else []), cls='words'), cls='answer bad',
+                   aria_label=printable(message), tabindex='-1')
 
 # %% ../../nbs/serving/02_page.ipynb #5f7a6c11
 def _upload_form(about: PageInfo):
@@ -127,7 +129,8 @@ def full_page(
 ):
     "The page"
     from fasthtml.common import H1, Body, Button, Dialog, Div, Footer, Head, Header, Html, Link, Main, Meta, P, Script, Section, Title, Video
-    labels = ', '.join(map(printable, about.labels[:-1])) + f' or {printable(about.labels[-1])}' if len(about.labels) <= _MAX_CLASS_ROWS else f'one of {len(about.labels)} labels'
+    labels = f'one of {len(about.labels)} labels'
+    if len(about.labels) <= _MAX_CLASS_ROWS: labels = ', '.join(map(printable, about.labels[:-1])) + f' or {printable(about.labels[-1])}'
     camera = Dialog(Video(id='film', autoplay=True, muted=True, playsinline=True, aria_label='What the camera sees'),
                     Div(Button('Take the picture', type='button', id='take'), Button('Close', type='button', id='close'), cls='row'),
                     id='booth', aria_label='Camera')

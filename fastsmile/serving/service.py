@@ -174,7 +174,8 @@ class Service:
         "What the model is, and how its answers are read"
         spec, facts = self.model.spec, self.model.metadata
         return jsonable(dict(labels=spec.classes, prior=facts.prior, rule=self.config.threshold or facts.decide, architecture=spec.arch, metrics=facts.metrics,
-                             preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.row_format.description, tta=self.config.tta, explain=self.methods,
+                             preprocessing=asdict(spec.prep), columns=self.columns, words=self.job.row_format.description,
+                             tta=self.config.tta, explain=self.methods,
                              faces=self.config.faces, precision=self.engine.precision, trained=facts.origin, version=version('fastsmile'),
                              limits={k: getattr(self.config, k) for k in ('max_bytes', 'max_pixels', 'max_files', 'max_waiting', 'timeout')}))
 

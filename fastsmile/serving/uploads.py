@@ -58,7 +58,8 @@ class RequestLimiter:
 _MAX_FORM_FIELDS = 32        # parts of a form that are no files
 _MAX_NAME_LENGTH = 255         # characters of a file name that are kept
 _PICTURE_CONTENT_TYPES = ('application/octet-stream', 'image/')  # what the bytes of one picture may call themselves
-ACCEPTED_BODIES = 'Send a form (multipart/form-data) with one file or more, or the bytes of one picture as image/jpeg, image/png, ... or application/octet-stream.'
+ACCEPTED_BODIES = ('Send a form (multipart/form-data) with one file or more, or the bytes of one picture as image/jpeg, image/png, ... '
+                   'or application/octet-stream.')
 
 @dataclass(frozen=True)
 class Upload:
@@ -142,7 +143,8 @@ def _body_reader(
     if not more.get(b'boundary'): raise RequestError(422, 'The form names no boundary.', ACCEPTED_BODIES)
     return FormBody(more[b'boundary'], config.max_files)
 
-def _too_large(config) -> RequestError: return RequestError(413, f'The request has more than {config.max_bytes:,} bytes.', 'Send fewer or smaller files at once.')
+def _too_large(config) -> RequestError:
+    return RequestError(413, f'The request has more than {config.max_bytes:,} bytes.', 'Send fewer or smaller files at once.')
 
 async def read_uploads(
     stream: AsyncIterator[bytes], # the body
