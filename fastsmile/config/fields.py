@@ -16,7 +16,6 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from .choices import ChoiceValue, LOSSES, scores_where
@@ -144,6 +143,7 @@ def check_option_names(
     known = [f.name for f in fields(cls)]
     for name in names:
         if name in known: continue
+        from difflib import get_close_matches  # 5 ms that no command should pay for at its start
         near = get_close_matches(str(name).replace('-', '_'), known, 1, 0.4)
         hint = f'Did you mean {near[0]}?' if near else f'Accepted: {", ".join(known)}.'
         raise OptionError(f'Unknown option {printable(name)!r} in {where}.', hint)

@@ -90,7 +90,8 @@ def mean_over_views(
 ) -> tuple[np.ndarray, np.ndarray]: # (n, C) probabilities under the data's prior; (n, C) as the network gives them
     "The mean over views"
     link = model.metadata.link
-    def both(z: np.ndarray) -> tuple: return model.probabilities_and_labels(z)[0], probabilities_from_logits(z, 0., link)
+    def both(z: np.ndarray) -> tuple:
+        return model.probabilities_and_labels(z)[0], probabilities_from_logits(z, 0., link)
     if mean == 'probs': return tuple(np.mean([both(z) for z in logits], 0))
     return both(np.mean(logits, 0))
 

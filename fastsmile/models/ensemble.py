@@ -97,9 +97,9 @@ def member_calibration(
 def build_ensemble(
     models: list,      # with the same classes
     prior: np.ndarray, # (C,) that the ensemble's probabilities are for
-    head: dict | None = None, # its settings, `inputs` and the number of `features`; without a kind it gives its input; None: the mean
+    head: dict | None = None, # settings, `inputs` and the number of `features`; no kind: its input; None: the mean
 ) -> EnsembleNetwork:
-    "The models as one network, its head still empty; raises `OptionError` or `ValueError` where they do not go together"
+    "The models as one network, its head still empty; raises `OptionError` or `ValueError`"
     if len({m.spec.classes for m in models}) > 1: raise ValueError('its members have different classes')
     calibrations, preps = [member_calibration(m, prior) for m in models], [m.spec.prep for m in models]
     nets = [m.net for m in models]

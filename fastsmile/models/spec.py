@@ -17,7 +17,7 @@ from ..metrics.calibration import Calibration, calibration_from_metadata, calibr
 from ..metrics.calibration import probabilities_from_logits, split_link
 
 # %% ../../nbs/models/01_spec.ipynb #d75a80c4
-FITTED_KINDS = ('knn', 'forest')  # heads that are fitted without gradients and computed in fp32, by name: see `models.heads`
+FITTED_KINDS = ('knn', 'forest')  # heads that are fitted without gradients, and computed in fp32
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -74,8 +74,8 @@ class Model:
 
     def probabilities_and_labels(self,
         logits: np.ndarray, # (N, C)
-    ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior, before the temperature; class indices (N,)
-        "Probabilities from logits, and the label that the decision rule gives"
+    ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C); class indices (N,)
+        "Probabilities under the data's prior, before the temperature, and the labels of the decision rule"
         z, shift = np.asarray(logits, dtype=np.float64), np.array(self.metadata.shift)
         p = probabilities_from_logits(z, shift, self.metadata.link)
         return p, self.metadata.calibration.apply(p)[0]
@@ -118,7 +118,8 @@ def _parse_prep(pre: dict) -> Preprocessing: # `pretrained_cfg` of a config.json
 def _parse_spec(cfg: dict) -> ModelSpec: # a whole config.json
     "The spec in a bundle's JSON; raises `ValueError`"
     own, labels = cfg['fastsmile'], cfg['label_names']
-    if not isinstance(own['arch'], str) or not isinstance(labels, list): raise ValueError('it names no architecture or no labels')
+    if not isinstance(own['arch'], str) or not isinstance(labels, list):
+        raise ValueError('it names no architecture or no labels')
     for c in map(str, labels): c.encode('utf-8', 'surrogateescape')  # raises where a label cannot be written to a file
     head = dict(own['head'])
     check_setting(dict(model_args=cfg['model_args']))
@@ -158,7 +159,7 @@ def _check_calibration(
 def parse_config(
     cfg: dict, # a bundle's config.json
 ) -> tuple[ModelSpec, ModelMetadata]:
-    "The spec and the metadata in a bundle's JSON; raises `ValueError` where something is missing, impossible or does not fit"
+    "The spec and the metadata in a bundle's JSON; raises `ValueError` where it is incomplete or impossible"
     try:
         own = cfg['fastsmile']
         _check_format(own['format'])
@@ -172,4 +173,5 @@ def parse_config(
 def _check_format(found: int):
     if found > BUNDLE_FORMAT: raise ValueError(f'it was written by a newer fastsmile (format {found})')
     if found < BUNDLE_FORMAT:
-        raise ValueError(f'it was written by an earlier fastsmile (format {found}, now {BUNDLE_FORMAT}): train or export again')
+        raise ValueError(f'it was written by an earlier fastsmile (format {found}, now {BUNDLE_FORMAT}): '
+                         'train or export again')

@@ -153,7 +153,7 @@ def test_costs_that_are_none(text, said, tmp_path):
 def test_other_values_that_are_none():
     with pytest.raises(OptionError, match='--seed'): FitConfig(seed=10**26)
     with pytest.raises(OptionError, match='--device'): pick_device('meta')
-    with pytest.raises(SmileError, match='cannot be listened on'): _listening_socket('nonsense..host', 0)
+    with pytest.raises(SmileError, match='cannot listen on'): _listening_socket('nonsense..host', 0)
 
 
 def test_a_server_answers_in_names_that_are_no_unicode():

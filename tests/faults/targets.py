@@ -242,7 +242,7 @@ class Api(Target):
         status, text = said[0]['status'], b''.join(m.get('body', b'') for m in said[1:])
         assert status in (200, 403, 404, 405, 413, 415, 421, 422, 431, 503), status
         if dict(said[0]['headers']).get(b'content-type') == b'application/json' and scope['method'] != 'HEAD': json.loads(text)
-        assert self.app.state.service.gate.inside == self.app.state.service.gate.held == 0
+        assert self.app.state.service.limiter.active == self.app.state.service.limiter.bytes_held == 0
         return '' if status == 200 else f'{status} {text.decode()[:200]}'
 
 
