@@ -360,7 +360,7 @@ def _best_own_method(
     best = max(values, key=values.__getitem__)
     return _entry_row(methods[best], made[best], entry_predictions(made[best].runs)) | dict(valid=values)
 
-# %% ../../nbs/studies/02_run.ipynb #2b1352e3
+# %% ../../nbs/studies/02_run.ipynb #28e3a649
 def _prepare_study(
     name: str,
     source: Path,
@@ -376,6 +376,7 @@ def _prepare_study(
     folder = local_path(config.out or f'studies/{name}' + ('-quick' if config.quick else ''))
     return _StudySetup(study, config, read_as, data, source, folder, {}, command_line('study', [name, source], config))
 
+# %% ../../nbs/studies/02_run.ipynb #97acded9
 def _check_study_options(name: str, source: Path, config: StudyConfig) -> None:
     "Raise an `OptionError` for a name, an entry or a folder that does not exist"
     check_choice('study', name, STUDIES)
