@@ -24,7 +24,7 @@ from .layouts import (ARRAY, CLASS_FOLDERS, NPZ, TABLE_FILE, TABLES, Layout, Rea
 from .readers import Reader
 from .tables import NO_FILE_NAME, NO_SUCH_FILE, TABLE_EXTENSIONS, label_key
 
-# %% ../../nbs/data/06_source.ipynb #9a040ebc
+# %% ../../nbs/data/06_source.ipynb #94e96f95
 LAYOUTS = (NPZ, ARRAY, TABLE_FILE, CLASS_FOLDERS, TABLES)
 SOURCE_KINDS = {layout.kind: layout.description for layout in LAYOUTS}  # --layout: what that is
 COLUMN_OPTIONS = ('image_col', 'label_col', 'split_col', 'group_col')
@@ -40,18 +40,19 @@ def detect_layout(
         if how: found.append((layout, how))
     if len(found) == 1: return found[0][0]
     if found:
-        raise SmileError(f'{printable(place.source)} can be read in two ways: by {", or by ".join(how for _, how in found)}.',
+        ways = ', or by '.join(how for _, how in found)
+        raise SmileError(f'{printable(place.source)} can be read in two ways: by {ways}.',
                          'Say which with --layout folders or --layout csv.')
     if place.reader is None:
         raise SmileError(f'{printable(place.source)} is not a source that is known.',
                          'Accepted: a folder, a .zip, a .csv, .tsv or .parquet, a .npy or .npz, '
                          'or raw bytes with --raw-shape H,W,C.')
-    if place.options.layout == 'csv': raise SmileError(f'{printable(place.source)} has no CSV.', 'Pass it with --labels FILE.')
+    if place.options.layout == 'csv':
+        raise SmileError(f'{printable(place.source)} has no CSV.', 'Pass it with --labels FILE.')
     return CLASS_FOLDERS  # which are empty, and that is said
 
-# %% ../../nbs/data/06_source.ipynb #5e6b6bfc
+# %% ../../nbs/data/06_source.ipynb #4408f28d
 def _tidy(label: str) -> str: return ' '.join(unicodedata.normalize('NFC', str(label)).split())
-
 def unify_labels(
     labels: pd.Series, # as the source has them
 ) -> tuple[pd.Series, dict[str, dict[str, int]]]: # the tidy labels; class -> {spelling: rows} where there are several
@@ -86,7 +87,7 @@ def has_no_image(
     "The rows whose cell names no image of the source, or several"
     return table.reason.str.startswith((NO_SUCH_FILE, NO_FILE_NAME, 'fits '))
 
-# %% ../../nbs/data/06_source.ipynb #bd00ee7c
+# %% ../../nbs/data/06_source.ipynb #ffede6e7
 def _existing_class_key(label: str, frame: pd.DataFrame, option: str) -> str:
     "The key of a class that is there; an `OptionError` that lists the classes where it is not"
     key = label_key(label)
@@ -94,6 +95,7 @@ def _existing_class_key(label: str, frame: pd.DataFrame, option: str) -> str:
     classes = ', '.join(sorted(map(printable, set(frame.label) - {''})))
     raise OptionError(f'{option} {label!r}: there is no such class.', f'The classes are: {classes}.')
 
+# %% ../../nbs/data/06_source.ipynb #fa4ca631
 def _rename_classes(frame: pd.DataFrame, pairs: tuple[str, ...]):
     "Obey `--rename OLD=NEW`, in place"
     for pair in pairs:
@@ -106,12 +108,13 @@ def _set_aside(frame: pd.DataFrame, rows: pd.Series, reason: str):
     "Give rows that have no reason yet this one, in place"
     frame.loc[rows & (frame.reason == ''), 'reason'] = reason
 
-# %% ../../nbs/data/06_source.ipynb #0108a5a8
+# %% ../../nbs/data/06_source.ipynb #ab5bc4f6
 def _group_from_regex(regex: str) -> Callable[[str], str]:
     "A function from a file name to its group; names that do not match have none"
     try: pattern = re.compile(regex)
     except re.error as e:
-        raise OptionError(f'--group-from {regex!r} is not a regular expression: {e}.', r"Example: '(.+)_\d+'.") from None
+        raise OptionError(f'--group-from {regex!r} is not a regular expression: {e}.',
+                          r"Example: '(.+)_\d+'.") from None
     if not pattern.groups:
         raise OptionError(f'--group-from {regex!r} has no (group).',
                           r"Put the part that names who is shown in brackets: '(.+)_\d+'.")
@@ -120,6 +123,7 @@ def _group_from_regex(regex: str) -> Callable[[str], str]:
         return (found[1] or '') if found else ''
     return group
 
+# %% ../../nbs/data/06_source.ipynb #99bb1e27
 def _clean_rows(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
     "Tidy labels, classes and groups of a fresh frame, and mark what is set aside; the spellings of each class"
     frame = frame.astype(str)
@@ -127,8 +131,9 @@ def _clean_rows(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.DataFra
     _rename_classes(frame, options.rename)
     _set_aside(frame, frame.label == '', UNLABELLED)
     keys = frame.label.map(label_key)
-    for c in options.drop_class: _set_aside(frame, keys == _existing_class_key(c, frame, '--drop-class'), CLASS_LEFT_OUT)
+    drop = [_existing_class_key(c, frame, '--drop-class') for c in options.drop_class]
     keep = [_existing_class_key(c, frame, '--keep-class') for c in options.keep_class]
+    _set_aside(frame, keys.isin(drop), CLASS_LEFT_OUT)
     if keep: _set_aside(frame, ~keys.isin(keep), CLASS_LEFT_OUT)
     _set_aside(frame, frame.duplicated(['path', 'label', 'split']), REPEATED_ROW)
     rows = frame.label.map(frame[frame.reason == ''].label.value_counts()).fillna(0)
@@ -153,7 +158,7 @@ class Source:
         "The rows that are used"
         return used_rows(self.frame)
 
-# %% ../../nbs/data/06_source.ipynb #7d5166b7
+# %% ../../nbs/data/06_source.ipynb #3500d955
 def _source_notes(kind: str, frame: pd.DataFrame, options: SourceOptions) -> list[str]:
     "How the source was understood, for the person to check"
     classes = frame[frame.label != ''].label.nunique()
@@ -166,6 +171,7 @@ def _source_notes(kind: str, frame: pd.DataFrame, options: SourceOptions) -> lis
         notes.append(f'{groups.nunique()} groups over {len(groups)} rows stay together{column}.')
     return notes
 
+# %% ../../nbs/data/06_source.ipynb #d940efcc
 def _check_layout_options(place: SourcePlace, kind: str):
     "An `OptionError` where an option says nothing about a source of this kind"
     options, what = place.options, SOURCE_KINDS[kind]
@@ -178,18 +184,22 @@ def _check_layout_options(place: SourcePlace, kind: str):
     hint = 'Leave the option out, or pass another source.'
     if kind == 'folders': check_unused(options, ['labels'], 'with --layout folders', hint)
     if place.extension in TABLE_EXTENSIONS: check_unused(options, ['labels'], 'with a table as the source', hint)
-    if place.extension == '.npz': check_unused(options, ['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
+    if place.extension == '.npz':
+        check_unused(options, ['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
 
-# %% ../../nbs/data/06_source.ipynb #2045243e
+# %% ../../nbs/data/06_source.ipynb #361ca6eb
 def _check_has_rows(read: ReadSource, source: str | Path):
     "A `SmileError` where no row was found"
     if not read.frame.empty: return
     folders = {PurePosixPath(n).parent.as_posix() for n in read.reader.names()}
-    alone = (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, and no table is next to it'
-             if len(folders) == 1 and folders != {'.'} else '')
+    alone = ''
+    if len(folders) == 1 and folders != {'.'}:
+        alone = (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, '
+                 'and no table is next to it')
     raise SmileError(f'{printable(source)} has no labelled images{alone}.',
                      'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with labels.')
 
+# %% ../../nbs/data/06_source.ipynb #a486f8c7
 def read_source(
     source: str | Path, # a folder, a zip, a table or an array file; or a URL of one of the first three
     options: SourceOptions = SourceOptions(),

@@ -98,7 +98,7 @@ def explain(
     path = opened.path
     out = local_path(config.out) if config.out else path/('explain-images' if images else 'explain')
     _check_output_folder(out)
-    requested = _open_images(images, config, opened.model.facts.origin) if images else ()
+    requested = _open_images(images, config, opened.model.metadata.origin) if images else ()
     with _claimed_output(out) if config.out else folder_lock(path):
         explain_run(opened.model, opened.data, path, config, out, requested)
         album = inline_explanations(out)
