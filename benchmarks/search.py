@@ -22,7 +22,7 @@ def real_bits(source: str) -> np.ndarray:
     from fastsmile.data.scan import scan_images
     reader = ZipReader(source)
     seen = scan_images(reader, reader.names())
-    return np.unpackbits(seen.hashes[seen.good, 0].view(np.uint8), axis=1).astype(bool)
+    return np.unpackbits(seen.hashes[seen.readable, 0].view(np.uint8), axis=1).astype(bool)
 
 
 def make(n: int, source: str | None, rng) -> np.ndarray:

@@ -33,6 +33,7 @@ _ROOMS = {
     'runs.probe': ['probe'],
     'runs.tune': ['tune'],
     'runs.ensemble': ['ensemble'],
+    'runs.demo': ['demo'],
     'studies.run': ['study'],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

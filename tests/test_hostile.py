@@ -203,7 +203,7 @@ def test_a_plan_made_in_the_page_names_the_same_files(tmp_path):
         places = page.locator('select.label').evaluate_all('all => all.map(e => JSON.parse(e.dataset.path))')
         broken = [n for n in places if n.startswith(label[0]) and not n.isprintable() or '\ufffd' in n]  # half characters do not travel to us
         for n in {*mine & {*places}, *broken[:1]}: page.locator('select.label').nth(places.index(n)).select_option(label[1])
-        assert '4 pictures changed' in page.locator('#said').text_content()
+        assert '4 images changed' in page.locator('#changes').text_content()
         with page.expect_download() as got: page.click('#download')
         got.value.save_as(tmp_path/'plan.csv')
         browser.close()

@@ -5,261 +5,246 @@
 # %% auto #0
 __all__ = ['expand_bare_flags', 'main']
 
-# %% ../../nbs/cli/03_commands.ipynb #91f861aa
-import inspect
+# %% ../../nbs/cli/03_commands.ipynb #64a7e29b
 import os
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
-from .from_config import app, check_repeated_flags, command, imports_without_gc, report_exception
-from .tables import ProgressBar, calibration_lines, candidates_output, comparison_tables
-from .tables import evaluation_tables, export_lines, fit_output, metrics_tables, predict_output
-from .tables import rich_table, study_tables
+from .from_config import Argument, app, check_repeated_flags, command, imports_without_gc, report_exception
+from .tables import ProgressBar, archs_tables, audit_output, cache_output, calibration_lines
+from .tables import candidates_output, comparison_tables, evaluation_tables, explain_tables, export_lines
+from .tables import fit_output, metrics_tables, predict_output, sample_output, study_tables
 from ..config.commands import ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig
 from ..config.commands import DemoConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, ExportConfig
 from ..config.commands import PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig
 from ..config.commands import StudyConfig, TuneConfig
 from ..config.fields import FACE_MODES, TTA_MODES
 from ..config.fit import FitConfig
-from ..core.errors import OptionError, printable, say, shell_quote
+from ..core.errors import OptionError, printable, say
 from ..core.files import check_source_exists
 from ..core.system import is_distributed
 
-# %% ../../nbs/cli/03_commands.ipynb #423801d5
-@command('sample', SampleConfig, 'fastsmile sample faces -n 600', ('dir', inspect.Parameter.empty, 'a new or empty folder'))
-def _sample(where, config):
-    "Draw the sample data set: the layout and the flaws of the real one"
-    from fastsmile.data.sample import sample
-    root = sample(where, config)
-    n = len(list((root/'happy_images').iterdir()))
-    return [f'{n} faces in {printable(root)}; what is wrong with them stands in flaws.json.',
-            f'Next: fastsmile fit {shell_quote(root)}'], dict(path=str(root), images=n)
-
-# %% ../../nbs/cli/03_commands.ipynb #0f12e94d
-@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces; '
-         'fastsmile audit s3://bucket/faces --ray 10.0.0.1:6379',
-         ('source', '.', 'folder, zip, CSV or array file of labelled pictures, or a URL (s3://...)'))
-def _audit(source, config):
-    "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
-    from fastsmile.reports.audit import audit, fit_command
-    with ProgressBar('examining') as start: done = audit(source, config, start)
-    r = done.record
-    shown = [rich_table(f'{r["rows_in"]} rows, {r["rows_kept"]} used, {r["rows_set_aside"]} set aside', ['finding', 'severity', 'count', 'what fit does'],
-                  [(f.kind, f.severity, f.count, f.action) for f in done.found])] if done.found else [f'{r["rows_in"]} rows, nothing found.']
-    shown += [f'page: {printable(done.path/"audit.html")}',
-              f'the plan, to be edited and obeyed: {printable(fit_command(source, config))} --plan {shell_quote(done.path/"plan.csv")}']
-    return shown, r | dict(path=str(done.path)), int(done.fails(config.fail_on))
-
-# %% ../../nbs/cli/03_commands.ipynb #df46b04b
-@command('fit', FitConfig, 'fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
-         'fastsmile fit faces --freeze head --views 4 --precision fp32; '
-         'fastsmile fit photographs --faces largest --face-margin 0.1; '
-         'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
-         'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161',
-         ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
-def _fit(source, config):
-    "Audit, split, find the learning rate, train, evaluate, report"
-    if not is_distributed() or os.environ['RANK'] == '0': check_source_exists(source)
-    from fastsmile.runs.fit import fit
-    run = fit(source, config)
-    return run and fit_output(run)
-
-# %% ../../nbs/cli/03_commands.ipynb #448be916
-@command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101; fastsmile probe faces --features pixels --size 32; '
-         'fastsmile probe faces --weights runs/resnet18', ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
-def _probe(source, config):
-    "Nearest neighbours, a forest and logistic regression on frozen features or on pixels: chosen on valid, reported on test"
-    check_source_exists(source)
-    from fastsmile.runs.probe import probe
-    with ProgressBar('features') as start: run = probe(source, config, start)
-    return candidates_output(run)
-
-# %% ../../nbs/cli/03_commands.ipynb #f1428a6b
-@command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60; fastsmile tune faces --space lr,balance,loss --sampler random',
-         ('source', '.', 'folder, zip, CSV or array file of labelled pictures'))
-def _tune(source, config):
-    "Search options with Optuna, judged on valid; the best trial is finished as a run and measured on test once. The same command goes on"
-    check_source_exists(source)
-    from fastsmile.runs.tune import tune
-    return candidates_output(tune(source, config))
-
-# %% ../../nbs/cli/03_commands.ipynb #b5c527a9
-@command('archs', ArchsConfig, "fastsmile archs 'resnet*'", ('pattern', '', "wildcards, e.g. 'resnet*'; nothing: those that suit faces"))
-def _archs(pattern, config):
-    "Architectures: parameters, input size, weights at hand"
-    from fastsmile.models.factory import list_archs
-    rows, there = list_archs(pattern or None, config.limit)
-    more = [f'and {there - len(rows)} more: a narrower pattern, or --limit {there}.'] if there > len(rows) else []
-    return [rich_table('architectures, with two classes', ['name', 'parameters', 'pixels', 'weights'],
-                 [(r['arch'], f"{r['parameters']:,}", r['size'], dict(cache='at hand', hub='on the hub', none='none')[r['weights']]) for r in rows]),
-            *more], rows
-
-# %% ../../nbs/cli/03_commands.ipynb #c25a77d6
-@command('cache', CacheConfig, 'fastsmile cache --clear')
-def _cache(config):
-    "Resized pictures that later runs need not decode again: where they are, how large; --clear deletes them"
-    from fastsmile.data.cache import cache_dir, clear_cache, list_cache
-    if config.clear:
-        files, size = clear_cache()
-        return [f'deleted: {files} files, {size / 2**20:.0f} MiB'], dict(deleted=files, bytes=size)
-    files = list_cache()
-    size = sum(n for _, n in files)
-    return [f'{printable(cache_dir())}: {len(files)} files, {size / 2**20:.0f} MiB'], dict(path=str(cache_dir()), files=len(files), bytes=size)
-
-# %% ../../nbs/cli/03_commands.ipynb #bade6836
-@command('predict', PredictConfig, "fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
-         "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces; "
-         "fastsmile predict party.jpg --faces; fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18",
-         ('where', inspect.Parameter.empty, 'folder, zip, pictures, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for paths on standard '
-          'input', list[str]))
-def _predict(where, config):
-    "One row for every picture: label, confidence, probabilities, or the reason there is none"
-    with imports_without_gc():
-        from fastsmile.inference.load import choose_backend, import_backend
-        from fastsmile.runs.predict import predict
-        import_backend(choose_backend(config.model, config.engine))
-    with ProgressBar('predicting') as start: done = predict(where if len(where) > 1 else where[0], config, start)
-    none = done.rows > 0 and done.failed == done.rows
-    if none: say('error: not one picture has a prediction; the rows say why.', style='bold red')
-    return *predict_output(done, config.html), int(none)
-
-# %% ../../nbs/cli/03_commands.ipynb #5e5dfcc0
-@command('serve', ServeConfig, "fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; curl -F files=@face.jpg http://127.0.0.1:8000/predict",
-         ('run', None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)'))
-def _serve(run, config):
-    "A page to ask the model, and a JSON API; on this machine alone unless --host says otherwise, until Ctrl-C"
-    with imports_without_gc():
-        from fastsmile.inference.load import choose_backend, import_backend
-        from fastsmile.serving.app import serve
-        import_backend(choose_backend(run, config.engine))
-    done = serve(run, config, lambda url, server: print(url, flush=True))
-    return [f'{done["requests"]} requests answered, {done["pictures"]} pictures in {done["batches"]} batches.'], done
-
-# %% ../../nbs/cli/03_commands.ipynb #c207b7f5
-@command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: fastsmile predict folder/ --engine onnx --model runs/resnet18',
-         ('run', inspect.Parameter.empty, 'a finished run, or a model folder'))
-def _export(run, config):
-    "One ONNX file with all that the model knows, compared with the original on real pictures before it is kept; of an ensemble, export the members"
-    from fastsmile.inference.export import export
-    done = export(run, config)
-    return export_lines(done), done
-
-# %% ../../nbs/cli/03_commands.ipynb #7bfc3022
-_RUN_ARGUMENT = ('run', inspect.Parameter.empty, 'a finished run folder')
-@command('evaluate', EvaluateConfig, 'fastsmile evaluate runs/resnet18 --by group --by size', _RUN_ARGUMENT,
-         ('source', None, "a labelled source to predict and measure; without one, the run's saved predictions"))
-def _evaluate(run, source, config):
-    "All metrics with intervals, by slice too; from saved predictions, or on another labelled source"
-    from fastsmile.runs.evaluate import evaluate
-    r = evaluate(run, source, config)
-    return evaluation_tables(r), r
-
-@command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', _RUN_ARGUMENT)
-def _calibrate(run, config):
-    "Fit temperature, decision rule, abstention and sets of a finished run again, on calib"
-    from fastsmile.runs.calibrate import calibrate
-    m = calibrate(run, config)
-    part = m[m['calibration']['on']]
-    return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes'])], m
-
-@command('report', ReportConfig, 'fastsmile report runs/resnet18', _RUN_ARGUMENT)
-def _report(run, config):
-    "Write the page and the model card of a finished run again, from what stands in its folder"
-    from fastsmile.runs.report import report
-    page = report(run, config)
-    return [f'report: {printable(page)}'], dict(report=str(page))
-
-@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion; '
-         'fastsmile explain runs/resnet18 party.jpg --faces', _RUN_ARGUMENT,
-         ('images', [], "pictures or folders to explain; without any, the rows that measured the run"))
-def _explain(run, images, config):
-    "Where the model looks: saliency, Grad-CAM, average faces, the worst mistakes, the nearest training pictures"
-    from fastsmile.runs.explain import explain
-    r = explain(run, tuple(images), config)
-    rows = r['images'].get('requested') or r['images'].get('mistakes', [])
-    shown = rich_table('images' if 'requested' in r['images'] else 'the most confident mistakes', ['image', 'label', 'true', 'probability'],
-                 [(p['path'], p['label'], p['target'] or '', f"{p['confidence']:.3f}") for p in rows])
-    return [shown, *(f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)' for m, v in r['corner_share'].items()), *r['warnings'],
-            f"page: {printable(r['page'])}"], r
-
-@command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161; fastsmile ensemble RUN RUN --how forest --inputs probs',
-         ('runs', [], 'two finished run folders or more, on one source'))
-def _ensemble(runs, config):
-    "Several runs as one model: the mean of their probabilities, or a forest over what they say"
-    from fastsmile.runs.ensemble import ensemble
-    with ProgressBar('what the members say') as start: run = ensemble(runs, config, start)
-    return candidates_output(run)
-
-@command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
-         ('runs', [], 'two finished run folders or more; the first is what the others are compared against'))
-def _compare(runs, config):
-    "Runs side by side on the same rows: metrics with intervals, paired tests against the first, costs, options that differ"
-    from fastsmile.runs.compare import compare
-    r = compare(runs, config)
-    return comparison_tables(r), r
-
-# %% ../../nbs/cli/03_commands.ipynb #20087be1
-@command('study', StudyConfig, 'fastsmile study clothing clothing.zip --quick --weights weights/',
-         ('name', inspect.Parameter.empty, 'smile-densenet161, smile-resnet50, emotions, clothing or face-property'),
-         ('source', inspect.Parameter.empty, 'the data set: folder, zip, CSV or array file'))
-def _study(name, source, config):
-    "A report's whole experiment, run again with several seeds: its table beside ours, and what held"
-    check_source_exists(source)
-    from fastsmile.studies.run import study
-    r = study(name, source, config)
-    return study_tables(r), r
-
-# %% ../../nbs/cli/03_commands.ipynb #32b59811
-@command('demo', DemoConfig, 'fastsmile demo --out /tmp/demo')
-def _demo(config):
-    "Sample faces, audit, training, report and prediction, in a minute or two without network"
-    from fastsmile.core.files import new_run_folder
-    from fastsmile.config.fields import command_line
-    out = new_run_folder(config.out, 'demo')
-    faces, draw = out/'faces', SampleConfig(seed=config.seed)
-    say(f'1/3 draw {draw.n} faces with the flaws of a real data set. Alone: {command_line("sample", [faces], draw)}', style='bold')
-    from fastsmile.data.sample import sample
-    sample(faces, draw)
-    from fastsmile.runs.predict import predict
-    from fastsmile.runs.fit import demo_config, fit
-    options = demo_config(config)
-    say(f'2/3 audit, train, evaluate, report. Alone: {command_line("fit", [faces], options)}', style='bold')
-    run = fit(faces, options)
-    ask = PredictConfig(model=str(run.path), tta='flip', out=str(out/'predictions.csv'))
-    say(f'3/3 predict a folder. Alone: {command_line("predict", [faces/"happy_images"], ask)}', style='bold')
-    done = predict(faces/'happy_images', ask)
-    trained, predicted = fit_output(run), predict_output(done)
-    return [*trained[0], *predicted[0], f'Look at {printable(run.report)} in a browser. Next: fastsmile fit YOUR_FOLDER'], dict(fit=trained[1],
-            predict=predicted[1])
-
-# %% ../../nbs/cli/03_commands.ipynb #21b1e31a
+# %% ../../nbs/cli/03_commands.ipynb #f7863886
 def expand_bare_flags(
-    args: list[str], # as typed
+    args: Sequence[str], # as typed
 ) -> list[str]:
-    "`--tta` without a value becomes `--tta flip`; `--faces` becomes `--faces each` for predict and serve, and `--faces largest` for what trains"
-    alone = {'--tta': (TTA_MODES, 'flip'), '--faces': (FACE_MODES, 'each' if args[:1] in (['predict'], ['serve']) else 'largest')}
+    "`--tta` alone is `--tta flip`; `--faces` alone is `each` for predict and serve, `largest` for training"
+    faces = 'each' if list(args[:1]) in (['predict'], ['serve']) else 'largest'
+    defaults = {'--tta': (TTA_MODES, 'flip'), '--faces': (FACE_MODES, faces)}
     out = []
-    for i, a in enumerate(args):
-        out.append(a)
-        words, word = alone.get(a, ((), ''))
-        if words and (i + 1 == len(args) or args[i + 1] not in words and not _is_stray_word(args, i + 1)): out.append(word)
+    for i, arg in enumerate(args):
+        out.append(arg)
+        if arg not in defaults: continue
+        accepted, default = defaults[arg]
+        is_last = i + 1 == len(args)
+        if is_last or args[i + 1] not in accepted and not _is_mistyped(args, i + 1): out.append(default)
     return out
 
-def _is_stray_word(args: list[str], i: int) -> bool:
-    "Is it no path either, where the command has been told one already?"
+def _is_mistyped(args: Sequence[str], i: int) -> bool:
+    "Is it no path either, where the command has been given one already?"
     return i > 2 and not args[1].startswith('-') and args[i].isalnum() and not os.path.exists(args[i])
 
+# %% ../../nbs/cli/03_commands.ipynb #1edae15c
 @app.callback(invoke_without_command=True)
-def _version_option(show: Annotated[bool, typer.Option('--version', help='print the version and leave')] = False):
+def _version_option(
+    show: Annotated[bool, typer.Option('--version', help='print the version and leave')] = False,
+):
     if show:
         from importlib.metadata import version
         print(version('fastsmile'))
         raise typer.Exit()
 
-def main():
+# %% ../../nbs/cli/03_commands.ipynb #259184bd
+@command('sample', SampleConfig, 'fastsmile sample faces -n 600', Argument('dir', 'a new or empty folder'))
+def _sample(folder: str, config: SampleConfig) -> tuple:
+    "Draw the sample data set: the layout and the flaws of the real one"
+    from fastsmile.data.sample import sample
+    return sample_output(sample(folder, config))
+
+_SOURCE = Argument('source', 'folder, zip, CSV or array file of labelled images', '.')
+_SOURCE_OR_URL = Argument('source', f'{_SOURCE.help}, or a URL (s3://...)', '.')
+
+@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces; '
+         'fastsmile audit s3://bucket/faces --ray 10.0.0.1:6379', _SOURCE_OR_URL)
+def _audit(source: str, config: AuditConfig) -> tuple:
+    "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
+    from fastsmile.reports.audit import audit, fit_command
+    with ProgressBar('examining') as start: done = audit(source, config, start)
+    return *audit_output(done, fit_command(source, config)), int(done.has_severity(config.fail_on))
+
+# %% ../../nbs/cli/03_commands.ipynb #1a616d19
+_FIT_EXAMPLES = ('fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
+                 'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
+                 'fastsmile fit faces --freeze head --views 4 --precision fp32; '
+                 'fastsmile fit photographs --faces largest --face-margin 0.1; '
+                 'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161')
+
+@command('fit', FitConfig, _FIT_EXAMPLES, _SOURCE)
+def _fit(source: str, config: FitConfig) -> tuple | None:
+    "Audit, split, find the learning rate, train, evaluate, report"
+    if not is_distributed() or os.environ['RANK'] == '0': check_source_exists(source)
+    from fastsmile.runs.fit import fit
+    run = fit(source, config)
+    return None if run is None else fit_output(run)  # None: of a process that only helps another
+
+# %% ../../nbs/cli/03_commands.ipynb #21872800
+@command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101; '
+         'fastsmile probe faces --features pixels --size 32; fastsmile probe faces --weights runs/resnet18', _SOURCE)
+def _probe(source: str, config: ProbeConfig) -> tuple:
+    "Nearest neighbours, a forest, logistic regression on frozen features or pixels: chosen on valid, measured on test"
+    check_source_exists(source)
+    from fastsmile.runs.probe import probe
+    with ProgressBar('features') as start: run = probe(source, config, start)
+    return candidates_output(run)
+
+@command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60; '
+         'fastsmile tune faces --space lr,balance,loss --sampler random', _SOURCE)
+def _tune(source: str, config: TuneConfig) -> tuple:
+    "Search options with Optuna on valid; the best trial becomes a run, measured once on test. The same command resumes"
+    check_source_exists(source)
+    from fastsmile.runs.tune import tune
+    return candidates_output(tune(source, config))
+
+# %% ../../nbs/cli/03_commands.ipynb #cb2e5c41
+@command('archs', ArchsConfig, "fastsmile archs 'resnet*'",
+         Argument('pattern', "wildcards, e.g. 'resnet*'; nothing: those that suit faces", ''))
+def _archs(pattern: str, config: ArchsConfig) -> tuple:
+    "Architectures: parameters, input size, available weights"
+    from fastsmile.models.factory import list_archs
+    rows, total = list_archs(pattern or None, config.limit)
+    return archs_tables(rows, total), rows
+
+@command('cache', CacheConfig, 'fastsmile cache --clear')
+def _cache(config: CacheConfig) -> tuple:
+    "Resized images that later runs need not decode again: where they are, how large; --clear deletes them"
+    from fastsmile.data.cache import cache_dir, clear_cache, list_cache
+    if config.clear: return cache_output(cache_dir(), *clear_cache(), deleted=True)
+    files = list_cache()
+    return cache_output(cache_dir(), len(files), sum(size for _, size in files), deleted=False)
+
+# %% ../../nbs/cli/03_commands.ipynb #3334fa14
+_PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
+                     "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces; "
+                     "fastsmile predict party.jpg --faces; "
+                     "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
+
+@command('predict', PredictConfig, _PREDICT_EXAMPLES,
+         Argument('where', 'folder, zip, images, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for paths '
+                  'on standard input', type=list[str]))
+def _predict(where: list[str], config: PredictConfig) -> tuple:
+    "One row for every image: label, confidence, probabilities, or the reason there is none"
+    with imports_without_gc():
+        from fastsmile.inference.load import choose_backend, import_backend
+        from fastsmile.runs.predict import predict
+        import_backend(choose_backend(config.model, config.engine))
+    with ProgressBar('predicting') as start: done = predict(where if len(where) > 1 else where[0], config, start)
+    nothing = done.rows > 0 and done.failed == done.rows
+    if nothing: say('error: not one image has a prediction; the rows give the reasons.', style='bold red')
+    return *predict_output(done, config.html), int(nothing)
+
+# %% ../../nbs/cli/03_commands.ipynb #f35f558d
+@command('serve', ServeConfig, 'fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; '
+         'curl -F files=@face.jpg http://127.0.0.1:8000/predict',
+         Argument('run', 'a run folder, a model folder or an exported .onnx file (default: the newest finished run '
+                  'under ./runs)', None))
+def _serve(run: str | None, config: ServeConfig) -> tuple:
+    "A web page and a JSON API for the model; on this machine alone unless --host says otherwise, until Ctrl-C"
+    with imports_without_gc():
+        from fastsmile.inference.load import choose_backend, import_backend
+        from fastsmile.serving.app import serve
+        import_backend(choose_backend(run, config.engine))
+    done = serve(run, config, lambda url, server: print(url, flush=True))
+    return [f'{done["requests"]} requests answered, {done["pictures"]} images in {done["batches"]} batches.'], done
+
+@command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: '
+         'fastsmile predict folder/ --engine onnx --model runs/resnet18',
+         Argument('run', 'a finished run, or a model folder'))
+def _export(run: str, config: ExportConfig) -> tuple:
+    "One ONNX file with all metadata of the model, compared with the original on real images before it is kept"
+    from fastsmile.inference.export import export
+    done = export(run, config)
+    return export_lines(done), done
+
+# %% ../../nbs/cli/03_commands.ipynb #36db84ce
+_RUN = Argument('run', 'a finished run folder')
+
+@command('evaluate', EvaluateConfig, 'fastsmile evaluate runs/resnet18 --by group --by size', _RUN,
+         Argument('source', "a labelled source to predict and measure; without one, the run's saved predictions", None))
+def _evaluate(run: str, source: str | None, config: EvaluateConfig) -> tuple:
+    "All metrics with intervals, by slice too; from saved predictions, or on another labelled source"
+    from fastsmile.runs.evaluate import evaluate
+    r = evaluate(run, source, config)
+    return evaluation_tables(r), r
+
+@command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', _RUN)
+def _calibrate(run: str, config: CalibrateConfig) -> tuple:
+    "Fit temperature, decision rule, abstention and prediction sets of a finished run again, on calib"
+    from fastsmile.runs.calibrate import calibrate
+    m = calibrate(run, config)
+    part = m[m['calibration']['on']]
+    return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes'])], m
+
+# %% ../../nbs/cli/03_commands.ipynb #de972d9e
+@command('report', ReportConfig, 'fastsmile report runs/resnet18', _RUN)
+def _report(run: str, config: ReportConfig) -> tuple:
+    "Write the page and the model card of a finished run again"
+    from fastsmile.runs.report import report
+    page = report(run, config)
+    return [f'report: {printable(page)}'], dict(report=str(page))
+
+@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion; '
+         'fastsmile explain runs/resnet18 party.jpg --faces', _RUN,
+         Argument('images', 'images or folders to explain; without any, the rows that measured the run', []))
+def _explain(run: str, images: list[str], config: ExplainConfig) -> tuple:
+    "Where the model looks: saliency, Grad-CAM, average faces, the worst mistakes, the nearest training images"
+    from fastsmile.runs.explain import explain
+    r = explain(run, tuple(images), config)
+    return explain_tables(r), r
+
+# %% ../../nbs/cli/03_commands.ipynb #e58ab93f
+@command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161; '
+         'fastsmile ensemble RUN RUN --how forest --inputs probs',
+         Argument('runs', 'two finished run folders or more, on one source', []))
+def _ensemble(runs: list[str], config: EnsembleConfig) -> tuple:
+    "Several runs as one model: the mean of their probabilities, or a forest over their outputs"
+    from fastsmile.runs.ensemble import ensemble
+    with ProgressBar('predicting with the members') as start: run = ensemble(runs, config, start)
+    return candidates_output(run)
+
+@command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
+         Argument('runs', 'two finished run folders or more; the first is what the others are compared against', []))
+def _compare(runs: list[str], config: CompareConfig) -> tuple:
+    "Runs side by side on the same rows: metrics with intervals, paired tests against the first, costs, options"
+    from fastsmile.runs.compare import compare
+    r = compare(runs, config)
+    return comparison_tables(r), r
+
+# %% ../../nbs/cli/03_commands.ipynb #feec866d
+@command('study', StudyConfig, 'fastsmile study clothing clothing.zip --quick --weights weights/',
+         Argument('name', 'smile-densenet161, smile-resnet50, emotions, clothing or face-property'),
+         Argument('source', 'the data set: folder, zip, CSV or array file'))
+def _study(name: str, source: str, config: StudyConfig) -> tuple:
+    "A report's whole experiment, run again with several seeds: reported beside measured, and which claims hold"
+    check_source_exists(source)
+    from fastsmile.studies.run import study
+    r = study(name, source, config)
+    return study_tables(r), r
+
+@command('demo', DemoConfig, 'fastsmile demo --out /tmp/demo')
+def _demo(config: DemoConfig) -> tuple:
+    "Sample faces, audit, training, report and prediction, in a minute or two without network"
+    from fastsmile.runs.demo import demo
+    done = demo(config)
+    (trained, run), (predicted, predictions) = fit_output(done.run), predict_output(done.predictions)
+    next_step = f'Look at {printable(done.run.report)} in a browser. Next: fastsmile fit YOUR_FOLDER'
+    return [*trained, *predicted, next_step], dict(fit=run, predict=predictions)
+
+# %% ../../nbs/cli/03_commands.ipynb #03e2d06e
+def main() -> Any:
     "The console script"
     if not os.environ.get('FASTSMILE_DEBUG'):
         import logging
@@ -270,4 +255,4 @@ def main():
         check_repeated_flags(sys.argv[1:])
         app(args=expand_bare_flags(sys.argv[1:]))
     except OptionError as e: sys.exit(report_exception(e))
-    finally: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is to end: Ctrl-C does that at once
+    finally: signal.signal(signal.SIGINT, signal.SIG_DFL)  # only clean-up is left: Ctrl-C ends it at once

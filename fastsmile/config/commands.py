@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'SERVED_EXPLANATIONS', 'EXPLAIN_METHODS', 'KNN_DISTANCES', 'TUNE_SPACE', 'AuditConfig', 'CacheConfig',
-           'ArchsConfig', 'ModelOptions', 'OutputOptions', 'KnownOptions', 'PredictConfig', 'ServeConfig',
-           'ExportConfig', 'EvaluateConfig', 'check_source_options', 'CalibrateConfig', 'ExplainConfig',
-           'check_image_options', 'ReportConfig', 'CompareConfig', 'ProbeInputOptions', 'ProbeConfig', 'EnsembleConfig',
-           'TuneConfig', 'StudyConfig', 'SampleConfig', 'DemoConfig']
+           'ArchsConfig', 'ModelOptions', 'OutputOptions', 'KnownOptions', 'PredictConfig', 'RequestLimits',
+           'ServerOptions', 'ServeConfig', 'ExportConfig', 'EvaluateConfig', 'check_source_options', 'CalibrateConfig',
+           'ExplainConfig', 'check_image_options', 'ReportConfig', 'CompareConfig', 'ProbeInputOptions',
+           'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig', 'StudyConfig',
+           'SampleConfig', 'DemoConfig']
 
 # %% ../../nbs/config/04_commands.ipynb #646d1697
 from dataclasses import dataclass
 from typing import Any
 
+from .choices import MONITORED_METRICS, format_choices, parse_choices
 from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, Options, POOL_CHOICES, PRECISIONS
 from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, batch_size_opt
 from .fields import check_ray_address, check_unused, device_opt, face_margin_opt, face_score_opt
-from .fields import faces_opt, flag, format_choices, opt, parse_choices, parse_number_list
+from .fields import faces_opt, flag, opt, parse_number_list
 from .fields import parse_word_list, ray_opt, reported_tta_opt, seed_opt
-from .fit import FitConfig, MONITORED_METRICS, RESIZE_MODES
+from .fit import FitConfig, RESIZE_MODES
 from ..core.errors import OptionError, check_choice
 
 # %% ../../nbs/config/04_commands.ipynb #58326fed
@@ -43,12 +45,13 @@ class AuditConfig(DataOptions):
         super().__post_init__()
         check_ray_address(self.ray)
 
-# %% ../../nbs/config/04_commands.ipynb #26e8c005
+# %% ../../nbs/config/04_commands.ipynb #d1f7b10f
 @dataclass(frozen=True)
 class CacheConfig(Options):
     "Options of `cache`"
     clear: bool = opt(False, 'delete the cached images')
 
+# %% ../../nbs/config/04_commands.ipynb #e8f4c85b
 @dataclass(frozen=True)
 class ArchsConfig(Options):
     "Options of `archs`"
@@ -138,12 +141,25 @@ class PredictConfig(KnownOptions, ModelOptions, OutputOptions):
             raise OptionError('--precision auto with --ray and --device cuda: GPUs may differ, and rows must not.',
                               'Give --precision fp32, bf16 or fp16.')
 
-# %% ../../nbs/config/04_commands.ipynb #3c7dee3b
+# %% ../../nbs/config/04_commands.ipynb #d4f85863
+@dataclass(frozen=True)
+class RequestLimits(Options):
+    "How much a request may hold, and how long it may take"
+    max_bytes: int = opt(32 * 2**20, 'bytes of a request; more is answered with 413', minimum=1)
+    max_pixels: int = opt(
+        50_000_000, 'pixels of an image; one with more is not decoded', minimum=1, maximum=80_000_000)
+    max_files: int = opt(32, 'files in a request; more is answered with 413', minimum=1, maximum=10000)
+    max_waiting: int = opt(128, 'requests at once; more is answered with 429', minimum=1, maximum=10000)
+    timeout: float = opt(
+        30., 'seconds that a request may take: 408 where its body is slow, 503 where the answer is',
+        minimum=0.1, maximum=3600)
+
+# %% ../../nbs/config/04_commands.ipynb #465acba4
 SERVED_EXPLANATIONS = ('gradcam', 'saliency', 'none')
 
 @dataclass(frozen=True)
-class ServeConfig(ModelOptions):
-    "Options of `serve`"
+class ServerOptions(Options):
+    "Where the server listens, and what the page shows"
     host: str = opt(
         '127.0.0.1', 'address to listen on; 0.0.0.0 lets other machines in, and there is no password',
         metavar='ADDRESS')
@@ -157,14 +173,11 @@ class ServeConfig(ModelOptions):
     max_batch: int | None = opt(
         None, 'images of all clients in one batch (default: by size and memory)', minimum=1, maximum=8192)
     max_wait: int = opt(5, 'milliseconds that a batch waits for more images', minimum=0, maximum=10000)
-    max_bytes: int = opt(32 * 2**20, 'bytes of a request; more is answered with 413', minimum=1)
-    max_pixels: int = opt(
-        50_000_000, 'pixels of an image; one with more is not decoded', minimum=1, maximum=80_000_000)
-    max_files: int = opt(32, 'files in a request; more is answered with 413', minimum=1, maximum=10000)
-    max_waiting: int = opt(128, 'requests at once; more is answered with 429', minimum=1, maximum=10000)
-    timeout: float = opt(
-        30., 'seconds that a request may take: 408 where its body is slow, 503 where the answer is',
-        minimum=0.1, maximum=3600)
+
+# %% ../../nbs/config/04_commands.ipynb #d5007dcb
+@dataclass(frozen=True)
+class ServeConfig(RequestLimits, ModelOptions, ServerOptions):
+    "Options of `serve`"
 
 # %% ../../nbs/config/04_commands.ipynb #532f30d2
 @dataclass(frozen=True)
@@ -257,13 +270,14 @@ def check_image_options(
     hint = "The run's own rows are cut as they were for its training."
     if not images: check_unused(config, ['faces'], 'without IMAGES', hint)
 
-# %% ../../nbs/config/04_commands.ipynb #be62ac4e
+# %% ../../nbs/config/04_commands.ipynb #2654d5d0
 @dataclass(frozen=True)
 class ReportConfig(Options):
     "Options of `report`"
     keep_pictures: bool = opt(
         False, 'leave the images of the explanations as they are: neither the model nor the source is needed')
 
+# %% ../../nbs/config/04_commands.ipynb #5f617148
 @dataclass(frozen=True)
 class CompareConfig(Options):
     "Options of `compare`"
@@ -272,18 +286,7 @@ class CompareConfig(Options):
     draws: int = opt(1000, 'draws of the bootstrap', minimum=100, maximum=100000)
     out: str = opt('compare.html', 'the page', metavar='FILE')
 
-# %% ../../nbs/config/04_commands.ipynb #27f6050b
-_NO_PROBE_BALANCE = ('augment', 'logit-adjust')  # they need epochs, and a loss on logits
-_PROBE_BALANCE = {w: v for w, v in BALANCE_CHOICES.items() if w not in _NO_PROBE_BALANCE}
-KNN_DISTANCES = ('cosine', 'euclidean')
-_PROBE_NAMES = ('knn', 'forest', 'logistic')
-
-def _trees_opt() -> Any: return opt(300, 'forest: trees', minimum=1, maximum=10000)
-
-def _leaf_opt() -> Any:
-    return opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
-
-# %% ../../nbs/config/04_commands.ipynb #bc55a6bb
+# %% ../../nbs/config/04_commands.ipynb #a2c6cb61
 @dataclass(frozen=True)
 class ProbeInputOptions(Options):
     "The features that probes are fitted on"
@@ -306,17 +309,29 @@ class ProbeInputOptions(Options):
     def __post_init__(self):
         super().__post_init__()
         if self.pool: check_choice('--pool', self.pool, POOL_CHOICES)
-        if self.features == 'network': return
-        given = [flag(n) for n in ('arch', 'model_args', 'pool') if getattr(self, n)]
-        if self.weights != 'hub': given.append('--weights')
-        if given:
-            raise OptionError(f'{", ".join(given)} with --features pixels.',
-                              'Pixels need no network: --size sets how many.')
+        if self.features == 'pixels': _check_no_network(self)
 
-# %% ../../nbs/config/04_commands.ipynb #097ead47
+# %% ../../nbs/config/04_commands.ipynb #d9303b10
+def _check_no_network(config: ProbeInputOptions) -> None:
+    "Raise an `OptionError` where a network is described, and the features are pixels"
+    given = [flag(n) for n in ('arch', 'model_args', 'pool') if getattr(config, n)]
+    if config.weights != 'hub': given.append('--weights')
+    if given:
+        raise OptionError(f'{", ".join(given)} with --features pixels.',
+                          'Pixels need no network: --size sets how many.')
+
+# %% ../../nbs/config/04_commands.ipynb #d3143ca1
+KNN_DISTANCES = ('cosine', 'euclidean')
+_PROBE_NAMES = ('knn', 'forest', 'logistic')
+
+def _trees_opt() -> Any: return opt(300, 'forest: trees', minimum=1, maximum=10000)
+
+def _leaf_opt() -> Any:
+    return opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
+
 @dataclass(frozen=True)
-class ProbeConfig(ProbeInputOptions, SplitOptions, DecideOptions):
-    "Options of `probe`"
+class CandidateOptions(Options):
+    "The probes, and the settings that are tried"
     probes: str = opt('knn,forest,logistic', 'what is fitted: nearest neighbours, a random forest, logistic regression',
                       metavar='WORD,WORD')
     k: str = opt('5,25,101', 'knn: numbers of neighbours to try', metavar='N,N')
@@ -325,6 +340,36 @@ class ProbeConfig(ProbeInputOptions, SplitOptions, DecideOptions):
     leaf: str = _leaf_opt()
     c: str = opt('0.0001,0.001,0.01,0.1,1', 'logistic: inverse strengths of the penalty on weights, to try',
                  metavar='X,X')
+
+# %% ../../nbs/config/04_commands.ipynb #d20a84b2
+def _probe_candidates(config: CandidateOptions) -> dict[str, list[dict[str, Any]]]: # probe -> its settings
+    "All combinations of settings, of the probes that are asked for"
+    neighbours, leaves = parse_number_list('--k', config.k), parse_number_list('--leaf', config.leaf)
+    strengths = parse_number_list('--c', config.c, float, 1e-9)
+    distances = parse_word_list('--distance', config.distance, KNN_DISTANCES)
+    every: dict[str, list[dict[str, Any]]] = dict(
+        knn=[dict(k=k, distance=d) for d in distances for k in neighbours],
+        forest=[dict(leaf=n, trees=config.trees) for n in leaves],
+        logistic=[dict(c=c) for c in sorted(strengths)])
+    return {p: every[p] for p in parse_word_list('--probes', config.probes, _PROBE_NAMES)}
+
+# %% ../../nbs/config/04_commands.ipynb #fe0546ce
+_PROBE_OPTIONS = dict(knn=('k', 'distance'), forest=('trees', 'leaf'), logistic=('c',))
+
+def _check_probe_options(config: CandidateOptions) -> None:
+    "Raise an `OptionError` for an option of a probe that is not fitted"
+    fitted = _probe_candidates(config)
+    for probe, names in _PROBE_OPTIONS.items():
+        reason = f'where {probe} is not among --probes'
+        if probe not in fitted: check_unused(config, names, reason, f'Add {probe}, or leave the option out.')
+
+# %% ../../nbs/config/04_commands.ipynb #37d6ed97
+_NO_PROBE_BALANCE = ('augment', 'logit-adjust')  # they need epochs, and a loss on logits
+_PROBE_BALANCE = {w: v for w, v in BALANCE_CHOICES.items() if w not in _NO_PROBE_BALANCE}
+
+@dataclass(frozen=True)
+class ProbeConfig(CandidateOptions, ProbeInputOptions, SplitOptions, DecideOptions):
+    "Options of `probe`"
     balance: str = opt('none', f'against class imbalance: {format_choices(_PROBE_BALANCE)}; knn has no loss and takes '
                        'no weights', metavar='WORD[:N]')
     monitor: str = opt('macro_f1', 'validation metric that selects the best probe', choices=MONITORED_METRICS)
@@ -341,27 +386,6 @@ class ProbeConfig(ProbeInputOptions, SplitOptions, DecideOptions):
     def candidates(self) -> dict[str, list[dict[str, Any]]]: # probe -> its settings
         "All combinations of settings; raises `OptionError` where a list is not one"
         return _probe_candidates(self)
-
-# %% ../../nbs/config/04_commands.ipynb #01cfa3c3
-def _probe_candidates(config: ProbeConfig) -> dict[str, list[dict[str, Any]]]: # probe -> its settings
-    "All combinations of settings, of the probes that are asked for"
-    neighbours, leaves = parse_number_list('--k', config.k), parse_number_list('--leaf', config.leaf)
-    strengths = parse_number_list('--c', config.c, float, 1e-9)
-    distances = parse_word_list('--distance', config.distance, KNN_DISTANCES)
-    every: dict[str, list[dict[str, Any]]] = dict(
-        knn=[dict(k=k, distance=d) for d in distances for k in neighbours],
-        forest=[dict(leaf=n, trees=config.trees) for n in leaves],
-        logistic=[dict(c=c) for c in sorted(strengths)])
-    return {p: every[p] for p in parse_word_list('--probes', config.probes, _PROBE_NAMES)}
-
-_PROBE_OPTIONS = dict(knn=('k', 'distance'), forest=('trees', 'leaf'), logistic=('c',))
-
-def _check_probe_options(config: ProbeConfig) -> None:
-    "Raise an `OptionError` for an option of a probe that is not fitted"
-    fitted = config.candidates()
-    for probe, names in _PROBE_OPTIONS.items():
-        reason = f'where {probe} is not among --probes'
-        if probe not in fitted: check_unused(config, names, reason, f'Add {probe}, or leave the option out.')
 
 # %% ../../nbs/config/04_commands.ipynb #88ebce94
 @dataclass(frozen=True)
@@ -386,12 +410,12 @@ class EnsembleConfig(DecideOptions):
         hint = 'Ask for --how forest, or leave it out.'
         if self.how == 'mean': check_unused(self, ['inputs', 'trees', 'leaf'], 'with --how mean', hint)
 
-# %% ../../nbs/config/04_commands.ipynb #956b98ce
+# %% ../../nbs/config/04_commands.ipynb #7acb5d82
 TUNE_SPACE = ('lr', 'balance', 'loss', 'size', 'dropout', 'bs', 'freeze')
 
 @dataclass(frozen=True)
-class TuneConfig(FitConfig):
-    "Options of `tune`"
+class SearchOptions(Options):
+    "How options are searched"
     trials: int = opt(20, 'trials altogether, those of earlier calls included', minimum=1, maximum=100000)
     minutes: float | None = opt(None, 'start no trial after so many minutes', minimum=0.0)
     sampler: str = opt('tpe', "how options are proposed: by Optuna's tree-structured Parzen estimator, or at random",
@@ -401,6 +425,10 @@ class TuneConfig(FitConfig):
     space: str | None = opt(None, f"what is searched, of {', '.join(TUNE_SPACE)} (default: all that are not given)",
                             metavar='WORD,WORD')
 
+# %% ../../nbs/config/04_commands.ipynb #065d03dc
+@dataclass(frozen=True)
+class TuneConfig(SearchOptions, FitConfig):
+    "Options of `tune`"
     def __post_init__(self):
         super().__post_init__()
         _check_search(self)
@@ -452,7 +480,7 @@ class StudyConfig(SourceOptions):
     workers: int | None = opt(
         None, 'processes that decode images (default: by the number of cores)', minimum=0, maximum=64)
 
-# %% ../../nbs/config/04_commands.ipynb #4815af4f
+# %% ../../nbs/config/04_commands.ipynb #99a7db1d
 @dataclass(frozen=True)
 class SampleConfig(Options):
     "Options of `sample`"
@@ -460,6 +488,7 @@ class SampleConfig(Options):
                  minimum=60, maximum=100000, short_flag='-n')
     seed: int = seed_opt('the same seed draws the same faces')
 
+# %% ../../nbs/config/04_commands.ipynb #2e0e80d2
 @dataclass(frozen=True)
 class DemoConfig(Options):
     "Options of `demo`"

@@ -11,11 +11,12 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Self, get_args
+
+import fastsmile
 
 from .fields import Default, Options, check_option_names, opt
 from ..core.errors import OptionError, check_choice, printable
@@ -125,12 +126,14 @@ class Recipe:
     assumed: dict[str, str] = field(default_factory=dict)  # option that the report leaves open -> why it has this value
     differs: str = ''          # what we do differently
 
+_RECIPE_FOLDER = Path(fastsmile.__file__).parent/'recipes'
+
 def _load_recipes() -> dict[str, Recipe]: # name -> recipe, by report
     "The recipes of the package"
     recipes = {}
-    for file in (files('fastsmile')/'recipes').iterdir():
+    for file in _RECIPE_FOLDER.glob('*.toml'):
         options = _parse_toml(file.read_text(encoding='utf-8'), file.name)
-        recipes[file.name.removesuffix('.toml')] = Recipe(options=options, **options.pop('recipe'))
+        recipes[file.stem] = Recipe(options=options, **options.pop('recipe'))
     return dict(sorted(recipes.items(), key=lambda named: (named[1].report, named[0])))
 
 RECIPES = _load_recipes()

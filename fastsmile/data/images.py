@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMATS', 'FORMAT_EXTENSIONS', 'IMAGE_EXTENSIONS',
-           'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError', 'ImageNotFoundError',
-           'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'decode_image',
-           'region_name', 'parse_region', 'crop_region', 'UnreadableImageError', 'normalize', 'denormalize']
+           'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'FULL_SIZE_KEY', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError',
+           'ImageNotFoundError', 'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop',
+           'normalize', 'denormalize', 'decode_image', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail',
+           'UnreadableImageError']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,13 +33,14 @@ FORMAT_EXTENSIONS = dict(         # Pillow's name of a format -> the usual file 
     JPEG2000=('.jp2', '.j2k'), TGA=('.tga',), AVIF=('.avif',), HEIF=('.heic', '.heif'), ICO=('.ico',))
 IMAGE_EXTENSIONS = tuple(dict.fromkeys(e for extensions in FORMAT_EXTENSIONS.values() for e in extensions))
 
-# %% ../../nbs/data/01_images.ipynb #658108db
+# %% ../../nbs/data/01_images.ipynb #67c9e110
 class ImageError(Exception):
     "A file that does not hold a usable image; the text says why"
 
 class ImageNotFoundError(ImageError):
     "There is no such file"
 
+# %% ../../nbs/data/01_images.ipynb #59c749aa
 def open_image_bytes(
     data: bytes, # a whole image file
 ) -> Image.Image: # its header is read, its pixels are not
@@ -46,7 +49,7 @@ def open_image_bytes(
     except UnidentifiedImageError: Image.init()
     return Image.open(io.BytesIO(data), formats=[f for f in RARE_FORMATS if f in Image.OPEN])
 
-# %% ../../nbs/data/01_images.ipynb #3ebb2f71
+# %% ../../nbs/data/01_images.ipynb #3272bf49
 _CHUNK_PIXELS = 2**20  # a float64 of every pixel at once would take more memory than the image
 
 def _value_range(img: Image.Image, flat: np.ndarray) -> tuple[float, float]:
@@ -64,6 +67,7 @@ def _finite_chunk(flat: np.ndarray, start: int) -> np.ndarray:
     chunk = flat[start:start + _CHUNK_PIXELS].astype(np.float64)
     return np.nan_to_num(chunk, nan=0, posinf=0, neginf=0)
 
+# %% ../../nbs/data/01_images.ipynb #5c6124a3
 def _to_8bit(img: Image.Image) -> Image.Image:
     "16-bit, 32-bit and float greys, scaled to 0 to 255"
     flat = np.asarray(img).reshape(-1)
@@ -123,7 +127,7 @@ def resize_and_crop(
 ) -> np.ndarray: # (size, size, 3), uint8
     "Resize and crop `img` as `prep` says, as timm's evaluation transform does"
     how = getattr(Image.Resampling, prep.interpolation.upper(), Image.Resampling.BILINEAR)
-    w, h, scale = img.info.get(_FULL_SIZE_KEY, (*img.size, 1))
+    w, h, scale = img.info.get(FULL_SIZE_KEY, (*img.size, 1))
     s, target = prep.size, resized_size((w, h), prep)
     if img.size != target: img = img.resize(target, how, box=(0, 0, w / scale, h / scale))
     if img.size == (s, s): return np.asarray(img)
@@ -133,9 +137,29 @@ def resize_and_crop(
     out.paste(img, (-left, -top))
     return np.asarray(out)
 
-_FULL_SIZE_KEY = 'full_size_and_scale'  # in `img.info`, of a JPEG that was decoded smaller
+FULL_SIZE_KEY = 'full_size_and_scale'  # in `img.info`, of a JPEG that was decoded smaller
 
-# %% ../../nbs/data/01_images.ipynb #7f25308b
+# %% ../../nbs/data/01_images.ipynb #127bbb8b
+def normalize(
+    x: np.ndarray,    # floats from 0 to 255, an array or a tensor; changed in place
+    mean: np.ndarray, # of each channel, from 0 to 1
+    std: np.ndarray,  # of each channel
+) -> np.ndarray:
+    "Pixels as a network takes them: x / 255, - mean, / std"
+    x /= 255
+    x -= mean
+    x /= std
+    return x
+
+def denormalize(
+    x: np.ndarray,    # of `normalize`, an array or a tensor
+    mean: np.ndarray,
+    std: np.ndarray,
+) -> np.ndarray: # from 0 to 1
+    "The inverse, for drawing"
+    return x * std + mean
+
+# %% ../../nbs/data/01_images.ipynb #10522aed
 JPEG_DRAFT_OVERSAMPLING = 2  # a JPEG that is decoded smaller keeps this many times the pixels on a side that are needed
 
 def _request_draft(img: Image.Image, prep: Preprocessing | None, at_least: int | None):
@@ -144,14 +168,25 @@ def _request_draft(img: Image.Image, prep: Preprocessing | None, at_least: int |
     if prep: img.draft(None, tuple(JPEG_DRAFT_OVERSAMPLING * v for v in resized_size(img.size, prep)))
     elif at_least: img.draft(None, (at_least, at_least))
 
+# %% ../../nbs/data/01_images.ipynb #49374054
 def _record_full_size(img: Image.Image, full: tuple[int, int], scale: int) -> Image.Image:
     "Note how large a reduced image really is, so that it is resized as the whole would be: 301 rows are 150.5, not 151"
     turned = (full[0] < full[1]) != (img.width < img.height)  # EXIF may have turned it
     w, h = full[::-1] if turned else full
-    img.info[_FULL_SIZE_KEY] = w, h, scale
+    img.info[FULL_SIZE_KEY] = w, h, scale
     return img
 
-# %% ../../nbs/data/01_images.ipynb #465aaeae
+# %% ../../nbs/data/01_images.ipynb #9d958a7e
+def _open_checked(data: bytes, max_pixels: int) -> Image.Image:
+    "The opened file, not yet decoded; an `ImageError` where there is none, or where it would be too large"
+    if not data: raise ImageError('zero bytes')
+    try: img = open_image_bytes(data)
+    except Image.DecompressionBombError: raise ImageError(f'more than {max_pixels:,} pixels') from None
+    except Exception as e: raise ImageError('not an image that can be read') from e
+    if img.width * img.height <= max_pixels: return img
+    raise ImageError(f'more than {max_pixels:,} pixels: {img.width} x {img.height}')
+
+# %% ../../nbs/data/01_images.ipynb #9d6a0589
 def decode_image(
     data: bytes,                        # a whole image file
     max_pixels: int = MAX_IMAGE_PIXELS, # refuse an image with more
@@ -169,15 +204,6 @@ def decode_image(
         return _record_full_size(img, full, scale) if scale > 1 else img
     except Exception as e:
         raise ImageError('truncated' if 'truncated' in str(e) else f'broken: {printable(e)[:120]}') from e
-
-def _open_checked(data: bytes, max_pixels: int) -> Image.Image:
-    "The opened file, not yet decoded; an `ImageError` where there is none, or where it would be too large"
-    if not data: raise ImageError('zero bytes')
-    try: img = open_image_bytes(data)
-    except Image.DecompressionBombError: raise ImageError(f'more than {max_pixels:,} pixels') from None
-    except Exception as e: raise ImageError('not an image that can be read') from e
-    if img.width * img.height <= max_pixels: return img
-    raise ImageError(f'more than {max_pixels:,} pixels: {img.width} x {img.height}')
 
 # %% ../../nbs/data/01_images.ipynb #965e6d8d
 def region_name(
@@ -210,6 +236,18 @@ def crop_region(
         raise ImageError(f'the region {x},{y},{w},{h} is not within {img.width} x {img.height} pixels')
     return img.crop((x, y, x + w, y + h))
 
+# %% ../../nbs/data/01_images.ipynb #b7702e3c
+def read_thumbnail(
+    reader: Any, # where the image is
+    name: str,   # its name there
+    size: int,   # pixels of the longer side, at most
+) -> Image.Image | None:
+    "A small copy of an image, RGB; None where it cannot be read"
+    try: img = reader.read_image(name, Preprocessing(size=size, crop_mode='border'))
+    except ImageError: return None
+    img.thumbnail((size, size), Image.Resampling.BILINEAR)
+    return img
+
 # %% ../../nbs/data/01_images.ipynb #45d58949
 class UnreadableImageError(SmileError):
     "An image that can no longer be read"
@@ -218,23 +256,3 @@ class UnreadableImageError(SmileError):
     ):
         reason = message.rpartition('UnreadableImageError: ')[2].splitlines()[0]
         super().__init__(reason, 'It could be read before: has the source changed? Train again on what is there.')
-
-# %% ../../nbs/data/01_images.ipynb #n0rmal02
-def normalize(
-    x: np.ndarray,    # floats from 0 to 255, an array or a tensor; changed in place
-    mean: np.ndarray, # of each channel, from 0 to 1
-    std: np.ndarray,  # of each channel
-) -> np.ndarray:
-    "Pixels as a network takes them: x / 255, - mean, / std"
-    x /= 255
-    x -= mean
-    x /= std
-    return x
-
-def denormalize(
-    x: np.ndarray,    # of `normalize`, an array or a tensor
-    mean: np.ndarray,
-    std: np.ndarray,
-) -> np.ndarray: # from 0 to 1
-    "The inverse, for drawing"
-    return x * std + mean

@@ -7,7 +7,7 @@ __all__ = ['TABLE_COLUMNS', 'TABLES', 'TABLE_FILE', 'CLASS_FOLDERS', 'LABEL_HEAD
            'SourcePlace', 'is_table_name', 'TableFile', 'find_tables', 'read_tables', 'read_folders', 'read_array',
            'read_npz']
 
-# %% ../../nbs/data/05_layouts.ipynb #ab31f51e
+# %% ../../nbs/data/05_layouts.ipynb #75c7b50a
 import os
 import re
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from ..core.system import free_memory
 from .archives import open_zip
 from .images import ImageError
 from .readers import ArrayReader, FolderReader, Reader, ZipReader, remote_reader
-from .tables import (MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, SPLIT_NAMES, TABLE_EXTENSIONS, COLUMN_NAMES, ColumnChoice,
-                                   ImageFinder, detect_columns, label_key, parse_table, read_table_bytes)
+from .tables import (COLUMN_NAMES, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, SPLIT_NAMES, TABLE_EXTENSIONS,
+                                   ColumnChoice, ImageFinder, detect_columns, label_key, parse_table, read_table_bytes)
 
 # %% ../../nbs/data/05_layouts.ipynb #a96915f8
 TABLE_COLUMNS = ['path', 'label', 'split', 'group', 'reason']
@@ -73,7 +73,14 @@ class SourcePlace:
     @cached_property
     def names(self) -> list[str]: return self.reader.names()
 
-# %% ../../nbs/data/05_layouts.ipynb #b1f3f8e2
+# %% ../../nbs/data/05_layouts.ipynb #0b48ebc2
+def is_table_name(
+    name: str,
+) -> bool:
+    "Is it a table that is read without being named? A .txt is not"
+    return PurePosixPath(name).suffix.lower() in TABLE_EXTENSIONS[:3]
+
+# %% ../../nbs/data/05_layouts.ipynb #05f4c5c1
 def _folder_or_zip_reader(folder: Path) -> FolderReader | ZipReader:
     "The images of a folder; of the only zip in it, where it has a table and no image of its own"
     reader, names = FolderReader(folder), os.listdir(folder)
@@ -86,13 +93,7 @@ def _folder_or_zip_reader(folder: Path) -> FolderReader | ZipReader:
     raise SmileError(f'{printable(folder)} holds no images, and several zips: {", ".join(map(printable, zips))}.',
                      'Pass the one with the images, and the table with --labels FILE.')
 
-def is_table_name(
-    name: str,
-) -> bool:
-    "Is it a table that is read without being named? A .txt is not"
-    return PurePosixPath(name).suffix.lower() in TABLE_EXTENSIONS[:3]
-
-# %% ../../nbs/data/05_layouts.ipynb #8a867c84
+# %% ../../nbs/data/05_layouts.ipynb #b5ad6368
 @dataclass(frozen=True)
 class TableFile:
     "A table of labels that was found"
@@ -100,35 +101,20 @@ class TableFile:
     read: Callable[[], bytes]
     split: str = ''  # that its name says
 
-def find_tables(
-    place: SourcePlace,
-) -> list[TableFile]:
-    "The tables of a folder or a zip: the named one, those of the splits, or the only one; raises `SmileError` where that is not clear"
-    if place.options.labels: return [_labels_file(place.options.labels)]
-    tables = _tables_inside(place) or _tables_next_to_zip(place)
-    splits = [TableFile(t.name, t.read, SPLIT_NAMES[_stem(t)]) for t in tables if _stem(t) in SPLIT_NAMES]
-    if any(t.split == 'train' for t in splits): return sorted(splits, key=lambda t: _TABLE_ORDER.index(t.split))
-    if len(tables) <= 1: return tables
-    if metadata := [t for t in tables if t.name == 'metadata.csv']: return metadata
-    raise SmileError(f'{printable(place.source)} has several tables: {", ".join(printable(t.name) for t in tables)}.',
-                     'Say which with --labels FILE, or use the class folders with --layout folders.')
-
-_TABLE_ORDER = ('train', 'valid', 'calib', 'test')
-
-def _stem(table: TableFile) -> str: return PurePosixPath(table.name).stem.lower()
-
-# %% ../../nbs/data/05_layouts.ipynb #62bb5918
+# %% ../../nbs/data/05_layouts.ipynb #9a838a05
 def _tables_inside(place: SourcePlace) -> list[TableFile]:
     if place.is_folder:  # the images may be those of a zip in it
         files = FolderReader(place.source).root_files()
         return [TableFile(n, lambda n=n: read_table_bytes(Path(place.source)/n)) for n in files if is_table_name(n)]
-    return [TableFile(n, lambda n=n: _read_member(place.reader, n)) for n in place.reader.root_files() if is_table_name(n)]
+    files = place.reader.root_files()
+    return [TableFile(n, lambda n=n: _read_member(place.reader, n)) for n in files if is_table_name(n)]
 
 def _tables_next_to_zip(place: SourcePlace) -> list[TableFile]:
     if is_url(place.source) or place.extension != '.zip': return []
     paths = [Path(place.source).with_suffix(e) for e in TABLE_EXTENSIONS[:3]]
     return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in paths if p.exists()]
 
+# %% ../../nbs/data/05_layouts.ipynb #41390fe3
 def _labels_file(path: str) -> TableFile:
     return TableFile(Path(path).name, lambda: read_table_bytes(_labels_path(path)))
 
@@ -143,20 +129,25 @@ def _read_member(reader: Reader, name: str) -> bytes:
         raise SmileError(f'{printable(name)} in {printable(reader.root)}: {e}.',
                          'Pack the zip again, or pass the table with --labels FILE.') from None
 
-# %% ../../nbs/data/05_layouts.ipynb #5c0ac300
-def _named_rows(raw: pd.DataFrame, finder: ImageFinder, options: SourceOptions, name: str
-                ) -> tuple[pd.DataFrame, dict[str, str | None]]: # rows under their columns' names; role -> column
-    "Find the columns of a table, and check their cells"
-    step = max(1, (len(raw) - MAX_SAMPLE_ROWS) // MAX_SAMPLE_ROWS)
-    sample = pd.concat([raw.iloc[:MAX_SAMPLE_ROWS], raw.iloc[MAX_SAMPLE_ROWS::step]])
-    columns = detect_columns(sample.values.tolist(), finder, ColumnChoice.from_options(options), name)
-    rows = raw.iloc[int(columns.has_header):].reset_index(drop=True).set_axis(columns.names, axis=1)
-    roles = columns.roles | dict(split=_check_split_column(rows, columns.roles['split'], options.split_col, name))
-    if options.label_col is None and roles['label']: _check_single_label_column(rows, roles, name)
-    for role in ('image', 'label'):
-        if roles[role]: _check_line_breaks(rows[roles[role]], columns.has_header, name)
-    return rows, roles
+# %% ../../nbs/data/05_layouts.ipynb #bb091924
+def find_tables(
+    place: SourcePlace,
+) -> list[TableFile]:
+    "The tables of a folder or a zip: the named one, those of the splits, or the only one; raises `SmileError`"
+    if place.options.labels: return [_labels_file(place.options.labels)]
+    tables = _tables_inside(place) or _tables_next_to_zip(place)
+    splits = [TableFile(t.name, t.read, SPLIT_NAMES[_stem(t)]) for t in tables if _stem(t) in SPLIT_NAMES]
+    if any(t.split == 'train' for t in splits): return sorted(splits, key=lambda t: _TABLE_ORDER.index(t.split))
+    if len(tables) <= 1: return tables
+    if metadata := [t for t in tables if t.name == 'metadata.csv']: return metadata
+    raise SmileError(f'{printable(place.source)} has several tables: {", ".join(printable(t.name) for t in tables)}.',
+                     'Say which with --labels FILE, or use the class folders with --layout folders.')
 
+_TABLE_ORDER = ('train', 'valid', 'calib', 'test')
+
+def _stem(table: TableFile) -> str: return PurePosixPath(table.name).stem.lower()
+
+# %% ../../nbs/data/05_layouts.ipynb #306b696c
 def _check_line_breaks(column: pd.Series, has_header: bool, name: str):
     torn = column.index[column.str.contains('\n')]
     if torn.empty: return
@@ -165,7 +156,7 @@ def _check_line_breaks(column: pd.Series, has_header: bool, name: str):
                      f'in row {torn[0] + 1 + has_header}: {cell}',
                      'A quote there is not closed; put quotes around a cell in pairs.')
 
-# %% ../../nbs/data/05_layouts.ipynb #bf4ed956
+# %% ../../nbs/data/05_layouts.ipynb #dce7af30
 def _check_split_column(rows: pd.DataFrame, column: str | None, asked: str | None, name: str) -> str | None:
     "The column of the splits, where its cells are words for them; a `SmileError` where only some are"
     if column is None or column == NO_SPLIT_COLUMN: return None
@@ -178,6 +169,7 @@ def _check_split_column(rows: pd.DataFrame, column: str | None, asked: str | Non
                      f'Accepted: {", ".join(SPLIT_NAMES)}, or empty. Correct it, or leave the column aside with '
                      f'--split-col {NO_SPLIT_COLUMN}.')
 
+# %% ../../nbs/data/05_layouts.ipynb #b6d0b3f7
 def _check_single_label_column(rows: pd.DataFrame, roles: dict[str, str | None], name: str):
     "A `SmileError` where another column may be the label as well, and says something else"
     label = roles['label']
@@ -197,7 +189,21 @@ def _is_measure(rows: pd.DataFrame, column: str) -> bool:
     is_coordinate = column.lower() == 'y' and 'x' in map(str.lower, rows.columns)
     return is_coordinate or rows[column].nunique() > max(20, len(rows) / 2)
 
-# %% ../../nbs/data/05_layouts.ipynb #7def7213
+# %% ../../nbs/data/05_layouts.ipynb #3f6a6a7c
+def _named_rows(raw: pd.DataFrame, finder: ImageFinder, options: SourceOptions, name: str
+                ) -> tuple[pd.DataFrame, dict[str, str | None]]: # rows under their columns' names; role -> column
+    "Find the columns of a table, and check their cells"
+    step = max(1, (len(raw) - MAX_SAMPLE_ROWS) // MAX_SAMPLE_ROWS)
+    sample = pd.concat([raw.iloc[:MAX_SAMPLE_ROWS], raw.iloc[MAX_SAMPLE_ROWS::step]])
+    columns = detect_columns(sample.values.tolist(), finder, ColumnChoice.from_options(options), name)
+    rows = raw.iloc[int(columns.has_header):].reset_index(drop=True).set_axis(columns.names, axis=1)
+    roles = columns.roles | dict(split=_check_split_column(rows, columns.roles['split'], options.split_col, name))
+    if options.label_col is None and roles['label']: _check_single_label_column(rows, roles, name)
+    for role in ('image', 'label'):
+        if roles[role]: _check_line_breaks(rows[roles[role]], columns.has_header, name)
+    return rows, roles
+
+# %% ../../nbs/data/05_layouts.ipynb #f73ce033
 def _rows_of_table(table: TableFile, finder: ImageFinder, options: SourceOptions) -> tuple[pd.DataFrame, str]:
     "The rows of one table; which columns were used, as a sentence"
     rows, roles = _named_rows(parse_table(table.read(), table.name), finder, options, table.name)
@@ -212,6 +218,7 @@ def _rows_of_table(table: TableFile, finder: ImageFinder, options: SourceOptions
     others = others.rename(columns=lambda c: f'{c}_given' if c in TABLE_COLUMNS else c)
     return out[TABLE_COLUMNS].join(others), f'{printable(table.name)}: {used}.'
 
+# %% ../../nbs/data/05_layouts.ipynb #73622bab
 def read_tables(
     reader: Reader,           # of the images
     names: list[str],         # all images in it
@@ -223,7 +230,7 @@ def read_tables(
     parts, notes = zip(*[_rows_of_table(table, finder, options) for table in tables])
     return ReadSource(reader, pd.concat(parts, ignore_index=True).fillna(''), notes)
 
-# %% ../../nbs/data/05_layouts.ipynb #eb867aef
+# %% ../../nbs/data/05_layouts.ipynb #9313bbc0
 def _detect_tables(place: SourcePlace) -> str:
     if not place.reader or place.options.layout == 'folders': return ''
     return ', '.join(printable(t.name) for t in find_tables(place))
@@ -231,6 +238,7 @@ def _detect_tables(place: SourcePlace) -> str:
 def _read_tables_in(place: SourcePlace) -> ReadSource:
     return read_tables(place.reader, place.names, find_tables(place), place.options)
 
+# %% ../../nbs/data/05_layouts.ipynb #fc19de76
 def _detect_table_file(place: SourcePlace) -> str:
     is_file = is_url(place.source) or os.path.isfile(place.source)
     return 'itself' if is_file and place.extension in TABLE_EXTENSIONS else ''
@@ -249,7 +257,30 @@ def _read_table_file(place: SourcePlace) -> ReadSource:
 TABLES = Layout('tables', 'csv', 'a table of labels', _detect_tables, _read_tables_in)
 TABLE_FILE = Layout('table file', 'csv', 'a table of labels', _detect_table_file, _read_table_file, decisive=True)
 
-# %% ../../nbs/data/05_layouts.ipynb #35477600
+# %% ../../nbs/data/05_layouts.ipynb #b9bcd257
+def _shared_folders(paths: list[list[str]]) -> int:
+    "How many folders all paths begin with, that are not those of classes or splits"
+    n = 0
+    while paths and all(len(p) > n + 2 for p in paths) and len({p[n] for p in paths}) == 1:
+        if paths[0][n].lower() in SPLIT_NAMES: break
+        n += 1
+    return n
+
+# %% ../../nbs/data/05_layouts.ipynb #02519860
+def _check_folder_levels(paths: list[list[str]]):
+    "A `SmileError` where a folder next to those of splits holds the same classes and is not named for a split"
+    below = {}
+    for path in paths: below.setdefault(path[0], set()).add(label_key(path[1]))
+    splits = sorted(n for n in below if n.lower() in SPLIT_NAMES)
+    classes = set().union(*(below[n] for n in splits))
+    for name in sorted(below.keys() - set(splits)):
+        if splits and below[name] <= classes:
+            others = ', '.join(map(printable, splits))
+            raise SmileError(f'The folder {printable(name)} is next to {others} and holds the same classes, '
+                             'but is not named for a split.',
+                             f'Rename it ({", ".join(SPLIT_NAMES)}), or take it out of the source.')
+
+# %% ../../nbs/data/05_layouts.ipynb #62f2443b
 def read_folders(
     names: list[str], # of images, with forward slashes
 ) -> pd.DataFrame:
@@ -261,33 +292,12 @@ def read_folders(
     rows = []
     for path in paths:
         own = path[skip:]
-        if divided and len(own) == 2 and own[0].lower() in SPLIT_NAMES: continue  # next to the class folders, not in one
+        if divided and len(own) == 2 and own[0].lower() in SPLIT_NAMES: continue  # next to class folders, not in one
         split = SPLIT_NAMES.get(own[0].lower(), '') if len(own) > 2 else ''
         if split: own = own[1:]
         if len(own) > 1: rows.append(('/'.join(path), own[0], split, '', ''))
     frame = pd.DataFrame(rows, columns=TABLE_COLUMNS, dtype=str)
     return frame if frame.label.nunique() > 1 else frame[:0]
-
-# %% ../../nbs/data/05_layouts.ipynb #fb97ad0f
-def _shared_folders(paths: list[list[str]]) -> int:
-    "How many folders all paths begin with, that are not those of classes or splits"
-    n = 0
-    while paths and all(len(p) > n + 2 for p in paths) and len({p[n] for p in paths}) == 1:
-        if paths[0][n].lower() in SPLIT_NAMES: break
-        n += 1
-    return n
-
-def _check_folder_levels(paths: list[list[str]]):
-    "A `SmileError` where a folder next to those of splits holds the same classes and is not named for a split"
-    below = {}
-    for path in paths: below.setdefault(path[0], set()).add(label_key(path[1]))
-    splits = sorted(n for n in below if n.lower() in SPLIT_NAMES)
-    classes = set().union(*(below[n] for n in splits))
-    for name in sorted(below.keys() - set(splits)):
-        if splits and below[name] <= classes:
-            raise SmileError(f'The folder {printable(name)} is next to {", ".join(map(printable, splits))} and holds the '
-                             'same classes, but is not named for a split.',
-                             f'Rename it ({", ".join(SPLIT_NAMES)}), or take it out of the source.')
 
 # %% ../../nbs/data/05_layouts.ipynb #897ac0e7
 def _detect_folders(place: SourcePlace) -> str:
@@ -298,8 +308,8 @@ def _detect_folders(place: SourcePlace) -> str:
 CLASS_FOLDERS = Layout('class folders', 'folders', 'class folders', _detect_folders,
                        lambda place: ReadSource(place.reader, read_folders(place.names)))
 
-# %% ../../nbs/data/05_layouts.ipynb #b84d1d1d
-LABEL_HEADERS = {'label', 'labels', 'class', 'class_name', 'target', 'category'}  # above a column of labels; no class is called that
+# %% ../../nbs/data/05_layouts.ipynb #4ad1f700
+LABEL_HEADERS = {'label', 'labels', 'class', 'class_name', 'target', 'category'}  # no class is called that
 
 def _strip_label_header(values: list[str], n: int, name: str) -> list[str]:
     "The last cells of a table of labels for `n` images, without a header and without too many blank lines at the end"
@@ -313,6 +323,7 @@ def _strip_label_header(values: list[str], n: int, name: str) -> list[str]:
         return values[1:]
     return values[:-1] if not alone and not values[-1] else values
 
+# %% ../../nbs/data/05_layouts.ipynb #f3653133
 def _read_npy_labels(path: Path) -> list:
     "The labels in a .npy; a `SmileError` where it holds none"
     try: values = np.load(path, mmap_mode='r', allow_pickle=False).tolist()
@@ -322,7 +333,7 @@ def _read_npy_labels(path: Path) -> list:
     if not isinstance(values, list): values = [values]
     return [v[0] if isinstance(v, list) and v else v for v in values]
 
-# %% ../../nbs/data/05_layouts.ipynb #7acdb91b
+# %% ../../nbs/data/05_layouts.ipynb #27b2b876
 def read_array(
     reader: ArrayReader,
     labels: Path, # .npy, .csv or .txt with a label per image
@@ -334,13 +345,14 @@ def read_array(
         rows = parse_table(read_table_bytes(labels), labels.name, blanks=True).values.tolist()
         values = _strip_label_header([row[-1].strip() for row in rows], len(names), labels.name)
     if len(values) != len(names):
-        raise SmileError(f'{printable(labels)} has {len(values)} labels for {len(names)} images in {printable(reader.root)}.',
+        raise SmileError(f'{printable(labels)} has {len(values)} labels for {len(names)} images '
+                         f'in {printable(reader.root)}.',
                          'There must be one label per image, in the same order: a blank line is an image without one, '
                          'a header a word that is not a label.')
     labels = [str(v).strip() for v in values]
     return pd.DataFrame(dict(path=names, label=labels, split='', group='', reason=''), dtype=str)
 
-# %% ../../nbs/data/05_layouts.ipynb #fce3bfe4
+# %% ../../nbs/data/05_layouts.ipynb #daead4ea
 def _parse_raw_shape(text: str | None) -> tuple[int, ...] | None:
     "The shape H,W,C from its text"
     if text is None: return None
@@ -348,6 +360,7 @@ def _parse_raw_shape(text: str | None) -> tuple[int, ...] | None:
         raise OptionError(f'--raw-shape {text!r} is not a shape.', 'Accepted: height,width,channels, e.g. 56,56,3.')
     return tuple(int(v) for v in text.split(','))
 
+# %% ../../nbs/data/05_layouts.ipynb #74e38abc
 def _labels_of_array(path: Path, options: SourceOptions) -> Path:
     "The file of labels of an array"
     if options.labels: return _labels_path(options.labels)
@@ -358,6 +371,7 @@ def _labels_of_array(path: Path, options: SourceOptions) -> Path:
     raise SmileError(f'No labels are next to {printable(path)}.',
                      'Pass them with --labels FILE (.npy, .csv or .txt, one label per image).')
 
+# %% ../../nbs/data/05_layouts.ipynb #50313a7f
 def _detect_array(place: SourcePlace) -> str:
     if is_url(place.source): return ''
     is_array = place.extension == '.npy' or place.options.layout == 'array' or place.options.raw_shape
@@ -370,12 +384,12 @@ def _read_array_file(place: SourcePlace) -> ReadSource:
 
 ARRAY = Layout('array', 'array', 'an array', _detect_array, _read_array_file, decisive=True)
 
-# %% ../../nbs/data/05_layouts.ipynb #9f1033a4
+# %% ../../nbs/data/05_layouts.ipynb #014a97eb
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     "The arrays of a .npz; a `SmileError` where they cannot be read, or would fill the memory"
     try:
         with open_zip(path) as z: sizes = [i.file_size for i in z.infolist()]
-        need = sum(sizes) * (1 + (len(sizes) > 2))  # images of several arrays become one, beside which they are for a while
+        need = sum(sizes) * (1 + (len(sizes) > 2))  # images of several arrays become one, and are there twice
         free = free_memory()
         if need > free * 3 / 4:
             raise ValueError(f'it takes {need / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free; '
@@ -386,6 +400,7 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
                          'A .npz of arrays without pickled objects is accepted.') from None
     return {key: a for key, a in arrays.items() if isinstance(a, np.ndarray)}
 
+# %% ../../nbs/data/05_layouts.ipynb #14c6a412
 def _split_of_key(key: str) -> str:
     words = re.split(r'[^a-z]+', key.lower())
     return next((SPLIT_NAMES[w] for w in words if w in SPLIT_NAMES), '')
@@ -393,10 +408,10 @@ def _split_of_key(key: str) -> str:
 def _is_image_array(a: np.ndarray) -> bool:
     return a.dtype == np.uint8 and (a.ndim == 3 or a.ndim == 4 and a.shape[3] in (1, 3, 4))
 
-# %% ../../nbs/data/05_layouts.ipynb #5435f75c
+# %% ../../nbs/data/05_layouts.ipynb #6d3993e0
 def _labels_key(key: str, arrays: dict[str, np.ndarray], path: Path) -> str:
     "Which array holds the labels of the images `key`"
-    def fits(name, a):
+    def fits(name: str, a: np.ndarray) -> bool:
         is_column = a.ndim > 0 and a.size == len(a) == len(arrays[key])
         return is_column and not _is_image_array(a) and _split_of_key(name) == _split_of_key(key)
     found = [name for name, a in arrays.items() if fits(name, a)]
@@ -404,8 +419,10 @@ def _labels_key(key: str, arrays: dict[str, np.ndarray], path: Path) -> str:
     shapes = ', '.join(f'{printable(n)} {a.dtype}{list(a.shape)}' for n, a in arrays.items())
     count = 'more than one' if found else 'no'
     raise SmileError(f'{printable(path)} holds {shapes}: {count} array of labels fits {printable(key)}.',
-                     'Save images as `images` (uint8, N x H x W x C) and `labels` (N), or `x_train`, `y_train` and so on.')
+                     'Save images as `images` (uint8, N x H x W x C) and `labels` (N), '
+                     'or `x_train`, `y_train` and so on.')
 
+# %% ../../nbs/data/05_layouts.ipynb #bca9df36
 def read_npz(
     path: Path,
 ) -> ReadSource:
@@ -421,6 +438,7 @@ def read_npz(
     frame = rows.assign(path=[str(i) for i in range(len(rows))], group='', reason='')[TABLE_COLUMNS].astype(str)
     return ReadSource(ArrayReader(path, keys=keys), frame)
 
+# %% ../../nbs/data/05_layouts.ipynb #ccd521de
 def _detect_npz(place: SourcePlace) -> str:
     return 'its arrays' if place.extension == '.npz' and not is_url(place.source) else ''
 

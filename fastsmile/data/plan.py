@@ -6,8 +6,7 @@
 __all__ = ['PLAN_COLUMNS', 'plan_copies', 'plan_single_images', 'merge_plans', 'read_plan', 'override_plan',
            'note_overridden_actions', 'apply_plan']
 
-# %% ../../nbs/data/11_plan.ipynb #6bb7a56b
-import os
+# %% ../../nbs/data/11_plan.ipynb #2ff10b1a
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,135 +16,274 @@ import pandas as pd
 from ..core.errors import SmileError, printable
 from ..core.files import unescape_formula
 from .duplicates import find_copies, join_groups
-from .findings import Finding, finding_rows
+from .findings import FINDING_KINDS, Finding, finding_rows, make_finding
 from .scan import ScanResult
-from .source import CLASS_LEFT_OUT
-from .tables import SPLIT_PRIORITY, label_key, parse_table, read_table_bytes
+from .source import CLASS_LEFT_OUT, REPEATED_ROW, UNLABELLED
+from .tables import SPLIT_PRIORITY, label_key, parse_table, read_table_bytes, spellings
 
 # %% ../../nbs/data/11_plan.ipynb #78d7abeb
 PLAN_COLUMNS = ['path', 'action', 'reason', 'group', 'new_label']
 _PLAN_ACTIONS = ('keep', 'drop')
 
+# %% ../../nbs/data/11_plan.ipynb #724bfd40
+def _actions_for_copies(
+    rows: pd.DataFrame, # of one group: `path`, `split`, `exact_group` (the same number for the same bytes)
+    weak: pd.Series,    # True where a copy is in a split with priority
+) -> list[tuple]: # path, action, reason
+    "What is done with each image of a group of copies"
+    strong = rows[~weak]
+    first = strong.drop_duplicates('exact_group').set_index('exact_group').path  # of each set of the same bytes
+    if weak.any(): kept_as = 'split-leak: has a copy in another split'
+    elif len(first) > 1: kept_as = 'near-duplicate'
+    else: kept_as = 'exact-duplicate'
+    out, strong_paths = [], set(strong.path)
+    for path, exact, is_weak in zip(rows.path, rows.exact_group, weak):
+        if is_weak and path in strong_paths: continue
+        if is_weak: out.append((path, 'drop', f'split-leak: a copy is in {strong.split.iloc[0]}'))
+        elif path != first[exact]: out.append((path, 'drop', f'exact-duplicate: of {first[exact]}'))
+        else: out.append((path, 'keep', kept_as))
+    return list(dict.fromkeys(out))
+
+# %% ../../nbs/data/11_plan.ipynb #6d9522f8
+def _kinds_of_copies(
+    rows: pd.DataFrame, # as in `_actions_for_copies`
+    weak: pd.Series,
+) -> dict: # kind of finding -> groups of paths
+    "What a group of copies is reported as"
+    strong, leak = rows[~weak], weak.any()
+    kinds = {'split-leak': [list(dict.fromkeys(rows.path))]} if leak else {}
+    same_bytes = [list(dict.fromkeys(part.path)) for _, part in strong.groupby('exact_group', sort=False)]
+    same_bytes = [paths for paths in same_bytes if len(paths) > 1]
+    if same_bytes: kinds['exact-duplicate'] = same_bytes
+    first = strong.drop_duplicates('exact_group').path
+    if len(first) > 1 and not leak: kinds['near-duplicate'] = [list(first)]
+    return kinds
+
 # %% ../../nbs/data/11_plan.ipynb #246520ae
 def _plan_copy_group(
-    rows: pd.DataFrame, # of one group: `path`, `label`, `split`, `exact` (the same number for the same bytes)
-) -> tuple[dict, list]: # kind -> groups of paths; a (path, action, reason) each
+    rows: pd.DataFrame, # of one group: `path`, `label`, `split`, `exact_group`
+) -> tuple[dict, list]: # kind of finding -> groups of paths; path, action, reason each
     "What is found in a group of copies, and what is done with each of them"
     labels, paths = list(dict.fromkeys(rows.label)), list(dict.fromkeys(rows.path))
     if len(labels) > 1:
-        return {'conflicting-label': [paths]}, [(p, 'drop', 'conflicting-label: ' + ' and '.join(labels)) for p in paths]
-    rank = rows.split.map(SPLIT_PRIORITY)
-    weak = rank < rank.max()
-    first = rows[~weak].drop_duplicates('exact').set_index('exact').path  # of each set of the same bytes
-    out, kinds, leak = [], {}, weak.any()
-    for p, e, w in zip(rows.path, rows.exact, weak):
-        if w and p not in set(rows.path[~weak]): out.append((p, 'drop', 'split-leak: a copy stands in ' + rows.split[rank.idxmax()]))
-        elif not w and p != first[e]: out.append((p, 'drop', f'exact-duplicate: of {first[e]}'))
-        elif not w: out.append((p, 'keep', 'split-leak: has a copy elsewhere' if leak else 'near-duplicate' if len(first) > 1 else 'exact-duplicate'))
-    if leak: kinds['split-leak'] = [paths]
-    same = [list(dict.fromkeys(g.path)) for _, g in rows[~weak].groupby('exact', sort=False)]
-    if extra := [g for g in same if len(g) > 1]: kinds['exact-duplicate'] = extra
-    if len(first) > 1 and not leak: kinds['near-duplicate'] = [list(first)]
-    return kinds, list(dict.fromkeys(out))
+        reason = 'conflicting-label: ' + ' and '.join(labels)
+        return {'conflicting-label': [paths]}, [(p, 'drop', reason) for p in paths]
+    priority = rows.split.map(SPLIT_PRIORITY)
+    weak = priority < priority.max()
+    return _kinds_of_copies(rows, weak), _actions_for_copies(rows, weak)
+
+# %% ../../nbs/data/11_plan.ipynb #f5bc8a79
+def _copy_finding(
+    kind: str,          # one of `FINDING_KINDS`
+    groups: list,       # of paths
+    rows: pd.DataFrame, # `path`, `label`
+) -> Finding:
+    "A finding about groups of copies; each path comes with its labels"
+    labels = {}
+    for path, label in zip(rows.path, rows.label): labels.setdefault(path, {})[label] = True
+    paths = []
+    for group in groups: paths += group
+    return make_finding(kind, finding_rows(paths, [' and '.join(labels[p]) for p in paths]), groups)
 
 # %% ../../nbs/data/11_plan.ipynb #ee82227b
-_COPY_FINDINGS = {'conflicting-label': ('error', 'dropped, all of them'), 'split-leak': ('error', 'the weaker split gives way'),
-         'exact-duplicate': ('warning', 'one is kept'), 'near-duplicate': ('note', 'kept, in one group')}
+_COPY_KINDS = ('conflicting-label', 'split-leak', 'exact-duplicate', 'near-duplicate')
 
 def plan_copies(
     rows: pd.DataFrame, # the rows that can be used: `path`, `label`, `split`
-    seen: ScanResult,
-    near: int,          # bits that the hashes of copies may differ in
+    scan: ScanResult,
+    near: int,          # the greatest Hamming distance of copies
 ) -> tuple[list[Finding], pd.DataFrame]: # findings; a plan, columns `PLAN_COLUMNS`
     "Find the copies among the rows, and propose what to do about them"
-    exact, look = find_copies(seen, near)
-    at = pd.Series(range(len(exact)), index=seen.facts.index)
-    rows = rows.assign(exact=exact[at[rows.path]], look=look[at[rows.path]])
-    rows = rows[rows.duplicated('look', keep=False)]
-    kinds, plan = {k: [] for k in _COPY_FINDINGS}, []
-    for i, (_, part) in enumerate(rows.groupby('look', sort=False), 1):
-        found, what = _plan_copy_group(part)
-        for kind, groups in found.items(): kinds[kind] += groups
-        plan += [(*w, f'same-{i}', '') for w in what]
-    label = dict(zip(rows.path, rows.label))
-    by_label = rows.groupby('path').label.agg(lambda v: ' and '.join(dict.fromkeys(v))) if len(rows) else label
-    found = [Finding(k, *_COPY_FINDINGS[k], finding_rows(p := [x for g in groups for x in g], [by_label[x] for x in p]), groups) for k, groups in kinds.items()]
-    return found, pd.DataFrame(plan, columns=PLAN_COLUMNS, dtype=str)
+    exact_groups, copy_groups = find_copies(scan, near)
+    at = scan.info.index.get_indexer(rows.path)
+    rows = rows.assign(exact_group=exact_groups[at], copy_group=copy_groups[at])
+    rows = rows[rows.duplicated('copy_group', keep=False)]
+    groups, plan = {kind: [] for kind in _COPY_KINDS}, []
+    for i, (_, part) in enumerate(rows.groupby('copy_group', sort=False), 1):
+        kinds, actions = _plan_copy_group(part)
+        for kind, paths in kinds.items(): groups[kind] += paths
+        plan += [(*action, f'same-{i}', '') for action in actions]
+    findings = [_copy_finding(kind, paths, rows) for kind, paths in groups.items()]
+    return findings, pd.DataFrame(plan, columns=PLAN_COLUMNS, dtype=str)
 
 # %% ../../nbs/data/11_plan.ipynb #11d37659
-_DEFAULT_ACTIONS = {'unreadable': 'drop', 'unlabelled': 'drop', 'odd-image': 'keep', 'suspect-label': 'keep'}
-
 def plan_single_images(
-    found: list[Finding],
+    findings: list[Finding],
 ) -> pd.DataFrame: # columns `PLAN_COLUMNS`
-    "The plan's rows for findings about single pictures"
-    rows = [(r['path'], _DEFAULT_ACTIONS[f.kind], f.kind if r['why'] == f.kind else f'{f.kind}: {r["why"]}', '', '')
-            for f in found if f.kind in _DEFAULT_ACTIONS for r in f.rows if r['path']]
+    "The plan's rows for findings about single images"
+    rows = []
+    for f in findings:
+        action = FINDING_KINDS[f.kind].plan_action
+        if not action: continue
+        for row in f.rows:
+            reason = f.kind if row['why'] == f.kind else f'{f.kind}: {row["why"]}'
+            if row['path']: rows.append((row['path'], action, reason, '', ''))
     return pd.DataFrame(rows, columns=PLAN_COLUMNS, dtype=str)
 
+# %% ../../nbs/data/11_plan.ipynb #6c75ca1d
+def _first_filled(values: pd.Series) -> str:
+    "The first that is not empty"
+    return next((v for v in values if v), '')
+
+# %% ../../nbs/data/11_plan.ipynb #338de022
 def merge_plans(*plans: pd.DataFrame) -> pd.DataFrame:
-    "One row per picture: all reasons, and dropped where one of them drops it"
+    "One row per image: all reasons, and dropped where one of the plans drops it"
     both = pd.concat(plans, ignore_index=True)
     if both.empty: return both
-    def one(v): return next((x for x in v if x), '')
     return both.groupby('path', sort=False, as_index=False).agg(
-        action=('action', lambda v: 'drop' if 'drop' in set(v) else 'keep'), reason=('reason', '; '.join), group=('group', one), new_label=('new_label', one))
+        action=('action', lambda actions: 'drop' if 'drop' in set(actions) else 'keep'),
+        reason=('reason', '; '.join), group=('group', _first_filled), new_label=('new_label', _first_filled))
+
+# %% ../../nbs/data/11_plan.ipynb #56f0977b
+def _check_plan_columns(columns: list[str], path: Path):
+    "Raises `SmileError` where a table has not the columns of a plan"
+    if {'path', 'action'} <= set(columns) and len(set(columns)) == len(columns): return
+    raise SmileError(f'{printable(path)} is not a cleaning plan: its columns are {", ".join(map(printable, columns))}.',
+                     f'It needs {", ".join(PLAN_COLUMNS)}.')
+
+# %% ../../nbs/data/11_plan.ipynb #1fc22aac
+def _check_plan_rows(plan: pd.DataFrame, path: Path):
+    "Raises `SmileError` that names the first image whose row cannot be obeyed"
+    where = printable(path)
+    for image, action, new_label in zip(plan.path, plan.action, plan.new_label):
+        if action not in _PLAN_ACTIONS:
+            raise SmileError(f'{where}: the action {printable(repr(action))} of {printable(image)} is not known.',
+                             'Accepted: keep, drop.')
+        if action == 'drop' and new_label:
+            raise SmileError(f'{where} gives {printable(image)} the label {printable(new_label)}, and drops it.',
+                             'Use keep, or leave new_label empty.')
+    repeated = plan.path[plan.path.duplicated()]
+    if len(repeated):
+        raise SmileError(f'{where} has two rows for {printable(repeated.iloc[0])}.', 'Leave one row per image.')
 
 # %% ../../nbs/data/11_plan.ipynb #b4c06985
 def read_plan(
-    path, # a CSV as `fastsmile audit` writes it
+    path: str | Path, # a CSV as `fastsmile audit` writes it
 ) -> pd.DataFrame: # columns `PLAN_COLUMNS`
-    "Read a cleaning plan; raises `SmileError` that names the picture where it cannot be obeyed"
+    "Read a cleaning plan; raises `SmileError` that names the image where it cannot be obeyed"
     path = Path(path)
-    if not path.is_file(): raise SmileError(f'--plan {printable(path)} does not exist.', 'Name a plan.csv as `fastsmile audit` writes it.')
-    raw = parse_table(read_table_bytes(path), path.name).astype(str).map(unescape_formula)
-    head = [c.strip().lower() for c in raw.iloc[0]]
-    if not {'path', 'action'} <= set(head) or len(set(head)) < len(head):
-        raise SmileError(f'{printable(path)} is no cleaning plan: its columns are {", ".join(map(printable, head))}.', f'It needs {", ".join(PLAN_COLUMNS)}.')
-    plan = raw.iloc[1:].set_axis(head, axis=1).reset_index(drop=True).reindex(columns=PLAN_COLUMNS, fill_value='')
-    plan[PLAN_COLUMNS[1:]] = plan[PLAN_COLUMNS[1:]].apply(lambda c: c.str.strip())
+    if not path.is_file():
+        raise SmileError(f'--plan {printable(path)} does not exist.', 'Name a plan.csv as `fastsmile audit` writes it.')
+    cells = parse_table(read_table_bytes(path), path.name).astype(str).map(unescape_formula)
+    columns = [c.strip().lower() for c in cells.iloc[0]]
+    _check_plan_columns(columns, path)
+    plan = cells.iloc[1:].set_axis(columns, axis=1).reset_index(drop=True).reindex(columns=PLAN_COLUMNS, fill_value='')
+    plan[PLAN_COLUMNS[1:]] = plan[PLAN_COLUMNS[1:]].apply(lambda column: column.str.strip())
     plan['action'] = plan.action.str.lower()
-    for p, a, new in zip(plan.path, plan.action, plan.new_label):
-        if a not in _PLAN_ACTIONS: raise SmileError(f'{printable(path)}: the action {printable(repr(a))} of {printable(p)} is not known.', 'Accepted: keep, drop.')
-        if a == 'drop' and new:
-            raise SmileError(f'{printable(path)} gives {printable(p)} the label {printable(new)}, and drops it.', 'Say keep, or leave new_label empty.')
-    if (twice := plan.path[plan.path.duplicated()]).size:
-        raise SmileError(f'{printable(path)} speaks twice of {printable(twice.iloc[0])}.', 'Leave one line per picture.')
+    _check_plan_rows(plan, path)
     return plan
 
+# %% ../../nbs/data/11_plan.ipynb #38d7a120
+def _path_in_source(path: str, known: set) -> str:
+    "A path of the plan as the source has it"
+    return next((name for name in spellings(path) if name in known), path)
+
+# %% ../../nbs/data/11_plan.ipynb #83d6e83f
 def override_plan(
     proposed: pd.DataFrame, # columns `PLAN_COLUMNS`
     edited: pd.DataFrame,   # the same, from a person
     known: set,             # all paths of the table
 ) -> pd.DataFrame:
-    "The proposed plan with the person's lines in place of its own"
+    "The proposed plan with the person's rows in place of its own; raises `SmileError` where they name unknown images"
     edited = edited.assign(path=[_path_in_source(p, known) for p in edited.path])
-    if strange := sorted(set(edited.path) - known):
-        raise SmileError(f'The plan speaks of {len(strange)} pictures that the source does not have, e.g. {printable(strange[0])}.',
-                         'Make the plan anew with `fastsmile audit`, or remove those lines.')
+    unknown = sorted(set(edited.path) - known)
+    if unknown:
+        raise SmileError(f'The plan names {len(unknown)} images that are not in the source, '
+                         f'e.g. {printable(unknown[0])}.',
+                         'Write a new plan with `fastsmile audit`, or remove those rows.')
     return pd.concat([proposed[~proposed.path.isin(edited.path)], edited], ignore_index=True)
-
-def _path_in_source(path: str, known: set) -> str:
-    "A path of the plan as the source has it: a file name that is no UTF-8 made the whole file be read in another encoding"
-    if path in known: return path
-    tries = (os.fsdecode(path.encode(e)) for e in ('cp1252', 'latin-1') if _can_encode(path, e))
-    return next((t for t in tries if t in known), path)
-
-def _can_encode(text: str, encoding: str) -> bool:
-    try: return bool(text.encode(encoding))
-    except UnicodeEncodeError: return False
 
 # %% ../../nbs/data/11_plan.ipynb #dbe42435
 def note_overridden_actions(
-    found: list[Finding],
+    findings: list[Finding],
     proposed: pd.DataFrame, # columns `PLAN_COLUMNS`
     plan: pd.DataFrame,     # what is done
 ) -> list[Finding]:
-    "The findings, with how many of their pictures the plan treats in another way than proposed"
-    was = dict(zip(proposed.path, proposed.action))
-    other = {p for p, a, new in zip(plan.path, plan.action, plan.new_label) if new or a != was.get(p, 'keep')}
-    many = [len(other & {r['path'] for r in f.rows}) for f in found]
-    return [replace(f, action=f'{f.action}; {n} of its pictures as the plan says') if n else f for f, n in zip(found, many)]
+    "The findings, with how many of their images the plan treats in another way than proposed"
+    before, changed, out = dict(zip(proposed.path, proposed.action)), set(), []
+    for path, action, new_label in zip(plan.path, plan.action, plan.new_label):
+        if new_label or action != before.get(path, 'keep'): changed.add(path)
+    for f in findings:
+        n = len(changed & {row['path'] for row in f.rows})
+        out.append(replace(f, action=f'{f.action}; {n} of its images as the plan says') if n else f)
+    return out
+
+# %% ../../nbs/data/11_plan.ipynb #7a8817f7
+def _known_labels(
+    frame: pd.DataFrame,    # all rows of a `Source`
+    new_label: pd.Series,   # path -> label, as a person wrote it
+) -> dict: # path -> label, as the source spells it
+    "The labels of a plan; raises `SmileError` where a class is not known"
+    classes = {label_key(c): c for c in frame.label if c}
+    unknown = sorted(c for c in set(new_label) if label_key(c) not in classes)
+    if unknown:
+        raise SmileError(f'The plan gives the label {printable(repr(unknown[0]))}, which no row of the source has.',
+                         f'The classes are: {", ".join(sorted(map(printable, classes.values())))}. '
+                         'A new name for a class is --rename.')
+    return {path: classes[label_key(c)] for path, c in new_label.items()}
+
+# %% ../../nbs/data/11_plan.ipynb #fb6a090f
+def _apply_labels(frame: pd.DataFrame, new_label: pd.Series) -> pd.DataFrame:
+    "The rows with the labels of a plan"
+    given = _known_labels(frame, new_label)
+    classes_left_out = set(frame.label[frame.reason == CLASS_LEFT_OUT])
+    moved = [path for path, c in given.items() if c not in classes_left_out]
+    back = frame.path.isin(list(given)) & (frame.reason == UNLABELLED)
+    back |= frame.path.isin(moved) & (frame.reason == CLASS_LEFT_OUT)
+    label = [given.get(path, c) for path, c in zip(frame.path, frame.label)]
+    return frame.assign(label=label, reason=frame.reason.mask(back, ''))
+
+# %% ../../nbs/data/11_plan.ipynb #449f09e3
+def _check_kept_images(
+    frame: pd.DataFrame, # with the plan's labels
+    kept: pd.Index,      # paths
+    error: pd.Series,    # path -> why it cannot be read, or empty
+):
+    "Raises `SmileError` where a plan keeps what cannot be read, or has no label"
+    broken = [p for p in kept if error.get(p)]
+    if broken:
+        raise SmileError(f'The plan keeps {printable(broken[0])}, which cannot be read: {error[broken[0]]}.',
+                         'Use drop, or repair the file.')
+    unlabelled = set(kept) & set(frame.path[frame.reason == UNLABELLED]) - set(frame.path[frame.label != ''])
+    if unlabelled:
+        raise SmileError(f'The plan keeps {printable(min(unlabelled))}, which has no label.',
+                         'Give it one as its new_label, or use drop.')
+
+# %% ../../nbs/data/11_plan.ipynb #b2c5d88e
+def _set_aside_repeated_rows(
+    frame: pd.DataFrame,
+    kept: pd.Index, # paths
+) -> pd.DataFrame:
+    "Rows that a plan made equal are used once; raises `SmileError` where an image that it keeps has two labels"
+    rows = frame[(frame.reason == '') & frame.path.isin(kept)]
+    labels = rows.groupby('path').label.nunique()
+    several = labels[labels > 1]
+    if len(several):
+        raise SmileError(f'The plan keeps {printable(several.index[0])}, which has two labels.',
+                         'Give the right one as its new_label, or use drop.')
+    repeated = rows.index[rows.duplicated(['path', 'label', 'split'])]
+    return frame.assign(reason=frame.reason.mask(frame.index.isin(repeated), REPEATED_ROW))
+
+# %% ../../nbs/data/11_plan.ipynb #b50e6c32
+def _group_links(groups: pd.Series) -> np.ndarray: # (M, 2) numbers of rows with the same group
+    "Each row of a group, with the next one of it"
+    groups = groups.reset_index(drop=True)
+    groups = groups[groups != ''].sort_values(kind='stable')
+    same = (groups == groups.shift()).to_numpy()[1:]
+    return np.stack([groups.index[:-1][same], groups.index[1:][same]], 1)
+
+# %% ../../nbs/data/11_plan.ipynb #3ca44db5
+def _merge_groups(
+    one: pd.Series, # a group for each row, empty for none
+    two: pd.Series, # another
+) -> pd.Series:
+    "Groups in which rows are together that are together in either"
+    links = np.concatenate([_group_links(one), _group_links(two)]).astype(int)
+    both = join_groups(np.arange(len(one)), links)
+    name = one.where(one != '', two)
+    named = (name != '').to_numpy()
+    names = dict(name[named].groupby(both[named]).first())
+    return pd.Series([names.get(g, '') for g in both], index=one.index, dtype=object)
 
 # %% ../../nbs/data/11_plan.ipynb #0a84b65a
 def apply_plan(
@@ -154,44 +292,13 @@ def apply_plan(
     error: pd.Series,     # path -> why it cannot be read, or empty
 ) -> pd.DataFrame: # `frame` with new labels, reasons and groups
     "Do what the plan says; raises `SmileError` where it asks for what cannot be done"
-    frame, plan = frame.copy(), plan.set_index('path')
-    together = dict(plan.group)
-    known = {label_key(c): c for c in frame.label if c}
-    new = plan.new_label[plan.new_label != '']
-    if strange := sorted({c for c in new if label_key(c) not in known}):
-        raise SmileError(f'The plan gives the label {printable(repr(strange[0]))}, which no row of the source has.',
-                         f'The classes are: {", ".join(sorted(map(printable, known.values())))}. A new name for a class is --rename.')
-    given = {p: known[label_key(c)] for p, c in new.items()}
-    out = set(frame.label[frame.reason == CLASS_LEFT_OUT])
-    again = {p for p, c in given.items() if c not in out}  # a person took it out of a class that is left out
-    frame.loc[frame.path.isin(given) & (frame.reason == 'unlabelled') | frame.path.isin(again) & (frame.reason == CLASS_LEFT_OUT), 'reason'] = ''
-    frame['label'] = [given.get(p, c) for p, c in zip(frame.path, frame.label)]
+    plan = plan.set_index('path')
+    frame = _apply_labels(frame, plan.new_label[plan.new_label != ''])
     kept = plan.index[plan.action == 'keep']
-    if bad := [p for p in kept if error.get(p)]:
-        raise SmileError(f'The plan keeps {printable(bad[0])}, which cannot be read: {error[bad[0]]}.', 'Say drop, or mend the file.')
-    if bare := set(kept) & set(frame.path[frame.reason == 'unlabelled']) - set(frame.path[frame.label != '']):
-        raise SmileError(f'The plan keeps {printable(min(bare))}, which has no label.', 'Give it one as its new_label, or say drop.')
-    drop = frame.path.map(plan.action).eq('drop') & (frame.reason == '')
-    frame.loc[drop, 'reason'] = frame.path[drop].map(plan.reason).replace('', 'dropped by the plan')
-    twice = frame[(frame.reason == '') & frame.path.isin(kept)]
-    if (many := twice.groupby('path').label.nunique().loc[lambda n: n > 1]).size:
-        raise SmileError(f'The plan keeps {printable(many.index[0])}, which has two labels.', 'Give the right one as its new_label, or say drop.')
-    frame.loc[twice.index[twice.duplicated(['path', 'label', 'split'])], 'reason'] = 'the same row again'
-    frame['group'] = _merge_groups(frame.group, pd.Series([together.get(p, '') for p in frame.path], index=frame.index))
-    return frame
-
-def _merge_groups(
-    one: pd.Series, # a group for each row, empty for none
-    two: pd.Series, # another
-) -> pd.Series:
-    "Groups in which rows are together that are together in either"
-    def links(values):
-        v = values.reset_index(drop=True)
-        v = v[v != ''].sort_values(kind='stable')
-        same = (v == v.shift()).to_numpy()[1:]
-        return np.stack([v.index[:-1][same], v.index[1:][same]], 1)
-    both = join_groups(np.arange(len(one)), np.concatenate([links(one), links(two)]).astype(int))
-    name = one.where(one != '', two)
-    first = name[name != ''].groupby(both[(name != '').to_numpy()]).first()
-    names = dict(first)
-    return pd.Series([names.get(g, '') for g in both], index=one.index, dtype=object)
+    _check_kept_images(frame, kept, error)
+    dropped = frame.path.map(plan.action).eq('drop') & (frame.reason == '')
+    frame.loc[dropped, 'reason'] = frame.path[dropped].map(plan.reason).replace('', 'dropped by the plan')
+    frame = _set_aside_repeated_rows(frame, kept)
+    group = dict(plan.group)
+    planned = pd.Series([group.get(p, '') for p in frame.path], index=frame.index)
+    return frame.assign(group=_merge_groups(frame.group, planned))

@@ -14,6 +14,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -26,11 +27,12 @@ from .archives import open_zip, read_member
 from .images import (IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, ImageError, ImageNotFoundError, Preprocessing,
                                    crop_region, decode_image, parse_region, to_rgb)
 
-# %% ../../nbs/data/03_readers.ipynb #6627b75a
+# %% ../../nbs/data/03_readers.ipynb #6b515175
 def _is_hidden(name: str) -> bool:
     "Is a part of a path one that people do not see?"
     return name.startswith('.') or name == '__MACOSX'
 
+# %% ../../nbs/data/03_readers.ipynb #ba94e5ee
 def _has_image_extension(name: str) -> bool: return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 def is_image_name(
@@ -64,9 +66,7 @@ class FileReader:
     def __init__(self, root: str | Path): self.root = Path(root)
 
     @property
-    def location(self) -> str:
-        "Absolute path or URL, whatever folder a process works in"
-        return str(Path(self.root).absolute())
+    def location(self) -> str: return str(Path(self.root).absolute())
 
     def __getstate__(self) -> dict: return dict(root=self.location)
     def __setstate__(self, state: dict): self.__init__(**state)
@@ -76,9 +76,7 @@ class FileReader:
     def read_bytes(self, name: str) -> bytes: raise NotImplementedError
     def root_files(self) -> list[str]: return sorted(n for n in self.walk() if '/' not in n)
 
-    def names(self) -> list[str]:
-        "Every image below the root, sorted"
-        return sorted(set(self.walk()))
+    def names(self) -> list[str]: return sorted(set(self.walk()))
 
     def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
         "One decoded image, or a region of one; `prep` as in `decode_image`; raises `ImageError` with the reason"
@@ -86,36 +84,7 @@ class FileReader:
         if box is None: return decode_image(self.read_bytes(name), prep=prep)
         return crop_region(decode_image(self.read_bytes(whole)), box)
 
-# %% ../../nbs/data/03_readers.ipynb #8d47f18b
-class FolderReader(FileReader):
-    "Images in a folder, read by their path relative to it"
-    accepts_absolute = True
-
-    def walk(self) -> Iterator[str]:
-        "Every image below the root, as the file system has them; raises `SmileError` where a folder cannot be listed"
-        todo, seen = [''], set()
-        while todo:
-            folder = todo.pop()
-            real = os.path.realpath(self.root/folder)
-            if real in seen: continue  # a link that leads back up
-            seen.add(real)
-            for entry in _scan_folder(self.root, folder):
-                name = f'{folder}/{entry.name}' if folder else entry.name
-                if _is_folder(entry) and not _has_image_extension(entry.name):
-                    if not _is_hidden(entry.name): todo.append(name)
-                elif is_image_name(name): yield name
-
-    def root_files(self) -> list[str]:
-        return sorted(e.name for e in _scan_folder(self.root, '') if _is_file(e))
-
-    def exists(self, name: str) -> bool:
-        if not name or '\0' in name: return False
-        path = os.path.join(self.root, name)
-        return os.path.lexists(path) and (not os.path.isdir(path) or _has_image_extension(name))
-
-    def read_bytes(self, name: str) -> bytes: return _read_regular_file(self.root/name)
-
-# %% ../../nbs/data/03_readers.ipynb #29aee70f
+# %% ../../nbs/data/03_readers.ipynb #c91be47b
 def _is_folder(entry: os.DirEntry) -> bool:
     "Is it a folder, or a link to one? A link that leads round in circles is not"
     try: return entry.is_dir()
@@ -124,6 +93,21 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _is_file(entry: os.DirEntry) -> bool:
     try: return entry.is_file()
     except OSError: return False
+
+# %% ../../nbs/data/03_readers.ipynb #5a3adc3e
+def _walk_folder(root: Path) -> Iterator[str]:
+    "The images below a folder, as the file system has them"
+    todo, seen = [''], set()
+    while todo:
+        folder = todo.pop()
+        real = os.path.realpath(root/folder)
+        if real in seen: continue  # a link that leads back up
+        seen.add(real)
+        for entry in _scan_folder(root, folder):
+            name = f'{folder}/{entry.name}' if folder else entry.name
+            if _is_folder(entry) and not _has_image_extension(entry.name):
+                if not _is_hidden(entry.name): todo.append(name)
+            elif is_image_name(name): yield name
 
 def _scan_folder(root: Path, folder: str) -> Iterator[os.DirEntry]:
     "The entries of a folder; a `SmileError` where it cannot be listed, unless it went away meanwhile"
@@ -134,6 +118,7 @@ def _scan_folder(root: Path, folder: str) -> Iterator[os.DirEntry]:
         raise SmileError(f'The folder {printable(root/folder)} cannot be listed: {e.strerror}.',
                          'Make it readable, or move it elsewhere.') from None
 
+# %% ../../nbs/data/03_readers.ipynb #fd603e66
 def _read_regular_file(path: Path) -> bytes:
     "The bytes of a file; an `ImageError` where it is something else, or too large"
     try:
@@ -146,8 +131,27 @@ def _read_regular_file(path: Path) -> bytes:
         if path.is_symlink(): raise ImageError('a link that leads nowhere') from None
         raise ImageNotFoundError('no such file') from None
     except PermissionError: raise ImageError('no permission to read it') from None
-    except (NotADirectoryError, ValueError): raise ImageNotFoundError('no such file') from None  # no system takes such a name
+    except (NotADirectoryError, ValueError): raise ImageNotFoundError('no such file') from None
     except OSError as e: raise ImageError(f'cannot be opened: {e.strerror}') from None
+
+# %% ../../nbs/data/03_readers.ipynb #291791b4
+class FolderReader(FileReader):
+    "Images in a folder, read by their path relative to it"
+    accepts_absolute = True
+
+    def walk(self) -> Iterator[str]:
+        "Every image below the root, in no order; raises `SmileError` where a folder cannot be listed"
+        return _walk_folder(self.root)
+
+    def root_files(self) -> list[str]:
+        return sorted(e.name for e in _scan_folder(self.root, '') if _is_file(e))
+
+    def exists(self, name: str) -> bool:
+        if not name or '\0' in name: return False
+        path = os.path.join(self.root, name)
+        return os.path.lexists(path) and (not os.path.isdir(path) or _has_image_extension(name))
+
+    def read_bytes(self, name: str) -> bytes: return _read_regular_file(self.root/name)
 
 # %% ../../nbs/data/03_readers.ipynb #657bbb92
 class PerProcess:
@@ -170,9 +174,7 @@ class ZipReader(FileReader):
     def _open(self) -> zipfile.ZipFile: return open_zip(self.root)
 
     @property
-    def archive(self) -> zipfile.ZipFile:
-        "The open archive of this process"
-        return self._opened.get()
+    def archive(self) -> zipfile.ZipFile: return self._opened.get()
 
     def _members(self) -> Iterator[str]:
         return (i.filename for i in self.archive.infolist() if i.filename and not i.is_dir())
@@ -189,17 +191,42 @@ class ZipReader(FileReader):
         except KeyError: raise ImageNotFoundError('no such file') from None
         except ValueError as e: raise ImageError(str(e)) from None
 
-# %% ../../nbs/data/03_readers.ipynb #f1eed383
+# %% ../../nbs/data/03_readers.ipynb #5b53fb0b
+def _image_of_pixels(pixels: np.ndarray) -> Image.Image:
+    "(H, W) or (H, W, C) as an image"
+    if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
+    return to_rgb(Image.fromarray(pixels))
+
+# %% ../../nbs/data/03_readers.ipynb #bd9f47eb
+def _load_image_array(root: Path, shape: tuple | None, keys: tuple) -> np.ndarray:
+    "The array of a file; a `SmileError` where it cannot be read, or holds no images"
+    try: data = _load_array(root, shape, keys)
+    except Exception as e:  # NumPy's reader of headers raises what Python's own parser does
+        raise SmileError(f'{printable(root)} cannot be read as an array: {printable(e)[:200]}.',
+                         'Accepted: .npy, .npz, or raw bytes with --raw-shape H,W,C (their number a multiple of it).'
+                         ) from None
+    is_image_array = data.ndim == 3 or data.ndim == 4 and data.shape[3] in (1, 3, 4)
+    if data.dtype == np.uint8 and is_image_array: return data
+    raise SmileError(f'{printable(root)} holds an array of {data.dtype}, shape {data.shape}.',
+                     'Accepted: uint8 of shape (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4).')
+
+def _load_array(root: Path, shape: tuple | None, keys: tuple) -> np.ndarray:
+    if shape: return np.memmap(root, dtype=np.uint8, mode='r').reshape(-1, *shape)
+    if not keys: return np.load(root, mmap_mode='r', allow_pickle=False)
+    with np.load(root, allow_pickle=False) as z:
+        return z[keys[0]] if len(keys) == 1 else np.concatenate([z[k] for k in keys])
+
+# %% ../../nbs/data/03_readers.ipynb #3e407d8b
 class ArrayReader:
     "Images in one array of uint8, shape (N, H, W) or (N, H, W, C), named by their index"
     stores_files, accepts_absolute = False, False
 
     def __init__(self,
-        root: str | Path,              # a .npy or .npz file, or raw bytes with `shape`
+        root: str | Path,                     # a .npy or .npz file, or raw bytes with `shape`
         shape: tuple[int, ...] | None = None, # (H, W, C) of each image in a file of raw bytes
-        keys: Iterable[str] = (),      # the arrays of a .npz, one after the other
+        keys: Iterable[str] = (),             # the arrays of a .npz, one after the other
     ):
-        self.root, self.shape, self.keys, self._data = Path(root), shape, tuple(keys), None
+        self.root, self.shape, self.keys = Path(root), shape, tuple(keys)
 
     @property
     def location(self) -> str: return str(self.root.absolute())
@@ -207,11 +234,8 @@ class ArrayReader:
     def __getstate__(self) -> dict: return dict(root=self.root.absolute(), shape=self.shape, keys=self.keys)
     def __setstate__(self, state: dict): self.__init__(**state)
 
-    @property
-    def data(self) -> np.ndarray:
-        "The array, memory-mapped unless it is in a .npz; raises `SmileError` where it holds no images"
-        if self._data is None: self._data = _load_image_array(self.root, self.shape, self.keys)
-        return self._data
+    @cached_property
+    def data(self) -> np.ndarray: return _load_image_array(self.root, self.shape, self.keys)
 
     def walk(self) -> Iterator[str]: return map(str, range(len(self.data)))
     def names(self) -> list[str]: return list(self.walk())
@@ -222,27 +246,7 @@ class ArrayReader:
     def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
         name, box = parse_region(name)
         if not self.exists(name): raise ImageNotFoundError('no such index')
-        pixels = self.data[int(name)]
-        if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
-        return crop_region(to_rgb(Image.fromarray(pixels)), box)
-
-# %% ../../nbs/data/03_readers.ipynb #a8a2b57c
-def _load_image_array(root: Path, shape: tuple | None, keys: tuple) -> np.ndarray:
-    "The array of a file; a `SmileError` where it cannot be read, or holds no images"
-    try: data = _load_array(root, shape, keys)
-    except Exception as e:  # NumPy's reader of headers raises what Python's own parser does
-        raise SmileError(f'{printable(root)} cannot be read as an array: {printable(e)[:200]}.',
-                         'Accepted: .npy, .npz, or raw bytes with --raw-shape H,W,C (their number a multiple of it).') from None
-    is_image_array = data.ndim == 3 or data.ndim == 4 and data.shape[3] in (1, 3, 4)
-    if data.dtype == np.uint8 and is_image_array: return data
-    raise SmileError(f'{root} holds an array of {data.dtype}, shape {data.shape}.',
-                     'Accepted: uint8 of shape (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4).')
-
-def _load_array(root: Path, shape: tuple | None, keys: tuple) -> np.ndarray:
-    if shape: return np.memmap(root, dtype=np.uint8, mode='r').reshape(-1, *shape)
-    if not keys: return np.load(root, mmap_mode='r', allow_pickle=False)
-    with np.load(root, allow_pickle=False) as z:
-        return z[keys[0]] if len(keys) == 1 else np.concatenate([z[k] for k in keys])
+        return crop_region(_image_of_pixels(self.data[int(name)]), box)
 
 # %% ../../nbs/data/03_readers.ipynb #9fc5b727
 def _open_filesystem(url: str) -> tuple[Any, str]:
@@ -263,7 +267,7 @@ def _remote_error(url: str, action: str, e: Exception) -> SmileError:
     return SmileError(f'{printable(url)} cannot be {action}: {type(e).__name__}: {text}',
                       'Is the name right, and has this machine the key to it?')
 
-# %% ../../nbs/data/03_readers.ipynb #e295e0df
+# %% ../../nbs/data/03_readers.ipynb #ea3c556a
 def _list_remote_folder(fs: Any, path: str, url: str) -> list[tuple[str, bool]]: # path, whether it is a folder
     "The entries of a folder of a file system; a `SmileError` where it cannot be listed"
     try: found = fs.ls(path, detail=True)
@@ -273,6 +277,7 @@ def _list_remote_folder(fs: Any, path: str, url: str) -> list[tuple[str, bool]]:
     entries = [(e['name'].rstrip('/'), e['type'] == 'directory') for e in found]
     return [e for e in entries if e[0] != path.rstrip('/')]
 
+# %% ../../nbs/data/03_readers.ipynb #c9f040ab
 def _fetch(fs: Any, path: str) -> bytes:
     "The bytes of one file; an `ImageError` where it cannot be fetched, or is too large"
     try: data = fs.cat_file(path, end=MAX_IMAGE_BYTES + 1)
@@ -282,6 +287,17 @@ def _fetch(fs: Any, path: str) -> bytes:
     except Exception as e: raise ImageError(f'cannot be read: {printable(e)[:120]}') from None
     if len(data) > MAX_IMAGE_BYTES: raise ImageError(f'more than {MAX_IMAGE_BYTES:,} bytes')
     return data
+
+# %% ../../nbs/data/03_readers.ipynb #483d028f
+def _walk_remote(fs: Any, root: str, url: str) -> Iterator[str]:
+    "The images below a folder of a file system, relative to it"
+    todo = [root]
+    while todo:
+        for path, is_folder in _list_remote_folder(fs, todo.pop(), url):
+            name, last = path[len(root):].lstrip('/'), PurePosixPath(path).name
+            if is_folder and not _has_image_extension(last):
+                if not _is_hidden(last): todo.append(path)
+            elif is_image_name(name): yield name
 
 # %% ../../nbs/data/03_readers.ipynb #0a0dadc4
 class RemoteFolderReader(FileReader):
@@ -310,24 +326,14 @@ class RemoteFolderReader(FileReader):
         found = _list_remote_folder(*self.filesystem, self.root)
         return sorted(path.rpartition('/')[2] for path, is_folder in found if not is_folder)
 
-# %% ../../nbs/data/03_readers.ipynb #8e348a85
-def _walk_remote(fs: Any, root: str, url: str) -> Iterator[str]:
-    "The images below a folder of a file system, relative to it"
-    todo = [root]
-    while todo:
-        for path, is_folder in _list_remote_folder(fs, todo.pop(), url):
-            name, last = path[len(root):].lstrip('/'), PurePosixPath(path).name
-            if is_folder and not _has_image_extension(last):
-                if not _is_hidden(last): todo.append(path)
-            elif is_image_name(name): yield name
-
+# %% ../../nbs/data/03_readers.ipynb #4570ed38
 def _is_remote_file(reader: RemoteFolderReader, name: str | None = None) -> bool:
     "Is there a file of this name below the root, or, without a name, at the root's own URL?"
     fs, root = reader.filesystem
     try: return fs.isfile(root if name is None else f'{root}/{name}')
     except Exception as e: raise _remote_error(reader.root, 'opened', e) from None
 
-# %% ../../nbs/data/03_readers.ipynb #8d1def85
+# %% ../../nbs/data/03_readers.ipynb #c5b75b35
 class RemoteZipReader(ZipReader):
     "Images in a zip at a URL; what is read of it is fetched, and no more"
     def __init__(self, root: str):
@@ -344,6 +350,7 @@ class RemoteZipReader(ZipReader):
         except SmileError: raise
         except Exception as e: raise _remote_error(self.root, 'opened', e) from None
 
+# %% ../../nbs/data/03_readers.ipynb #eca7ee81
 def remote_reader(
     url: str, # of a folder or a zip
 ) -> RemoteFolderReader | RemoteZipReader:

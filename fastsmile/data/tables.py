@@ -9,13 +9,12 @@ __all__ = ['TABLE_EXTENSIONS', 'SPLIT_NAMES', 'COLUMN_NAMES', 'NO_SPLIT_COLUMN',
            'Match', 'spellings', 'ImageFinder', 'ListedReader', 'ColumnChoice', 'TableColumns', 'detect_columns',
            'open_text', 'bounded_lines', 'ImageColumn', 'open_image_column', 'literal_name']
 
-# %% ../../nbs/data/04_tables.ipynb #3815d6f0
+# %% ../../nbs/data/04_tables.ipynb #6db39320
 import codecs
 import csv
 import io
 import os
 import re
-import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -30,11 +29,11 @@ from ..config.fields import SourceOptions
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import import_pandas, unescape_formula
 from .images import IMAGE_EXTENSIONS, ImageError, ImageNotFoundError, parse_region, region_name
-from .readers import FileReader, Reader
+from .readers import FileReader, PerProcess, Reader
 
 if TYPE_CHECKING: import pandas as pd  # prediction reads tables without it
 
-# %% ../../nbs/data/04_tables.ipynb #0006d0e4
+# %% ../../nbs/data/04_tables.ipynb #89a51e94
 TABLE_EXTENSIONS = ('.csv', '.tsv', '.parquet', '.txt')  # a .txt only where it is passed by name
 SPLIT_NAMES = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid',
                'dev': 'valid', 'test': 'test', 'testing': 'test', 'calib': 'calib'}
@@ -45,7 +44,7 @@ COLUMN_NAMES = dict(
     split=['split', 'set', 'subset', 'partition'],
     group=['group', 'person', 'subject', 'identity', 'person_id', 'subject_id', 'group_id'])
 NO_SPLIT_COLUMN = 'none'  # as --split-col: the source names no splits, whatever its columns say
-SPLIT_PRIORITY = dict(train=0, calib=1, valid=2, test=3)  # where a group straddles two splits, the weaker side gives way
+SPLIT_PRIORITY = dict(train=0, calib=1, valid=2, test=3)  # a group on two sides: the weaker side gives way
 
 # %% ../../nbs/data/04_tables.ipynb #5c96decd
 EMPTY_LABELS = {'', 'nan', '<na>', 'null'}
@@ -58,7 +57,7 @@ def label_key(
     key = ' '.join(unicodedata.normalize('NFKC', str(label)).casefold().split())
     return '' if key in EMPTY_LABELS else key
 
-# %% ../../nbs/data/04_tables.ipynb #a334edea
+# %% ../../nbs/data/04_tables.ipynb #0e282e46
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FALLBACK_ENCODINGS = ('cp1252', 'latin-1')  # of what is not UTF-8; the second knows every byte
 
@@ -70,6 +69,7 @@ def _decode_text(data: bytes, encodings: Iterable[str]) -> str:
         if text: return text
     return ''
 
+# %% ../../nbs/data/04_tables.ipynb #fdd62539
 def decode_table(
     data: bytes, # a whole file
 ) -> str:
@@ -77,13 +77,14 @@ def decode_table(
     if data[:2] in _UTF16_MARKS: return _decode_text(data, ['utf-16'])
     return _decode_text(data, ['utf-8-sig', *_FALLBACK_ENCODINGS])
 
-# %% ../../nbs/data/04_tables.ipynb #47b0eb29
+# %% ../../nbs/data/04_tables.ipynb #d936bf27
 _SEPARATORS = ',;\t|'
 
 def _row_widths(lines: list[str], separator: str) -> set[int]:
     try: return {len(row) for row in csv.reader(lines, delimiter=separator) if row}
     except csv.Error: return set()  # a cell that is too long: this is not it
 
+# %% ../../nbs/data/04_tables.ipynb #17dd4d75
 def detect_separator(
     lines: list[str], # the first lines of a table
     name: str = '',   # of the file
@@ -95,7 +96,7 @@ def detect_separator(
     if even: return max(even, key=lambda s: max(widths[s]))
     return max(_SEPARATORS, key=lambda s: sum(s in line for line in lines))
 
-# %% ../../nbs/data/04_tables.ipynb #09d124cf
+# %% ../../nbs/data/04_tables.ipynb #0432cbda
 MAX_TABLE_BYTES = 256 * 1024**2
 MAX_TABLE_COLUMNS, MAX_TABLE_CELLS = 10_000, 20_000_000
 
@@ -105,6 +106,7 @@ def _table_too_large(name: str) -> SmileError:
 def _table_is_empty(name: str) -> SmileError:
     return SmileError(f'{name} is empty.', 'A table has one row per image: a file name or id, and a label.')
 
+# %% ../../nbs/data/04_tables.ipynb #56588c64
 def read_table_bytes(
     path: Path,
 ) -> bytes:
@@ -114,7 +116,7 @@ def read_table_bytes(
         return path.read_bytes()
     except OSError as e: raise SmileError(f'{printable(path)} cannot be read: {e.strerror}.') from None
 
-# %% ../../nbs/data/04_tables.ipynb #82f7406a
+# %% ../../nbs/data/04_tables.ipynb #b70abaf2
 def _has_text(row: list[str]) -> bool: return any(c.strip() for c in row)
 
 def _split_rows(text: str, name: str, blanks: bool) -> list[tuple[int, list[str]]]: # line number, cells
@@ -126,6 +128,7 @@ def _split_rows(text: str, name: str, blanks: bool) -> list[tuple[int, list[str]
         raise SmileError(f'{name} cannot be read as a table, line {reader.line_num}: {e}.',
                          'Save it again as CSV in UTF-8.') from None
 
+# %% ../../nbs/data/04_tables.ipynb #82124b64
 def _check_widths(rows: list[tuple[int, list[str]]], name: str) -> int: # cells of each row
     "Raise a `SmileError` where rows have different numbers of cells, none, or too many"
     width = len(next((row for _, row in rows if _has_text(row)), ()))
@@ -134,7 +137,8 @@ def _check_widths(rows: list[tuple[int, list[str]]], name: str) -> int: # cells 
         raise SmileError(f'{printable(name)} has {width:,} columns; {MAX_TABLE_COLUMNS:,} are the most.')
     for line, row in rows:
         if len(row) != width and _has_text(row):
-            raise SmileError(f'{name} cannot be read as a table: line {line} has {len(row)} cells, the first line {width}.',
+            raise SmileError(f'{name} cannot be read as a table: line {line} has {len(row)} cells, '
+                             f'the first line {width}.',
                              'Every line needs the same number of cells; put quotes around a cell with commas.')
     return width
 
@@ -154,7 +158,7 @@ def parse_table(
     width = _check_widths(rows, name)
     return import_pandas().DataFrame([row if _has_text(row) else [''] * width for _, row in rows], dtype=str)
 
-# %% ../../nbs/data/04_tables.ipynb #6718863c
+# %% ../../nbs/data/04_tables.ipynb #3620f3a1
 def _check_parquet_size(metadata: Any):
     "Raise a `ValueError` for what would fill the memory, by what the file says of itself"
     rows, columns = metadata.num_rows, metadata.num_columns
@@ -165,7 +169,7 @@ def _check_parquet_size(metadata: Any):
     if sum(group_rows) != rows or min(group_rows, default=0) < 0:  # pyarrow reads as many as its groups say
         listed = ', '.join(f'{n:,}' for n in group_rows[:5])
         raise ValueError(f'it says {rows:,} rows, and its groups {listed}')
-    fixed = sum(max(0, c.length) for c in _flat_columns(metadata))  # bytes of fixed length, which no dictionary shortens
+    fixed = sum(max(0, c.length) for c in _flat_columns(metadata))  # bytes that no dictionary shortens
     size = max(sum(g.total_byte_size for g in groups), rows * fixed)
     if size > MAX_TABLE_BYTES: raise ValueError(f'it unpacks to {size:,} bytes, and {MAX_TABLE_BYTES:,} are the most')
 
@@ -175,7 +179,7 @@ def _flat_columns(metadata: Any) -> list:
     "Columns with one value a row"
     return [c for c in _leaf_columns(metadata) if c.path == c.name and not c.max_repetition_level]
 
-# %% ../../nbs/data/04_tables.ipynb #55e7f37c
+# %% ../../nbs/data/04_tables.ipynb #92a2dfe8
 def _readable_columns(metadata: Any, name: str) -> list[str]:
     "The columns with one value a row, pandas' row numbers aside; the others are named to the user"
     flat = _flat_columns(metadata)
@@ -190,6 +194,7 @@ def _text_columns(metadata: Any) -> list[str]:
     return [c.name for c in _flat_columns(metadata)
             if c.physical_type == 'BYTE_ARRAY' and c.logical_type.type != 'DECIMAL']
 
+# %% ../../nbs/data/04_tables.ipynb #c3dfae03
 def _column_as_text(column: 'pd.Series') -> list[str]:
     "Cells as text, what is missing empty; a text of a dictionary exists once"
     if isinstance(column.dtype, import_pandas().CategoricalDtype):
@@ -198,7 +203,7 @@ def _column_as_text(column: 'pd.Series') -> list[str]:
     column = column.convert_dtypes()  # whole numbers with gaps are whole numbers
     return column.astype(object).where(column.notna(), '').astype(str).tolist()
 
-# %% ../../nbs/data/04_tables.ipynb #02bcaf1f
+# %% ../../nbs/data/04_tables.ipynb #adb76edc
 def _open_parquet(source: bytes | Path, name: str) -> tuple[Any, list[str]]: # pyarrow's file; the columns to read
     "Open and check a Parquet file; raises `SmileError` without pyarrow, `ValueError` where it would fill the memory"
     if find_spec('pyarrow') is None:
@@ -212,10 +217,12 @@ def _open_parquet(source: bytes | Path, name: str) -> tuple[Any, list[str]]: # p
     if not names: raise ValueError('it has no columns')
     return ParquetFile(source, read_dictionary=_text_columns(metadata)), names
 
+# %% ../../nbs/data/04_tables.ipynb #91fe8ed8
+_PARQUET_ERRORS = (ValueError, OSError, LookupError, TypeError, NotImplementedError, ArithmeticError, MemoryError)
+
 def _is_parquet_error(e: Exception) -> bool:
     "Is it what pyarrow raises for a broken file?"
-    return (type(e).__module__.startswith('pyarrow') or
-            isinstance(e, ValueError | OSError | LookupError | TypeError | NotImplementedError | ArithmeticError | MemoryError))
+    return type(e).__module__.startswith('pyarrow') or isinstance(e, _PARQUET_ERRORS)
 
 def _parquet_error(e: Exception, name: str) -> SmileError:
     return SmileError(f'{printable(name)} cannot be read as Parquet: {printable(e)[:200]}.',
@@ -232,7 +239,7 @@ def _parse_parquet(data: bytes, name: str) -> 'pd.DataFrame':
         raise _parquet_error(e, name) from None
     return import_pandas().DataFrame(cells, dtype=str)
 
-# %% ../../nbs/data/04_tables.ipynb #f1f3bcb1
+# %% ../../nbs/data/04_tables.ipynb #2835311f
 @dataclass(frozen=True, slots=True)
 class Match:
     "What a cell names"
@@ -245,6 +252,7 @@ def _fold_name(name: str) -> str:
     "A name without regard to case, and to how its accents are written"
     return unicodedata.normalize('NFC', name).lower()
 
+# %% ../../nbs/data/04_tables.ipynb #665872c2
 def spellings(
     name: str, # a cell
 ) -> Iterator[str]:
@@ -282,7 +290,7 @@ def _shared_parents(name: str, parents: list[str]) -> int:
 def _is_in_split(name: str, split: str) -> bool:
     return bool(split) and split in map(SPLIT_NAMES.get, name.lower().split('/'))
 
-# %% ../../nbs/data/04_tables.ipynb #6dc37cde
+# %% ../../nbs/data/04_tables.ipynb #04964b2c
 class ImageFinder:
     "Find images by what a table or a list calls them"
     def __init__(self,
@@ -291,54 +299,47 @@ class ImageFinder:
         search_below: bool = True,          # look for a name in the folders below; else only add an extension
     ):
         self.reader, self.search_below = reader, search_below
-        self._names = None if names is None else set(names)
-        self._index, self._lock = None, threading.Lock()
-
-    @property
-    def is_listed(self) -> bool: return self._names is not None
+        self.names = None if names is None else set(names)
+        self.index = PerProcess(lambda: _NameIndex(reader.walk() if self.names is None else self.names))
 
     def probe(self, name: str) -> bool:
         "Is there an image of exactly this name? Nothing is listed for it"
-        return self.reader.exists(name) if self._names is None else name in self._names
+        return self.reader.exists(name) if self.names is None else name in self.names
 
-    def index(self) -> _NameIndex:
-        "All images below the root by their file name, listed when it is first needed"
-        with self._lock:
-            if self._index is None:
-                self._index = _NameIndex(self.reader.walk() if self._names is None else self._names)
-            return self._index
-
-    def has(self, cell: str) -> bool:
-        "Does a cell name an image?"
-        return not self.find(cell).reason
+    def has(self, cell: str) -> bool: return not self.find(cell).reason
 
     def find(self,
         cell: str,       # an id, a file name, a path, or a region of an image
         split: str = '', # prefer images below a folder of this split
     ) -> Match:
         "The image that a cell names, or the reason why there is none"
-        if self.probe(cell): return Match(cell)
-        whole, box = parse_region(cell.strip())
-        match = _find_whole(self, whole, split)
-        literal = unescape_formula(whole)  # in a CSV of ours, an apostrophe is before what a spreadsheet would compute
-        if match.reason == NO_SUCH_FILE and literal != whole:
-            other = _find_whole(self, literal, split)
-            if not other.reason: match = other
-        return match if box is None else Match(region_name(match.path, box), match.reason)
+        return Match(cell) if self.probe(cell) else _find_image(self, cell.strip(), split)
 
-# %% ../../nbs/data/04_tables.ipynb #fd5b3ff4
+# %% ../../nbs/data/04_tables.ipynb #d288f9a3
+def _find_image(finder: ImageFinder, cell: str, split: str) -> Match:
+    "The image, or the region of one, that a cell names"
+    whole, box = parse_region(cell)
+    match = _find_whole(finder, whole, split)
+    literal = unescape_formula(whole)  # in a CSV of ours, an apostrophe is before what a spreadsheet would compute
+    if match.reason == NO_SUCH_FILE and literal != whole:
+        other = _find_whole(finder, literal, split)
+        if not other.reason: match = other
+    return match if box is None else Match(region_name(match.path, box), match.reason)
+
+# %% ../../nbs/data/04_tables.ipynb #90f52544
 def _find_whole(finder: ImageFinder, cell: str, split: str) -> Match:
     "The image that a cell names which is no region"
     for name in spellings(cell):
         if finder.probe(name): return Match(name)
     path = cell.replace('\\', '/')
     if set(path.split('/')) <= {'', '.'}: return Match(path, NO_FILE_NAME)
-    found = finder.index().look_up(path, split) if finder.search_below else _with_extension(finder.reader, path)
+    found = finder.index.get().look_up(path, split) if finder.search_below else _with_extension(finder.reader, path)
     if len(found) == 1: return Match(found[0])
     if found: return Match(path, f'fits {len(found)} files')
     is_outside = finder.reader.accepts_absolute and os.path.isabs(cell) and finder.reader.exists(cell)
     return Match(cell) if is_outside else Match(path, NO_SUCH_FILE)
 
+# %% ../../nbs/data/04_tables.ipynb #26e9b576
 def _with_extension(reader: Reader, path: str) -> list[str]:
     "The first file that an extension makes of a name without one"
     if PurePosixPath(path).suffix: return []
@@ -347,7 +348,20 @@ def _with_extension(reader: Reader, path: str) -> list[str]:
             if reader.exists(name): return [name]
     return []
 
-# %% ../../nbs/data/04_tables.ipynb #bbdc7a3a
+# %% ../../nbs/data/04_tables.ipynb #4062cefb
+def _path_of(
+    name: str, # in a list
+    finder: ImageFinder,
+    missing: ImageNotFoundError, # why there is no file of exactly this name
+) -> str:
+    "The path of the image that a name stands for; an `ImageError` where there is none"
+    try: match = finder.find(name)
+    except SmileError as e: raise ImageError(e.message) from None  # a folder that cannot be listed
+    if match.reason == NO_SUCH_FILE: raise missing
+    if match.reason: raise ImageError(match.reason)
+    return match.path
+
+# %% ../../nbs/data/04_tables.ipynb #ab17da11
 class ListedReader(FileReader):
     "Images under the names that a list or a table has for them"
     def __init__(self,
@@ -368,17 +382,10 @@ class ListedReader(FileReader):
 
     def read_bytes(self, name: str) -> bytes:
         try: return self.inner.read_bytes(name)
-        except ImageNotFoundError as missing: path = self._path(name, missing)
+        except ImageNotFoundError as missing: path = _path_of(name, self.finder, missing)
         return self.inner.read_bytes(path)
 
-    def _path(self, name: str, missing: ImageNotFoundError) -> str:
-        try: match = self.finder.find(name)
-        except SmileError as e: raise ImageError(e.message) from None  # one row's trouble, where a folder cannot be listed
-        if match.reason == NO_SUCH_FILE: raise missing
-        if match.reason: raise ImageError(match.reason)
-        return match.path
-
-# %% ../../nbs/data/04_tables.ipynb #d39b1a35
+# %% ../../nbs/data/04_tables.ipynb #bae1be61
 @dataclass(frozen=True)
 class ColumnChoice:
     "The columns that the user named: `--image-col` and so on"
@@ -391,6 +398,7 @@ class ColumnChoice:
     def from_options(cls, options: SourceOptions) -> 'ColumnChoice':
         return cls(options.image_col, options.label_col, options.split_col, options.group_col)
 
+# %% ../../nbs/data/04_tables.ipynb #22ecbc20
 @dataclass(frozen=True)
 class TableColumns:
     "How a table is to be read"
@@ -400,7 +408,7 @@ class TableColumns:
 
     def position(self, role: str) -> int: return self.names.index(self.roles[role])
 
-# %% ../../nbs/data/04_tables.ipynb #49a23174
+# %% ../../nbs/data/04_tables.ipynb #f1f0007c
 def _unique_names(names: list[str]) -> list[str]:
     "Column names without doubles: the second `a` becomes `a.2`"
     seen, out = Counter(), []
@@ -409,21 +417,24 @@ def _unique_names(names: list[str]) -> list[str]:
         out.append(name if seen[name] == 1 else f'{name}.{seen[name]}')
     return out
 
+# %% ../../nbs/data/04_tables.ipynb #6fe7930d
 def _column_by_name(role: str, names: list[str]) -> str | None:
     "The column with the likeliest of the usual names for `role`"
     lower = {n.lower(): n for n in reversed(names)}
     return next((lower[n] for n in COLUMN_NAMES[role] if n in lower), None)
 
+# %% ../../nbs/data/04_tables.ipynb #cc030921
 def _column_by_content(rows: list[list[str]], finder: ImageFinder) -> int | None:
     "The column whose cells are most often images, in up to 200 rows"
     some = rows[:: max(1, len(rows) // 200)]
-    for is_image in ([finder.has] if finder.is_listed else [finder.probe, finder.has]):  # what lists all folders comes last
+    checks = [finder.probe, finder.has] if finder.names is None else [finder.has]  # what lists all folders comes last
+    for is_image in checks:
         hits = Counter()
         for row in some: hits.update(i for i, cell in enumerate(row) if is_image(cell))
         if hits: return min(hits, key=lambda i: (-hits[i], i))
     return None
 
-# %% ../../nbs/data/04_tables.ipynb #72f50d9d
+# %% ../../nbs/data/04_tables.ipynb #85de1246
 def _is_usual_name(cell: str) -> bool: return any(cell.lower() in names for names in COLUMN_NAMES.values())
 
 def _looks_like_image_cell(cell: str, others: list[str]) -> bool:
@@ -431,6 +442,7 @@ def _looks_like_image_cell(cell: str, others: list[str]) -> bool:
     if PurePosixPath(cell.lower()).suffix in IMAGE_EXTENSIONS: return True
     return cell.isdigit() and all(c.strip().isdigit() for c in others)
 
+# %% ../../nbs/data/04_tables.ipynb #cd35ecda
 def _looks_like_data(first: list[str], rest: list[list[str]], finder: ImageFinder, usual: bool) -> bool:
     "Is the first row like those below it?"
     at = _column_by_content(rest, finder)
@@ -440,7 +452,7 @@ def _looks_like_data(first: list[str], rest: list[list[str]], finder: ImageFinde
         if label_key(cell) and any(label_key(row[i]) == label_key(cell) for row in rest): return True
     return False
 
-# %% ../../nbs/data/04_tables.ipynb #e89972d7
+# %% ../../nbs/data/04_tables.ipynb #d043c8ff
 def _has_header(rows: list[list[str]], finder: ImageFinder, wanted: set[str], need: tuple, name: str) -> bool:
     "Is the first row a header? Says so where that is a guess"
     first = rows[0]
@@ -453,10 +465,45 @@ def _has_header(rows: list[list[str]], finder: ImageFinder, wanted: set[str], ne
     if not usual and any(re.fullmatch('[0-9]+', c) for c in wanted): return False  # the number of a column
     if _looks_like_data(first, rows[1:], finder, usual): return False
     if not usual:
-        say(f'{printable(name)}: its first row is taken for a header: {", ".join(map(printable, first))}', style='yellow')
+        words = ', '.join(map(printable, first))
+        say(f'{printable(name)}: its first row is taken for a header: {words}', style='yellow')
     return True
 
-# %% ../../nbs/data/04_tables.ipynb #e917ffb4
+# %% ../../nbs/data/04_tables.ipynb #bc89daa0
+def _joined(names: list[str]) -> str:
+    return ', '.join(map(printable, names[:50])) + (' ...' if len(names) > 50 else '')
+
+def _asked_column(role: str, column: str | None, names: list[str], first: list[str], name: str) -> str | None:
+    "The column that the user named; an `OptionError` where there is none"
+    if column is None or (role, column) == ('split', NO_SPLIT_COLUMN): return column
+    if column in names: return column
+    lower = [n.lower() for n in names]
+    if column.strip().lower() in lower: return names[lower.index(column.strip().lower())]
+    raise OptionError(f'--{role}-col {column!r} is no column: {printable(name)} begins with {_joined(first)}.',
+                      f'It has: {_joined(names)}. In a table without a header, pass the number of the column.')
+
+# %% ../../nbs/data/04_tables.ipynb #37e9b336
+def _guess_roles(roles: dict[str, str | None], names: list[str], rows: list[list[str]], finder: ImageFinder) -> dict:
+    "Columns for the roles that the user left open: by their name, by their content, or the only one that is left"
+    roles = {role: column or _column_by_name(role, names) for role, column in roles.items()}
+    if roles['image'] is None:
+        at = _column_by_content(rows, finder)
+        roles['image'] = None if at is None else names[at]
+    rest = [n for n in names if n not in roles.values() and n.strip()]
+    if roles['label'] is None and len(rest) == 1: roles['label'] = rest[0]
+    return roles
+
+# %% ../../nbs/data/04_tables.ipynb #7d494f46
+def _check_roles(roles: dict[str, str | None], names: list[str], first: list[str], need: tuple, name: str):
+    "Raise an error where a column that is needed was not found"
+    if roles['image'] is None:
+        raise OptionError(f'--image-col is needed: no column of {printable(name)} names images that are there. '
+                          f'It begins with {_joined(first)}.', f'Say which with --image-col; it has: {_joined(names)}.')
+    if 'label' in need and roles['label'] is None and len(names) > 1:
+        raise SmileError(f'It is not clear which column of {printable(name)} is the label.',
+                         f'Say which with --label-col; it has: {_joined(names)}.')
+
+# %% ../../nbs/data/04_tables.ipynb #d810c816
 MAX_SAMPLE_ROWS = 1000  # that are looked at
 
 def detect_columns(
@@ -474,37 +521,11 @@ def detect_columns(
     has_header = _has_header(rows, finder, lower, need, name)
     names = _unique_names(first) if has_header else [str(i + 1) for i in range(len(first))]
     roles = {role: _asked_column(role, column, names, first, name) for role, column in wanted.items()}
-    roles = {role: column or _column_by_name(role, names) for role, column in roles.items()}
-    if roles['image'] is None:
-        at = _column_by_content(rows[has_header:], finder)
-        roles['image'] = None if at is None else names[at]
-    rest = [n for n in names if n not in roles.values() and n.strip()]
-    if roles['label'] is None and len(rest) == 1: roles['label'] = rest[0]
+    roles = _guess_roles(roles, names, rows[has_header:], finder)
     _check_roles(roles, names, first, need, name)
     return TableColumns(has_header, names, roles)
 
-# %% ../../nbs/data/04_tables.ipynb #43ceb152
-def _asked_column(role: str, column: str | None, names: list[str], first: list[str], name: str) -> str | None:
-    "The column that the user named; an `OptionError` where there is none"
-    if column is None or (role, column) == ('split', NO_SPLIT_COLUMN): return column
-    if column in names: return column
-    lower = [n.lower() for n in names]
-    if column.strip().lower() in lower: return names[lower.index(column.strip().lower())]
-    raise OptionError(f'--{role}-col {column!r} is no column: {printable(name)} begins with {_joined(first)}.',
-                      f'It has: {_joined(names)}. In a table without a header, pass the number of the column.')
-
-def _check_roles(roles: dict[str, str | None], names: list[str], first: list[str], need: tuple, name: str):
-    "Raise an error where a column that is needed was not found"
-    if roles['image'] is None:
-        raise OptionError(f'--image-col is needed: no column of {printable(name)} names images that are there. '
-                          f'It begins with {_joined(first)}.', f'Say which with --image-col; it has: {_joined(names)}.')
-    if 'label' in need and roles['label'] is None and len(names) > 1:
-        raise SmileError(f'It is not clear which column of {printable(name)} is the label.',
-                         f'Say which with --label-col; it has: {_joined(names)}.')
-
-def _joined(names: list[str]) -> str: return ', '.join(map(printable, names[:50])) + (' ...' if len(names) > 50 else '')
-
-# %% ../../nbs/data/04_tables.ipynb #0d2b3943
+# %% ../../nbs/data/04_tables.ipynb #4d0726f8
 MAX_LINE_CHARS = 65_536  # sixteen times the longest path that Linux knows
 
 def open_text(
@@ -515,6 +536,7 @@ def open_text(
     if is_utf16: return open(path, encoding='utf-16', errors='replace', newline='')
     return open(path, encoding='utf-8-sig', errors='surrogateescape', newline='')
 
+# %% ../../nbs/data/04_tables.ipynb #1142598f
 def bounded_lines(
     file: TextIO,
 ) -> Iterator[str]:
@@ -527,7 +549,7 @@ def bounded_lines(
                              f'{MAX_LINE_CHARS:,} characters.', 'Give one path a line.')
         yield line
 
-# %% ../../nbs/data/04_tables.ipynb #164f2fd8
+# %% ../../nbs/data/04_tables.ipynb #947a3cab
 def _csv_rows(path: str | Path, separator: str) -> Iterator[list[str]]:
     "The rows of a CSV, as they are read; blank lines are none"
     with open_text(path) as f:
@@ -536,6 +558,7 @@ def _csv_rows(path: str | Path, separator: str) -> Iterator[list[str]]:
             raise SmileError(f'{printable(path)} cannot be read as a CSV: {printable(e)}.',
                              'Save it again as CSV with quoted fields.') from None
 
+# %% ../../nbs/data/04_tables.ipynb #af04099f
 def _parquet_rows(path: str | Path, columns: list[str] | None = None) -> Iterator[list[str]]:
     "The rows of a Parquet file as text, a batch at a time; without `columns`, all columns, their names first"
     try:
@@ -584,17 +607,18 @@ def open_image_column(
     rows = rows or [['']]
     return ImageColumn(path, separator, detect_columns(rows, finder, ColumnChoice(column), str(path), ('image',)))
 
-# %% ../../nbs/data/04_tables.ipynb #42cb874b
+# %% ../../nbs/data/04_tables.ipynb #6bab57b2
 def _decode_escaped(text: str) -> str:
     "A text whose undecoded bytes are read as Western European"
     try: text.encode()
     except UnicodeEncodeError: return _decode_text(text.encode('utf-8', 'surrogateescape'), _FALLBACK_ENCODINGS)
     return text
 
+# %% ../../nbs/data/04_tables.ipynb #09e8d0a6
 def literal_name(
     finder: ImageFinder,
     cell: str, # of a table
 ) -> str:
-    "What a cell stands for: itself where it names a file, else without what protects spreadsheets and in the table's encoding"
+    "What a cell stands for: itself where it names a file, else its text in the table's encoding, made literal again"
     text = unescape_formula(_decode_escaped(cell))
     return cell if text == cell or finder.probe(parse_region(cell)[0]) else text

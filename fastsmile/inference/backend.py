@@ -79,11 +79,8 @@ class _DeviceHooks:
         yield lambda: None
 
 # %% ../../nbs/inference/01_backend.ipynb #f666485e
-class Backend(_DeviceHooks):
-    "Runs a model's network; a subclass says how in `_forward`"
-    fp32_backend, uncertain_margin = None, 0.  # for uncertain rows, where the precision is lower; their margin, in logits
-    engine_name = ''                           # what runs it, where that is worth a word
-
+class _BatchRunner(_DeviceHooks):
+    "Batches through a model's network; a subclass says how in `_forward`"
     def __init__(self,
         model: Model,
         precision: str,         # fp32, bf16 or fp16
@@ -96,6 +93,25 @@ class Backend(_DeviceHooks):
     def _forward(self, packed: np.ndarray) -> np.ndarray: # -> (n, C), float32
         "The logits of one batch"
         raise NotImplementedError
+
+    def _forward_halving(self, packed: np.ndarray) -> np.ndarray:
+        "One batch, in two halves where memory runs out"
+        try: return self._forward(packed)
+        except (RuntimeError, MemoryError) as e:
+            if not self.is_out_of_memory(e): raise
+            if len(packed) == 1:
+                raise SmileError(f'Not enough memory on {self.device} for one image.', 'Try --device cpu.') from None
+        half = (len(packed) + 1) // 2
+        if half < self.max_batch: say(f'out of memory: batch size {half} from now on', style='yellow')
+        self.max_batch = min(self.max_batch, half)
+        self.free_cache()
+        return np.concatenate([self._forward_halving(packed[:half]), self._forward_halving(packed[half:])])
+
+# %% ../../nbs/inference/01_backend.ipynb #f0a30001
+class Backend(_BatchRunner):
+    "Runs a model's network; a subclass says how in `_forward`"
+    fp32_backend, uncertain_margin = None, 0.  # for uncertain rows of a lower precision; their margin, in logits
+    engine_name = ''                           # what runs it, where that is worth a word
 
     def logits(self,
         packed: np.ndarray, # (n, size, size, 3), uint8; of `pack_inputs` where the model has several preprocessings
@@ -113,20 +129,6 @@ class Backend(_DeviceHooks):
         "Which rows lower precision could have changed, or has no number for; they are counted"
         if self.fp32_backend is None: return np.zeros(len(probs), bool)
         finite = np.isfinite(probs).all(1)
-        filled = np.where(finite[:, None], probs, 1)
-        uncertain = ~finite | _flips_within(filled, decisions, self.uncertain_margin)
+        uncertain = ~finite | _flips_within(np.where(finite[:, None], probs, 1), decisions, self.uncertain_margin)
         with self.lock: self.recomputed += int(uncertain.sum())
         return uncertain
-
-    def _forward_halving(self, packed: np.ndarray) -> np.ndarray:
-        "One batch, in two halves where memory runs out"
-        try: return self._forward(packed)
-        except (RuntimeError, MemoryError) as e:
-            if not self.is_out_of_memory(e): raise
-            if len(packed) == 1:
-                raise SmileError(f'There is not enough memory on {self.device} for one image.', 'Try --device cpu.') from None
-        half = (len(packed) + 1) // 2
-        if half < self.max_batch: say(f'out of memory: batch size {half} from now on', style='yellow')
-        self.max_batch = min(self.max_batch, half)
-        self.free_cache()
-        return np.concatenate([self._forward_halving(packed[:half]), self._forward_halving(packed[half:])])

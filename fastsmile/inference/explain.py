@@ -407,7 +407,7 @@ def _chosen_groups(
     config: ExplainConfig,
 ) -> Iterator[tuple[str, _ExplainedImages]]:
     "The groups of rows that are worth looking at, with their images"
-    label, paths = model.metadata.calibration.read(saved.probs)[0], saved.frame.path
+    label, paths = model.metadata.calibration.apply(saved.probs)[0], saved.table.path
     for name, rows in _choose_rows(saved.probs, saved.y, label, config.n, config.seed).items():
         good, images = _read_images(reader, paths.iloc[rows], model.spec.prep)
         there = set(good)
@@ -429,7 +429,7 @@ def _requested_group(
     with torch.inference_mode():
         for i in range(0, len(good), 64):
             logits.append(net(pixels_to_tensor(images[i:i + 64], model.spec.prep, device)).float().cpu().numpy())
-    probs, label = model.read(np.concatenate(logits))
+    probs, label = model.probabilities_and_labels(np.concatenate(logits))
     yield 'requested', _ExplainedImages(good, images, probs, label)
 
 # %% ../../nbs/inference/12_explain.ipynb #7f58095f

@@ -55,7 +55,7 @@ def _onnx_metadata(
         'preprocessing': dict(steps=prepare, size=p.size, mean=p.mean, std=p.std, interpolation=p.interpolation,
                               crop_mode=p.crop_mode, crop_pct=p.crop_pct),
         'decision': dict(steps=decide, link=m.link, shift=m.shift, temperature=c.temperature, rule=c.rule,
-                         offsets=c.offsets, cost=c.cost),
+                         offsets=c.offsets, cost=c.costs),
         'calibration': c.as_dict(),
         'opset': opset}
     return {ONNX_CONFIG_KEY: json.dumps(cfg)} | {k: json.dumps(v) for k, v in entries.items()}
@@ -108,7 +108,8 @@ class ExportFormat:
     load: Callable[[Path], Model]          # of a file
     default_path: Callable[[Path], Path]   # of a model folder's file
 
-EXPORT_FORMATS = {'onnx': ExportFormat('.onnx', ('onnx', 'onnxscript', 'onnxruntime'), write_onnx, load_onnx, onnx_path)}
+EXPORT_FORMATS = {
+    'onnx': ExportFormat('.onnx', ('onnx', 'onnxscript', 'onnxruntime'), write_onnx, load_onnx, onnx_path)}
 
 # %% ../../nbs/inference/11_export.ipynb #b0570a12
 _CHECK_IMAGES = 64
@@ -144,10 +145,12 @@ def _load_check_images(
         opened = open_inputs(check)
         good = _read_some(opened.reader, list(opened.names), prep)
         if good: return np.stack(good), f'of {printable(check)}'
-        raise SmileError(f'--check {printable(check)}: none of its images can be read.', 'Name a folder or a zip of images.')
+        raise SmileError(f'--check {printable(check)}: none of its images can be read.',
+                         'Name a folder or a zip of images.')
     good = _read_some(*_list_run_images(Path(run)), prep)
     if good: return np.stack(good), "of the run's source"
-    say('No image of the source can be read: the file is compared on noise alone. Name real ones with --check FOLDER.', style='yellow')
+    say('No image of the source can be read: the file is compared on noise alone. Name real ones with --check FOLDER.',
+        style='yellow')
     noise = np.random.default_rng(0).integers(0, 256, (_CHECK_IMAGES, prep.size, prep.size, 3), dtype=np.uint8)
     return noise, 'of noise'
 
@@ -171,14 +174,24 @@ def _compare_backends(
     return dict(logits=float(np.abs(want - got).max()), probs=float(np.abs(p - q).max()),
                 labels=int((label != other).sum()), pictures=len(images))
 
-# %% ../../nbs/inference/11_export.ipynb #70b1ea28
+# %% ../../nbs/inference/11_export.ipynb #f0a50001
 def _check_same(difference: dict, tolerance: float, images: str):
     "Raise a `SmileError` where an exported model is too far from the original"
     if max(difference['logits'], difference['probs']) <= tolerance: return
-    raise SmileError(f'The exported network is not the same: its logits differ by up to {difference["logits"]:.2e} and its '
-                     f'probabilities by {difference["probs"]:.2e} on {difference["pictures"]} images {images}; '
+    raise SmileError(f'The exported network is not the same: its logits differ by up to {difference["logits"]:.2e} and '
+                     f'its probabilities by {difference["probs"]:.2e} on {difference["pictures"]} images {images}; '
                      f'--tolerance is {tolerance:g}.', 'Nothing was written.')
 
+# %% ../../nbs/inference/11_export.ipynb #f0a50003
+def _export_path(config: ExportConfig, kind: ExportFormat, model: Model) -> Path:
+    "Where the file goes; raises `OptionError` for another extension, or where a file of somebody else is"
+    out = local_path(config.out) if config.out else kind.default_path(model.path)
+    if out.suffix.lower() != kind.suffix:
+        raise OptionError(f'--out {printable(out)} has an extension that is not known.', f'Accepted: {kind.suffix}.')
+    check_replaceable(out, config.format)
+    return out
+
+# %% ../../nbs/inference/11_export.ipynb #f0a50005
 def export(
     run: str | Path,     # a finished run, or a model folder
     config: ExportConfig | None = None,
@@ -190,8 +203,9 @@ def export(
     require_onnx_packages(f'export --format {config.format}', *kind.packages)
     model = load_bundle(run)
     if model.members:
-        raise SmileError(f'{printable(run)} is an ensemble of {len(model.members)} models, and export writes single networks.',
-                         'Export the runs it was made of, one by one; predict --model reads the ensemble as it is.')
+        raise SmileError(f'{printable(run)} is an ensemble of {len(model.members)} models, and export writes single '
+                         'networks.', 'Export the runs it was made of, one by one; predict --model reads the ensemble '
+                         'as it is.')
     out = _export_path(config, kind, model)
     images, origin = _load_check_images(model, run, config.check)
     say(f'exporting {model.spec.arch}, {model.spec.prep.size} px, opset {config.opset}')
@@ -200,13 +214,5 @@ def export(
         difference = _compare_backends(model, kind.load(tmp), images)
         _check_same(difference, config.tolerance, printable(origin))
         size = tmp.stat().st_size
-    return dict(out=str(out), opset=config.opset, size=model.spec.prep.size, bytes=size, classes=list(model.spec.classes),
-                on=origin, tolerance=config.tolerance, **difference)
-
-def _export_path(config: ExportConfig, kind: ExportFormat, model: Model) -> Path:
-    "Where the file goes; raises `OptionError` for another extension, or where a file of somebody else is"
-    out = local_path(config.out) if config.out else kind.default_path(model.path)
-    if out.suffix.lower() != kind.suffix:
-        raise OptionError(f'--out {printable(out)} has an extension that is not known.', f'Accepted: {kind.suffix}.')
-    check_replaceable(out, config.format)
-    return out
+    return dict(out=str(out), opset=config.opset, size=model.spec.prep.size, bytes=size, on=origin,
+                classes=list(model.spec.classes), tolerance=config.tolerance, **difference)

@@ -32,17 +32,28 @@ def feature_model(
     none = [0.] * len(spec.classes)
     return Model(replace(spec, head={}), ModelMetadata(none, none, none, 'argmax'), without_head(net, '--arch').eval())
 
-# %% ../../nbs/inference/09_features.ipynb #557ec58b
+# %% ../../nbs/inference/09_features.ipynb #f0a20001
+def _read_views(backend: Backend, reader: object, name: str, views: list[TtaView]) -> np.ndarray: # (K, ...), uint8
+    try: return prepare_views(backend, lambda prep: reader.read_image(name, prep), views)
+    except ImageError as e: raise UnreadableImageError(f'{printable(name)}: {e}') from None
+
+def _group_features(backend: Backend, reader: object, names: list[str], views: list[TtaView]) -> np.ndarray: # (K, n, F)
+    "The features of one batch of files"
+    images = np.stack([_read_views(backend, reader, n, views) for n in names])
+    return np.stack(view_logits(backend, images, views)).astype(np.float32)
+
+# %% ../../nbs/inference/09_features.ipynb #f0a20003
 def extract_features(
     backend: Backend,  # of a `feature_model`
     reader: object,    # where the images are
     names: list[str],
     views: list[TtaView],
-    progress: Callable | None = None, # called with the number of images; returns a function that is called with images done
+    progress: Callable | None = None, # called with the number of images; returns what is called with images done
 ) -> np.ndarray: # (K, N, F), float32: of each view
     "Features of images in all views; raises `UnreadableImageError` for one that cannot be read"
     on_cpu, threads = backend.device == 'cpu', os.cpu_count() or 1
-    bs = default_batch_size(backend.model.spec.prep.size, backend.device, threads if on_cpu else 1, backend.free_memory(), len(names))
+    size, share = backend.model.spec.prep.size, threads if on_cpu else 1
+    bs = default_batch_size(size, backend.device, share, backend.free_memory(), len(names))
     groups = [names[i:i + bs] for i in range(0, len(names), bs)]
     def compute(group: list[str]) -> np.ndarray: return _group_features(backend, reader, group, views)
     tick, parts = progress(len(names)) if progress else lambda n: None, []
@@ -52,12 +63,3 @@ def extract_features(
             parts.append(part)
             tick(part.shape[1])
     return np.concatenate(parts, 1)
-
-def _group_features(backend: Backend, reader: object, names: list[str], views: list[TtaView]) -> np.ndarray: # (K, n, F)
-    "The features of one batch of files"
-    images = np.stack([_read_views(backend, reader, n, views) for n in names])
-    return np.stack(view_logits(backend, images, views)).astype(np.float32)
-
-def _read_views(backend: Backend, reader: object, name: str, views: list[TtaView]) -> np.ndarray: # (K, ...), uint8
-    try: return prepare_views(backend, lambda prep: reader.read_image(name, prep), views)
-    except ImageError as e: raise UnreadableImageError(f'{printable(name)}: {e}') from None

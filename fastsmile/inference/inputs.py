@@ -32,21 +32,7 @@ class ImageInputs:
     total: int | None        # how many, where that is known beforehand
     description: str
 
-# %% ../../nbs/inference/07_inputs.ipynb #77073748
-_SORT_CHUNK = 100_000  # names that are sorted in memory at one time
-
-def external_sort(
-    names: Iterable[str],
-    run: int = _SORT_CHUNK, # names that are sorted in memory at one time
-) -> tuple[int, Iterator[str]]: # how many; they themselves, sorted
-    "Sort any number of names in the memory of one run"
-    names, files, n = iter(names), [], 0
-    while part := sorted(islice(names, run)):
-        n += len(part)
-        if n == len(part) and len(part) < run: return n, iter(part)  # a single run needs no disk
-        files.append(_write_run(part))
-    return n, heapq.merge(*map(_read_run, files))
-
+# %% ../../nbs/inference/07_inputs.ipynb #86c9d06a
 def _write_run(names: list[str]) -> TextIO:
     "A file of names, a line each; one can hold a newline"
     file = tempfile.TemporaryFile('w+', encoding='utf-8', errors='surrogateescape', newline='\n')
@@ -60,6 +46,21 @@ def _read_run(file: TextIO) -> Iterator[str]:
         if '\\' in text: text = text.replace('\\\\', '\0').replace('\\n', '\n').replace('\0', '\\')
         yield text
     file.close()
+
+# %% ../../nbs/inference/07_inputs.ipynb #fa94626d
+_SORT_CHUNK = 100_000  # names that are sorted in memory at one time
+
+def external_sort(
+    names: Iterable[str],
+    run: int = _SORT_CHUNK, # names that are sorted in memory at one time
+) -> tuple[int, Iterator[str]]: # how many; they themselves, sorted
+    "Sort any number of names in the memory of one run"
+    names, files, n = iter(names), [], 0
+    while part := sorted(islice(names, run)):
+        n += len(part)
+        if n == len(part) and len(part) < run: return n, iter(part)  # a single run needs no disk
+        files.append(_write_run(part))
+    return n, heapq.merge(*map(_read_run, files))
 
 # %% ../../nbs/inference/07_inputs.ipynb #0fab88f5
 def _open_folder(root: Path, image_col: str | None, below: str | None) -> ImageInputs:
@@ -77,7 +78,7 @@ def _open_url(url: str, image_col: str | None, below: str | None) -> ImageInputs
     total, names = external_sort(found)
     return ImageInputs(reader, names, total, printable(url))
 
-# %% ../../nbs/inference/07_inputs.ipynb #dfe1e196
+# %% ../../nbs/inference/07_inputs.ipynb #4387c49f
 def _images_below(folder: str) -> Iterator[str]:
     _, names = external_sort(FolderReader(folder).walk())
     return (os.path.join(folder, name) for name in names)
@@ -100,9 +101,10 @@ def _open_paths(words: list[str]) -> ImageInputs:
     "Files, folders and patterns, in their order"
     total = sum(1 for word in words for _ in _images_of(word))
     names = chain.from_iterable(map(_images_of, words))
-    return ImageInputs(FolderReader('.'), names, total, ' '.join(map(printable, words[:3])) + (' ...' if len(words) > 3 else ''))
+    description = ' '.join(map(printable, words[:3])) + (' ...' if len(words) > 3 else '')
+    return ImageInputs(FolderReader('.'), names, total, description)
 
-# %% ../../nbs/inference/07_inputs.ipynb #a5bdb828
+# %% ../../nbs/inference/07_inputs.ipynb #5d8ca7d7
 def _listed_paths(file: TextIO) -> Iterator[str]:
     "The paths in a list; blank lines are none"
     for line in bounded_lines(file):
@@ -112,18 +114,24 @@ def _paths_in(path: Path) -> Iterator[str]:
     with open_text(path) as f: yield from _listed_paths(f)
 
 def _open_list(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
-    total = sum(1 for _ in _paths_in(path))
-    return ImageInputs(ListedReader(reader_below(below, path.parent)), _paths_in(path), total, f'the list {printable(path)}')
+    reader, total = ListedReader(reader_below(below, path.parent)), sum(1 for _ in _paths_in(path))
+    return ImageInputs(reader, _paths_in(path), total, f'the list {printable(path)}')
 
+# %% ../../nbs/inference/07_inputs.ipynb #475ed179
 def _open_stdin(_: Path, image_col: str | None, below: str | None) -> ImageInputs:
     if sys.stdin is None: raise SmileError('Standard input is closed.', f'Pass {_ACCEPTED_INPUTS}.')
-    text = sys.stdin
-    if hasattr(text, 'buffer'): text = open(text.fileno(), closefd=False, encoding='utf-8-sig', errors='surrogateescape', newline='')
-    names = _listed_paths(text)
+    names = _listed_paths(_as_path_text(sys.stdin))
     first = next(names, None)
     if first is None:
-        raise SmileError('Standard input holds no paths.', 'What was to write them may have failed; nothing was changed.')
-    return ImageInputs(ListedReader(reader_below(below, '.')), chain([first], names), None, 'the paths on standard input')
+        raise SmileError('Standard input holds no paths.',
+                         'What was to write them may have failed; nothing was changed.')
+    reader = ListedReader(reader_below(below, '.'))
+    return ImageInputs(reader, chain([first], names), None, 'the paths on standard input')
+
+def _as_path_text(stream: TextIO) -> TextIO:
+    "Standard input as text in which any bytes can stand for a file name"
+    if not hasattr(stream, 'buffer'): return stream
+    return open(stream.fileno(), closefd=False, encoding='utf-8-sig', errors='surrogateescape', newline='')
 
 # %% ../../nbs/inference/07_inputs.ipynb #6ef83658
 def _open_table(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
@@ -133,7 +141,7 @@ def _open_table(path: Path, image_col: str | None, below: str | None) -> ImageIn
     names = (literal_name(reader.finder, cell) for cell in column.cells())
     return ImageInputs(reader, names, total, f'column {printable(column.name)} of {printable(path)}')
 
-# %% ../../nbs/inference/07_inputs.ipynb #cee03d75
+# %% ../../nbs/inference/07_inputs.ipynb #a9bd5399
 @dataclass(frozen=True)
 class InputKind:
     "A kind of input: how it is opened, and which options it takes"
@@ -143,11 +151,13 @@ class InputKind:
 _FOLDER, _ZIP, _URL = InputKind(_open_folder), InputKind(_open_zip_file), InputKind(_open_url)
 _STDIN, _LIST = InputKind(_open_stdin, ('--root',)), InputKind(_open_list, ('--root',))
 _TABLE = InputKind(_open_table, ('--image-col', '--root'))
-INPUT_KINDS = {'.zip': _ZIP, '.csv': _TABLE, '.tsv': _TABLE, '.parquet': _TABLE, '.txt': _LIST, '.lst': _LIST, '.list': _LIST}
+INPUT_KINDS = {'.zip': _ZIP, '.csv': _TABLE, '.tsv': _TABLE, '.parquet': _TABLE,
+               '.txt': _LIST, '.lst': _LIST, '.list': _LIST}
 
-_ACCEPTED_INPUTS = ('a folder, a zip, images (.jpg, .png, .webp and the like), a pattern in quotes, a list (.txt), a CSV, '
-                    'a URL such as s3://bucket/faces, or - for paths on standard input')
+_ACCEPTED_INPUTS = ('a folder, a zip, images (.jpg, .png, .webp and the like), a pattern in quotes, a list (.txt), '
+                    'a CSV, a URL such as s3://bucket/faces, or - for paths on standard input')
 
+# %% ../../nbs/inference/07_inputs.ipynb #023a259c
 def _find_kind(words: list[str]) -> InputKind | None:
     "How a single input is opened; None where it is an image, a pattern, or one of several"
     if len(words) > 1: return None
@@ -157,7 +167,7 @@ def _find_kind(words: list[str]) -> InputKind | None:
     if os.path.isdir(word): return _FOLDER
     return INPUT_KINDS.get(Path(word).suffix.lower()) if os.path.isfile(word) else None
 
-# %% ../../nbs/inference/07_inputs.ipynb #aff59b55
+# %% ../../nbs/inference/07_inputs.ipynb #921bcc90
 def _check_options(words: list[str], kind: InputKind | None, image_col: str | None, root: str | None):
     "An `OptionError` where an option does not go with the input, or `--root` is not there"
     for name, value in (('--image-col', image_col), ('--root', root)):
@@ -168,20 +178,21 @@ def _check_options(words: list[str], kind: InputKind | None, image_col: str | No
     if not (os.path.isfile(root) and Path(root).suffix.lower() == '.zip'):
         raise OptionError(f'--root {printable(root)} is neither a folder nor a zip.')
 
+# %% ../../nbs/inference/07_inputs.ipynb #bb97c580
 def _check_words(words: list[str]):
     "An error where inputs do not go together, or one is missing"
-    if len(words) > 1:
-        if '-' in words: raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
-        url = next(filter(is_url, words), None)
-        if url: raise OptionError(f'{printable(url)} goes with nothing else.', 'Give one URL, or paths.')
+    url = next(filter(is_url, words), None)
+    if len(words) > 1 and '-' in words:
+        raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
+    if len(words) > 1 and url: raise OptionError(f'{printable(url)} goes with nothing else.', 'Give one URL, or paths.')
     for word in words:
         is_path = word != '-' and not is_url(word) and not glob.has_magic(word)
         if is_path and not os.path.lexists(parse_region(word)[0]):
             raise SmileError(f'{printable(word)} does not exist.', f'Pass {_ACCEPTED_INPUTS}.')
 
-# %% ../../nbs/inference/07_inputs.ipynb #2565a337
+# %% ../../nbs/inference/07_inputs.ipynb #fc373f96
 def open_inputs(
-    source: str | Path | list | tuple, # a folder, zip, list, table, image or pattern; `-` for standard input; or several
+    source: str | Path | list | tuple, # a folder, zip, list, table, image, pattern, URL, `-`, or several of them
     image_col: str | None = None,      # the column of a table
     root: str | None = None,           # where relative paths of a list or a table begin: a folder, a zip or a URL
 ) -> ImageInputs:

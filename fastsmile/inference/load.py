@@ -28,10 +28,12 @@ class BackendKind:
     runtime: str     # the module whose import takes time
 
 BACKENDS = {
-    'torch': BackendKind('', (), 'fastsmile.models.bundle:load_bundle', 'fastsmile.inference.torch_backend:TorchBackend',
-                         'fastsmile.inference.torch_backend'),
-    'onnx': BackendKind('.onnx', ('onnxruntime',), 'fastsmile.inference.onnx_backend:load_onnx',
-                        'fastsmile.inference.onnx_backend:OnnxBackend', 'onnxruntime')}
+    'torch': BackendKind(
+        suffix='', packages=(), loader='fastsmile.models.bundle:load_bundle',
+        backend='fastsmile.inference.torch_backend:TorchBackend', runtime='fastsmile.inference.torch_backend'),
+    'onnx': BackendKind(
+        suffix='.onnx', packages=('onnxruntime',), loader='fastsmile.inference.onnx_backend:load_onnx',
+        backend='fastsmile.inference.onnx_backend:OnnxBackend', runtime='onnxruntime')}
 
 def _import_object(name: str): # module:object
     module, _, attribute = name.partition(':')

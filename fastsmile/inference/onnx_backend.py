@@ -31,7 +31,8 @@ def require_onnx_packages(
 ):
     "Raise an `OptionError` that names the extra where a package is not installed"
     missing = [p for p in packages if find_spec(p) is None]
-    if missing: raise OptionError(f'{option} needs {" and ".join(missing)}.', 'Install it: pip install "fastsmile[onnx]".')
+    if not missing: return
+    raise OptionError(f'{option} needs {" and ".join(missing)}.', 'Install it: pip install "fastsmile[onnx]".')
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #29891550
 _EXTERNAL_WEIGHTS = re.compile(rb'\x0a(\x08|\x88\x80*\x00)location')  # how a tensor names another file, in protobuf
@@ -41,7 +42,8 @@ def _check_no_external_data(path: str):
     if not Path(path).is_file() or not Path(path).stat().st_size: return
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if _EXTERNAL_WEIGHTS.search(data):
-            raise SmileError(f'{printable(path)} keeps weights in other files.', 'Write it with `fastsmile export`, which makes one file.')
+            raise SmileError(f'{printable(path)} keeps weights in other files.',
+                             'Write it with `fastsmile export`, which makes one file.')
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #d003d00d
 ONNX_CONFIG_KEY = 'fastsmile.config'  # the metadata that holds a bundle's config.json
@@ -89,8 +91,9 @@ class OnnxNet:
 
     def has_expected_io(self) -> bool:
         "Does it take `ONNX_INPUT` alone, and give `ONNX_OUTPUT` alone?"
-        names = [[v.name for v in values] for values in (self.session().get_inputs(), self.session().get_outputs())]
-        return names == [[ONNX_INPUT], [ONNX_OUTPUT]]
+        inputs = [v.name for v in self.session().get_inputs()]
+        outputs = [v.name for v in self.session().get_outputs()]
+        return (inputs, outputs) == ([ONNX_INPUT], [ONNX_OUTPUT])
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #950c8330
 def onnx_path(
@@ -109,11 +112,13 @@ def _check_exported(
     "Raise a `SmileError` where a file is no export of fastsmile, or not of the model beside it"
     path, hint = printable(net.path), 'Write it with `fastsmile export`.'
     if net.config is None: raise SmileError(f'{path} was not exported by fastsmile: its classes are not known.', hint)
-    if not net.has_expected_io(): raise SmileError(f'{path} has other inputs or outputs than an image classifier.', hint)
+    if not net.has_expected_io():
+        raise SmileError(f'{path} has other inputs or outputs than an image classifier.', hint)
     if given.is_dir() and read_json(Path(net.path).parent/'config.json') != net.config:
         raise SmileError(f'{path} is of another state of this model, which was trained or calibrated again since.',
                          f'Write it again: fastsmile export {shell_quote(given)} --format onnx.')
 
+# %% ../../nbs/inference/03_onnx_backend.ipynb #f0a10002
 def load_onnx(
     path: str | Path, # an .onnx file, or a run or a model folder that one was exported to
 ) -> Model:
@@ -127,7 +132,8 @@ def load_onnx(
     _check_exported(net, given)
     try: spec, metadata = parse_config(net.config)
     except ValueError as e:
-        raise SmileError(f'{printable(path)} is not a fastsmile model: {printable(e)}', 'Write it with `fastsmile export`.') from None
+        raise SmileError(f'{printable(path)} is not a fastsmile model: {printable(e)}',
+                         'Write it with `fastsmile export`.') from None
     return Model(spec, metadata, net, str(path))
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #89d21ccd

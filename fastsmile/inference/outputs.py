@@ -284,20 +284,8 @@ def _skip_written(part: _PartFile, names: Iterator[str]) -> Iterator[str]:
     first = next(names, None)
     return iter(()) if first is None else chain([first], names)
 
-# %% ../../nbs/inference/08_outputs.ipynb #9771674d
-class PredictionFile(_PartFile):
-    "A file of predictions that grows; a `SmileError` where it cannot be written, or another process writes it"
-    def __init__(self,
-        path: str | Path,      # .csv, .jsonl or .parquet
-        columns: list[str],
-        classes: tuple,
-        settings: dict,        # what must be the same for a part to be resumed
-        batch: int = 1,        # images that are written together
-        resume: bool = False,
-    ):
-        super().__init__(path, columns, settings, batch, resume)
-        self.classes = classes
-
+# %% ../../nbs/inference/08_outputs.ipynb #a59469e5
+class _GrowingFile(_PartFile):
     def remaining(self, names: Iterable[str]) -> Iterator[str]:
         "Those of all inputs that have no row yet; a `SmileError` where the rows are of other inputs"
         return _skip_written(self, iter(names))
@@ -313,6 +301,20 @@ class PredictionFile(_PartFile):
         "All rows that were added, from the disk"
         self.file.flush()
         return (row for row, _ in self.written())
+
+# %% ../../nbs/inference/08_outputs.ipynb #9771674d
+class PredictionFile(_GrowingFile):
+    "A file of predictions that grows; a `SmileError` where it cannot be written, or another process writes it"
+    def __init__(self,
+        path: str | Path,      # .csv, .jsonl or .parquet
+        columns: list[str],
+        classes: tuple,
+        settings: dict,        # what must be the same for a part to be resumed
+        batch: int = 1,        # images that are written together
+        resume: bool = False,
+    ):
+        super().__init__(path, columns, settings, batch, resume)
+        self.classes = classes
 
     def finish(self, seconds: float = 0.0, run_info: dict | None = None) -> PredictionSummary:
         "Give the file its name; the summary counts all rows"

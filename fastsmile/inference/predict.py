@@ -68,13 +68,12 @@ def _load_image(job: PredictionJob, name: str) -> list[LoadedImage]:
     try:
         if job.faces is None: return [_load_views(job, lambda prep: job.reader.read_image(name, prep), name, name)]
         img = job.reader.read_image(name)
-        return [_load_face(job, img, name, face, i) for i, face in enumerate(job.faces(img), 1)]
+        return [_load_face(job, img, name, box, face.as_columns(i)) for i, (box, face) in enumerate(job.faces.crops(img), 1)]
     except ImageError as e: return [LoadedImage(name, str(e))]
 
-def _load_face(job: PredictionJob, img: Image.Image, name: str, face: object, number: int) -> LoadedImage:
-    box = face.square(img.size, job.faces.margin)
+def _load_face(job: PredictionJob, img: Image.Image, name: str, box: tuple, face_columns: dict) -> LoadedImage:
     one = _load_views(job, lambda prep: crop_region(img, box), name, region_name(name, box))
-    return replace(one, face_columns=face.cells(number))
+    return replace(one, face_columns=face_columns)
 
 def _load_views(
     job: PredictionJob,

@@ -24,6 +24,14 @@ from ..models.spec import Model
 # %% ../../nbs/inference/06_rows.ipynb #a012c629
 if TYPE_CHECKING: import pandas as pd
 
+# %% ../../nbs/inference/06_rows.ipynb #6d9a93a1
+def _parse_class_threshold(text: str, classes: tuple) -> tuple[int, float] | None: # class index, its least probability
+    name, _, value = text.rpartition('=')
+    try: p = float(value)
+    except ValueError: return None
+    if name in classes and 0 <= p <= 1: return list(classes).index(name), p
+    return None
+
 # %% ../../nbs/inference/06_rows.ipynb #189f419f
 @dataclass(frozen=True)
 class RowOptions:
@@ -46,10 +54,8 @@ class RowOptions:
     ) -> tuple[str | None, int | None, float]: # rule, class index, its least probability
         "What `threshold` means; an `OptionError` where it is neither a rule nor CLASS=P"
         if self.threshold is None or self.threshold in rules: return self.threshold, None, 0.
-        name, _, value = self.threshold.rpartition('=')
-        try: p = float(value)
-        except ValueError: p = -1.
-        if name in classes and 0 <= p <= 1: return None, list(classes).index(name), p
+        found = _parse_class_threshold(self.threshold, classes)
+        if found: return None, *found
         raise OptionError(f'--threshold {self.threshold!r} is neither a rule of this model nor CLASS=P.',
                           f'Accepted: {", ".join(rules)}; '
                           f'or one of {", ".join(classes)} with a probability, e.g. {classes[0]}=0.8.')
@@ -64,11 +70,11 @@ def _apply_decision(
 ) -> tuple[np.ndarray, ...]:
     "Decide on probabilities, by the options of `request`"
     rule, only, bar = request.parse_threshold(classes, calibration.rules)
-    label, p = calibration.read(probs, rule)
+    label, p = calibration.apply(probs, rule)
     if only is not None:
         others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
         label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
-    return label, p, ~calibration.sure(p, label) & request.abstain, calibration.sets(p)
+    return label, p, ~calibration.is_confident(p, label) & request.abstain, calibration.prediction_sets(p)
 
 # %% ../../nbs/inference/06_rows.ipynb #63d85d9b
 def _format_rows(
@@ -98,8 +104,8 @@ def _check_calibrated(
     calibration: Calibration,
 ):
     "An `OptionError` where an option needs a calibration that was never fitted"
-    refused = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.rows)]
-    if request.abstain and not calibration.confidence: refused.append('--abstain')
+    refused = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.calib_rows)]
+    if request.abstain and not calibration.min_confidence: refused.append('--abstain')
     if refused:
         raise OptionError(f'{", ".join(refused)}: this model was not calibrated, for its run had no rows in calib.',
                           'Train with rows set aside for it: fastsmile fit ... --calib 0.1.')
@@ -171,7 +177,7 @@ def _find_known(
     if image is None: return None
     hashes, thumb = image
     at, bits = _near_hashes(known.hashes, hashes[0], known.max_bits)
-    agree = _thumbnails_agree(known, at, thumb, [facts['blue'], facts['red']])
+    agree = _thumbnails_agree(known, at, thumb, [facts['cb'], facts['cr']])
     near = list(zip(bits[agree].tolist(), at[agree].tolist()))
     same_bytes = known.digests.get(facts['digest'])
     if same_bytes is not None: near.append((-1, same_bytes))
@@ -233,19 +239,19 @@ def _name_known_classes(
 def _index_known_images(reader: object, rows: 'pd.DataFrame', where: str) -> KnownImages:
     from fastsmile.data.duplicates import find_copies
     from fastsmile.data.scan import CHROMA_COLUMNS, IMAGE_HASHES, ImageScanner, data_fingerprint, scan_images
-    examiner, max_bits = ImageScanner(), IMAGE_HASHES['phash'].near
+    examiner, max_bits = ImageScanner(), IMAGE_HASHES['phash'].max_distance
     scanned = scan_images(reader, rows.path.tolist(), examiner)
     _, group = find_copies(scanned, max_bits)
-    group_of = dict(zip(scanned.metadata.index, group.tolist()))
+    group_of = dict(zip(scanned.info.index, group.tolist()))
     labels = rows.groupby(rows.path.map(group_of)).label.agg(lambda v: tuple(sorted(set(v)))).to_dict()
-    good = np.flatnonzero(scanned.good)
-    facts, digests = scanned.metadata.iloc[good], {}
+    good = np.flatnonzero(scanned.readable)
+    facts, digests = scanned.info.iloc[good], {}
     for i, digest in enumerate(facts.digest): digests.setdefault(digest, i)
     return KnownImages(f'{len(good)} known images of {where}', facts.index.tolist(),
                        [labels[g] for g in group[good].tolist()],
-                       np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbs[good],
+                       np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbnails[good],
                        facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, examiner, max_bits,
-                       data_fingerprint(rows, scanned.metadata))
+                       data_fingerprint(rows, scanned.info))
 
 # %% ../../nbs/inference/06_rows.ipynb #8b33fcd3
 def open_known_images(
@@ -269,6 +275,11 @@ def prediction_columns(
     columns = row_format.columns if row_format else ['label', 'confidence', *(f'p_{c}' for c in classes)]
     return ['path', *columns, 'error']
 
+def _format_columns(f: 'RowFormat') -> list[str]:
+    columns = prediction_columns(f.classes)[1:-1] + [f'raw_{c}' for c in f.classes if f.raw]
+    columns += f.request.columns(f.classes)
+    return columns + _KNOWN_COLUMNS * (f.known is not None) + FACE_COLUMNS * f.faces
+
 # %% ../../nbs/inference/06_rows.ipynb #bde23f0d
 @dataclass(frozen=True)
 class RowFormat:
@@ -282,10 +293,7 @@ class RowFormat:
     description: str = ''            # of the columns
 
     @property
-    def columns(self) -> list[str]:
-        columns = prediction_columns(self.classes)[1:-1] + [f'raw_{c}' for c in self.classes if self.raw]
-        columns += self.request.columns(self.classes)
-        return columns + _KNOWN_COLUMNS * (self.known is not None) + FACE_COLUMNS * self.faces
+    def columns(self) -> list[str]: return _format_columns(self)
 
     def format(self,
         probs: np.ndarray,     # (n, C) under the data's prior

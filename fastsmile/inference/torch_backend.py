@@ -18,10 +18,25 @@ from ..models.device import DTYPES, free_device_memory, inference_copy, is_out_o
 from ..models.device import pick_precision, pixels_to_tensor
 from ..models.spec import Model
 
+# %% ../../nbs/inference/02_torch_backend.ipynb #f0a40001
+class _TorchDevice:
+    "What torch knows of its device"
+    def is_out_of_memory(self, e: BaseException) -> bool: return is_out_of_memory(e)
+    def free_memory(self) -> int | None: return free_device_memory(self.device)
+
+    def free_cache(self):
+        if self.device.startswith('cuda'): torch.cuda.empty_cache()
+
+    @contextmanager
+    def single_core_threads(self, on: bool) -> Iterator[Callable]:
+        before = torch.get_num_threads()
+        try: yield (lambda: torch.set_num_threads(1)) if on else (lambda: None)
+        finally: torch.set_num_threads(before)
+
 # %% ../../nbs/inference/02_torch_backend.ipynb #9cc28e58
 UNCERTAIN_LEAD = dict(bf16=0.3, fp16=0.1)  # a lead in logits that rounding could turn
 
-class TorchBackend(Backend):
+class TorchBackend(_TorchDevice, Backend):
     "A torch network prepared for inference; raises `OptionError` for a device or a precision that is not available"
     def __init__(self,
         model: Model,              # stays as it is
@@ -30,8 +45,8 @@ class TorchBackend(Backend):
         max_batch: int = 10**9,    # images that go through the network together; halved when memory runs out
     ):
         if not isinstance(model.net, torch.nn.Module):
-            raise OptionError(f'{printable(model.path)} is an exported model: this needs torch, and the run that it comes from.',
-                              'predict takes it as it is.')
+            raise OptionError(f'{printable(model.path)} is an exported model: this needs torch, and the run that it '
+                              'comes from.', 'predict takes it as it is.')
         device, fitted = pick_device(device), any(m.spec.head_is_fitted for m in (model, *model.members))
         precision = 'fp32' if fitted and precision == 'auto' else pick_precision(precision, device)
         super().__init__(model, precision, device, max_batch)
@@ -44,15 +59,3 @@ class TorchBackend(Backend):
         x = [pixels_to_tensor(pixels, prep, self.device, self.dtype) for pixels, prep in inputs]
         with torch.inference_mode(): return self.net(*x).float().cpu().numpy()
 
-    def is_out_of_memory(self, e: BaseException) -> bool: return is_out_of_memory(e)
-
-    def free_cache(self):
-        if self.device.startswith('cuda'): torch.cuda.empty_cache()
-
-    def free_memory(self) -> int | None: return free_device_memory(self.device)
-
-    @contextmanager
-    def single_core_threads(self, on: bool) -> Iterator[Callable]:
-        before = torch.get_num_threads()
-        try: yield (lambda: torch.set_num_threads(1)) if on else (lambda: None)
-        finally: torch.set_num_threads(before)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ..data.images import Preprocessing, resize_and_crop
+from ..data.images import FULL_SIZE_KEY, Preprocessing, resize_and_crop
 from .backend import Backend, pack_inputs
 from ..metrics.calibration import probabilities_from_logits
 from ..models.spec import Model
@@ -52,7 +52,7 @@ def _prepare_view(
         w, h = (v * view.zoom for v in img.size)
         left, top = (img.width - w) * view.x, (img.height - h) * view.y
         img = img.crop((round(left), round(top), round(left + w), round(top + h)))
-        img.info.pop('full', None)  # it is no longer the whole image
+        img.info.pop(FULL_SIZE_KEY, None)  # it is no longer the whole image
     pixels = resize_and_crop(img, prep)
     return pixels[:, ::-1] if view.flip else pixels
 
@@ -90,7 +90,8 @@ def mean_over_views(
 ) -> tuple[np.ndarray, np.ndarray]: # (n, C) probabilities under the data's prior; (n, C) as the network gives them
     "The mean over views"
     link = model.metadata.link
-    def both(z: np.ndarray) -> tuple: return model.probabilities_and_labels(z)[0], probabilities_from_logits(z, 0., link)
+    def both(z: np.ndarray) -> tuple:
+        return model.probabilities_and_labels(z)[0], probabilities_from_logits(z, 0., link)
     if mean == 'probs': return tuple(np.mean([both(z) for z in logits], 0))
     return both(np.mean(logits, 0))
 

@@ -49,7 +49,7 @@ def save_bundle(
     model: Model,
     folder: str | Path, # made where it is missing
 ):
-    "Write `model` as a bundle. The JSON is written last, so a save that was cut off is not taken for a model; raises `WriteError`"
+    "Write `model` as a bundle, the JSON last: a save that was cut off is no model; raises `WriteError`"
     folder = Path(folder)
     for i, m in enumerate(model.members): save_bundle(m, folder/'members'/str(i))
     net = model.net if not model.members else model.net.head or nn.Identity()
@@ -60,8 +60,9 @@ def save_bundle(
 def _model_folder(folder: Path) -> Path: # a bundle, or a run folder that holds one as `model/`
     "Where the two files are; raises `SmileError`"
     if folder.is_file():
-        hint = 'A model is a folder with model.safetensors and config.json. Pickles (.pkl, .pth) can run code when they are opened, so they are not.'
-        raise SmileError(f'{printable(folder)} is a file, not a model folder.', hint)
+        raise SmileError(f'{printable(folder)} is a file, not a model folder.',
+                         'A model is a folder with model.safetensors and config.json. Pickles (.pkl, .pth) can run '
+                         'code when they are opened, so they are not.')
     if (folder/'model'/'config.json').exists(): folder = folder/'model'
     if (folder/'config.json').is_file() and (folder/'model.safetensors').is_file(): return folder
     raise SmileError(f'{printable(folder)} holds no model.', 'A run folder has one once it is finished: '
@@ -75,8 +76,8 @@ def _read_config(folder: Path) -> dict:
         raise SmileError(f'{printable(folder)}/config.json is not a fastsmile model: {printable(e)}',
                          'Write it again with `fastsmile fit`.') from None
     if file_sha256(folder/'model.safetensors') != cfg['fastsmile'].get('sha256'):
-        raise SmileError(f'{printable(folder)}/model.safetensors is not the file that was saved with its config.json (checksum).',
-                         'Copy the whole folder again.')
+        raise SmileError(f'{printable(folder)}/model.safetensors is not the file that was saved with its config.json '
+                         '(checksum).', 'Copy the whole folder again.')
     return cfg
 
 # %% ../../nbs/models/07_bundle.ipynb #07bc1c94
@@ -90,7 +91,7 @@ def _load_weights(
     net.load_state_dict(read_tensors(file))
     return net
 
-def _does_not_fit(folder: Path, message: str, e: Exception) -> SmileError:
+def _does_not_fit(message: str, e: Exception) -> SmileError:
     return SmileError(f'{message}: {printable(" ".join(str(e).split()))[:200]}', 'Copy the whole folder again.')
 
 # %% ../../nbs/models/07_bundle.ipynb #2460abbc
@@ -110,7 +111,7 @@ def load_bundle(
         net = _load_weights(partial(create_network, replace(spec, arch=arch)), folder/'model.safetensors')
         if spec.head: classifier_head(net).check()
     except (*LOAD_ERRORS, OptionError) as e:
-        raise _does_not_fit(folder, f'The weights in {printable(folder)} do not fit {printable(spec.arch)}', e) from None
+        raise _does_not_fit(f'The weights in {printable(folder)} do not fit {printable(spec.arch)}', e) from None
     return Model(spec, metadata, net.eval(), str(folder))
 
 # %% ../../nbs/models/07_bundle.ipynb #fb6b272c
@@ -128,12 +129,13 @@ def _load_ensemble(
                          'Copy the whole folder again.')
     try: net = _combine(members, spec, metadata, folder/'model.safetensors')
     except (*LOAD_ERRORS, OptionError) as e:
-        raise _does_not_fit(folder, f'{printable(folder)} does not fit its members', e) from None
+        raise _does_not_fit(f'{printable(folder)} does not fit its members', e) from None
     return Model(spec, metadata, net, str(folder), tuple(members))
 
 def _combine(members: list, spec: ModelSpec, metadata: ModelMetadata, file: Path) -> EnsembleNetwork:
     "The members' networks with the ensemble's own head; raises `LOAD_ERRORS` and `OptionError`"
-    net = build_ensemble(members, metadata.prior, spec.head if 'kind' not in spec.head else dict(inputs=spec.head['inputs']))
+    head = {k: v for k, v in spec.head.items() if k == 'inputs'}  # its own head comes with its weights
+    net = build_ensemble(members, metadata.prior, head)
     if 'kind' in spec.head:
         build = partial(build_head, spec.head, int(spec.head['features']), len(spec.classes))
         net.head = _load_weights(build, file)

@@ -64,7 +64,7 @@ class SmileCNN(_TimmNetwork):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor: return self.features(x)  # (B, 3, S, S) -> (B, C, s, s)
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: # (B, C, s, s) -> (B, num_classes)
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: # (B, C, s, s) -> (B, classes)
         x = self.dense(x.flatten(1))
         return x if pre_logits else self.fc(x)
 
@@ -87,7 +87,7 @@ class SmilePixels(_TimmNetwork):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor: return x  # (B, 3, S, S)
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: # (B, 3, S, S) -> (B, num_classes)
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: # (B, 3, S, S) -> (B, classes)
         x = self.drop(x.flatten(1))
         return x if pre_logits else self.fc(x)
 

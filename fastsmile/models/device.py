@@ -38,7 +38,8 @@ def pick_device(
     try: torch.zeros(1, device=device).item()  # meta holds no numbers
     except (RuntimeError, AssertionError) as e:
         reason = printable(str(e).splitlines()[0])
-        raise OptionError(f'--device {device!r} cannot be used: {reason}', f'The best there is here: {pick_device(None)}.') from None
+        raise OptionError(f'--device {device!r} cannot be used: {reason}',
+                          f'The best there is here: {pick_device(None)}.') from None
     return device
 
 # %% ../../nbs/models/08_device.ipynb #e2f8bc9f
@@ -101,7 +102,8 @@ def is_out_of_memory(e: BaseException) -> bool:
 # %% ../../nbs/models/08_device.ipynb #4b624c34
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _KEEP_FREED_MEMORY = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
-_GLIBC_DEFAULTS = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}  # where glibc's own adaptation ends
+# where glibc's own adaptation ends
+_GLIBC_DEFAULTS = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 
 def _glibc() -> ctypes.CDLL | None:
     "The C library, where it has glibc's settings of malloc: musl has none"

@@ -87,8 +87,8 @@ def create_network(
     "timm's factory and the spec's head; raises `OptionError` for arguments that the architecture does not take"
     for k in spec.model_args:
         if k in TIMM_FACTORY_ARGS or k.startswith('pretrained'):
-            raise OptionError(f'--model-args: {printable(k)} says where weights come from, and is no argument of a network.',
-                              'That is --weights.')
+            raise OptionError(f'--model-args: {printable(k)} says where weights come from, and is no argument of a '
+                              'network.', 'That is --weights.')
     try: model = timm.create_model(spec.arch, num_classes=len(spec.classes), **spec.model_args, **kwargs)
     except (TypeError, AssertionError) as e:
         args = ', '.join(f'{k}={v}' for k, v in spec.model_args.items())
@@ -137,10 +137,13 @@ def build_network(
         if path and path.suffix == '.safetensors': tensor_shapes(path)
         model = create_network(spec, pretrained=True, pretrained_cfg_overlay=overlay)
     except OptionError: raise
-    except (*LOAD_ERRORS, EOFError, UnpicklingError, SafetensorError) as e: raise _weights_error(spec.arch, path, e) from e
+    except (*LOAD_ERRORS, EOFError, UnpicklingError, SafetensorError) as e:
+        raise _weights_error(spec.arch, path, e) from e
     return reset_head(model, init)
 
 # %% ../../nbs/models/05_factory.ipynb #68e643d1
+_RUN_HINT = 'Name a run folder that `fastsmile fit` has finished, or a file of weights.'
+
 def _run_weights(
     spec: ModelSpec,
     folder: Path, # a run, or a model folder
@@ -148,16 +151,17 @@ def _run_weights(
     "What a run's model file holds; raises `SmileError` where it is none, or of another architecture"
     given, where = f'--weights {printable(folder)}', folder/'model' if (folder/'model').is_dir() else folder
     if not (where/'config.json').is_file() or not (where/'model.safetensors').is_file():
-        raise SmileError(f'{given} holds no model.', 'Name a run folder that `fastsmile fit` has finished, or a file of weights.')
+        raise SmileError(f'{given} holds no model.', _RUN_HINT)
     cfg = read_json(where/'config.json')
     if not isinstance(cfg, dict):
-        raise SmileError(f'{given}: its config.json is not one of a model.', 'Name a run folder that `fastsmile fit` has finished.')
+        raise SmileError(f'{given}: its config.json is not one of a model.', _RUN_HINT)
     arch = cfg.get('architecture')
     if arch == 'ensemble':
         raise SmileError(f'{given} is an ensemble, which has no single network.',
                          f'Name a member, e.g. {printable(where/"members"/"0")}.')
     if arch != spec.arch.split('.')[0]:
-        raise SmileError(f'{given} is a {printable(arch)}, and --arch asks for {spec.arch}.', f'Add --arch {printable(arch)}.')
+        raise SmileError(f'{given} is a {printable(arch)}, and --arch asks for {spec.arch}.',
+                         f'Add --arch {printable(arch)}.')
     try: return cfg, read_tensors(where/'model.safetensors')
     except (ValueError, OSError) as e:
         raise SmileError(f'{given} cannot be read: {short_message(e)}', 'Copy the whole folder again.') from None
@@ -219,7 +223,9 @@ def list_archs(
 ) -> tuple[list[dict], int]: # arch, parameters with two classes, size, weights (cache, hub or none); how many there are
     "Architectures by name; raises `OptionError` where none fits"
     names = [*OWN_ARCHS, *SUGGESTED_ARCHS] if pattern is None else timm.list_models(pattern)
-    if not names: raise OptionError(f'No architecture fits {printable(pattern)!r}.', "Use wildcards, e.g. 'resnet*' or '*mobile*'.")
+    if not names:
+        raise OptionError(f'No architecture fits {printable(pattern)!r}.',
+                          "Use wildcards, e.g. 'resnet*' or '*mobile*'.")
     return [_arch_row(n) for n in names[:limit]], len(names)
 
 # %% ../../nbs/models/05_factory.ipynb #d2c68d41
@@ -235,7 +241,7 @@ def freeze_before(
     model: nn.Module, # from timm; its parameters' `requires_grad` is set
     freeze: str,      # none, head, or the name of a module
 ) -> nn.Module:
-    "Freeze everything before the head or a module; raises `OptionError` with names near it where there is no such module"
+    "Freeze everything before the head or a module; raises `OptionError` with the nearest names of modules"
     if freeze == 'none': return model
     head = {id(p) for p in classifier_head(model).parameters()}
     first = None if freeze == 'head' else next(_named_module(model, freeze).parameters())
@@ -283,7 +289,9 @@ def param_groups(
     groups = [chain.from_iterable(stages[a:b]) for a, b in pairwise(cuts)]
     body = {id(p) for p in chain.from_iterable(stages)}
     groups.append(p for p in model.parameters() if id(p) not in body)
-    kept = ([p for p in g if id(p) in trained] for g in groups)
+    kept = []
+    for group in groups:
+        kept.append([p for p in group if id(p) in trained])
     return [g for g in kept if g]
 
 # %% ../../nbs/models/05_factory.ipynb #9824f038

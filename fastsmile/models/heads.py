@@ -46,7 +46,8 @@ def final_linear(
     "The single linear layer that a network ends in; raises `OptionError` where it ends otherwise"
     name, last = classifier_name(model), model.get_classifier()
     if name is not None and isinstance(last, nn.Linear): return name, last
-    hint = 'Take --head linear, or another architecture.' if option.startswith('--head') else 'Take another architecture.'
+    hint = 'Take another architecture.'
+    if option.startswith('--head'): hint = 'Take --head linear, or another architecture.'
     raise OptionError(f'{option}: {type(model).__name__} does not end in one linear layer.', hint)
 
 # %% ../../nbs/models/03_heads.ipynb #d6a13f27
@@ -54,7 +55,7 @@ def without_head(
     net: nn.Module,             # stays as it is
     option: str | None = None,  # that needs the features of a single head; None: any network will do
 ) -> nn.Module:
-    "A copy of a network that gives its features; raises `OptionError` where `option` is given and the network has several heads"
+    "A copy of a network that gives its features; raises `OptionError` for several heads, where `option` is given"
     bare, name = copy.deepcopy(net), classifier_name(net)
     if name is not None: bare.set_submodule(name, nn.Identity())
     elif option is None: bare.reset_classifier(0)
@@ -126,7 +127,7 @@ class Head:
 
     @classmethod
     def from_settings(cls, settings: dict, n_features: int, n_classes: int) -> nn.Module:
-        "An empty head of these sizes; raises `KeyError`, `TypeError` or `ValueError` where they are missing or impossible"
+        "An empty head of these sizes; raises `KeyError`, `TypeError` or `ValueError` where that is impossible"
         own = {k: read(settings[k]) for k, read in cls.setting_types.items()}
         return cls(features=n_features, n_classes=n_classes, **own)
 
@@ -140,9 +141,7 @@ class Head:
 # %% ../../nbs/models/03_heads.ipynb #7a61b1cc
 HEADS: dict[str, type] = {}  # kind -> class
 
-def register_head(
-    kind: str, # its name in settings and in `fit --head`
-):
+def register_head(kind: str): # its name in settings and in `fit --head`
     "A decorator: the class is the head of this kind"
     def register(cls):
         assert issubclass(cls, FittedHead) == (kind in FITTED_KINDS), f'FITTED_KINDS and the class of {kind} disagree'
@@ -304,8 +303,10 @@ def _check_trees(f: ForestHead):
     nodes = torch.arange(f.nodes, device=f.left.device)
     if not 0 <= f.depth <= min(f.nodes, 10_000): raise ValueError(f'a depth of {f.depth:,} does not fit its trees')
     for child in (f.left, f.right):
-        if (child < nodes).any() or (child >= f.nodes).any(): raise ValueError('its trees do not lead from their roots to their leaves')
-    if (f.feature < 0).any() or (f.feature >= f.features).any(): raise ValueError('its trees ask about features that are not there')
+        if (child < nodes).any() or (child >= f.nodes).any():
+            raise ValueError('its trees do not lead from their roots to their leaves')
+    if (f.feature < 0).any() or (f.feature >= f.features).any():
+        raise ValueError('its trees ask about features that are not there')
     if (f.roots < 0).any() or (f.roots >= f.nodes).any(): raise ValueError('it has roots that are no nodes')
     if not torch.isfinite(f.values).all(): raise ValueError('its leaves hold no shares')
 

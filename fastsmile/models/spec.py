@@ -13,11 +13,11 @@ from itertools import chain
 import numpy as np
 
 from ..data.images import Preprocessing, TIMM_CROP_MODES
-from ..metrics.calibration import Calibration, INVERSE_LINKS, calibration_from_metadata
-from ..metrics.calibration import calibration_metadata, probabilities_from_logits
+from ..metrics.calibration import Calibration, calibration_from_metadata, calibration_metadata
+from ..metrics.calibration import probabilities_from_logits, split_link
 
 # %% ../../nbs/models/01_spec.ipynb #d75a80c4
-FITTED_KINDS = ('knn', 'forest')  # heads that are fitted without gradients and computed in fp32, by name: see `models.heads`
+FITTED_KINDS = ('knn', 'forest')  # heads that are fitted without gradients, and computed in fp32
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -74,11 +74,11 @@ class Model:
 
     def probabilities_and_labels(self,
         logits: np.ndarray, # (N, C)
-    ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C) under the data's prior, before the temperature; class indices (N,)
-        "Probabilities from logits, and the label that the decision rule gives"
+    ) -> tuple[np.ndarray, np.ndarray]: # probabilities (N, C); class indices (N,)
+        "Probabilities under the data's prior, before the temperature, and the labels of the decision rule"
         z, shift = np.asarray(logits, dtype=np.float64), np.array(self.metadata.shift)
         p = probabilities_from_logits(z, shift, self.metadata.link)
-        return p, self.metadata.calibration.read(p)[0]
+        return p, self.metadata.calibration.apply(p)[0]
 
 # %% ../../nbs/models/01_spec.ipynb #d9b5e4d8
 BUNDLE_FORMAT = 4     # of fastsmile's key in config.json; raised where its keys change
@@ -118,7 +118,8 @@ def _parse_prep(pre: dict) -> Preprocessing: # `pretrained_cfg` of a config.json
 def _parse_spec(cfg: dict) -> ModelSpec: # a whole config.json
     "The spec in a bundle's JSON; raises `ValueError`"
     own, labels = cfg['fastsmile'], cfg['label_names']
-    if not isinstance(own['arch'], str) or not isinstance(labels, list): raise ValueError('it names no architecture or no labels')
+    if not isinstance(own['arch'], str) or not isinstance(labels, list):
+        raise ValueError('it names no architecture or no labels')
     for c in map(str, labels): c.encode('utf-8', 'surrogateescape')  # raises where a label cannot be written to a file
     head = dict(own['head'])
     check_setting(dict(model_args=cfg['model_args']))
@@ -134,8 +135,7 @@ def _parse_metadata(
     for k in ('prior', 'shift', 'offset'): check_setting(list(map(float, own[k])), k)
     values = {f.name: own[f.name] for f in fields(ModelMetadata) if f.name != 'calibration'}
     made = ModelMetadata(**values, calibration=calibration_from_metadata(own))
-    word, _, value = made.link.partition(':')
-    if word not in INVERSE_LINKS or not np.isfinite(float(value or 0)): raise ValueError(f'its link {made.link!r} is not known')
+    split_link(made.link)  # raises where it is none
     if not all(isinstance(v, dict) for v in (made.origin, made.metrics, *made.metrics.values())):
         raise ValueError('its origin or its metrics are no JSON objects')
     if not isinstance(made.decide, str): raise ValueError('its decision rule has no name')
@@ -149,8 +149,8 @@ def _check_calibration(
     n_classes: int,
 ):
     "Raise a `ValueError` where a calibration has impossible numbers, or those of other classes"
-    per_class = [*c.offsets.values(), c.least, *(c.cost or [])]
-    numbers = list(map(float, chain(*per_class, c.rows, [c.confidence, c.temperature])))
+    per_class = [*c.offsets.values(), c.set_thresholds, *(c.costs or [])]
+    numbers = list(map(float, chain(*per_class, c.calib_rows, [c.min_confidence, c.temperature])))
     if not np.isfinite(numbers).all() or c.rule not in c.rules: raise ValueError('its calibration is invalid')
     if not c.temperature > 0 or {n_classes} != set(map(len, per_class)):
         raise ValueError('its calibration does not fit its classes')
@@ -159,7 +159,7 @@ def _check_calibration(
 def parse_config(
     cfg: dict, # a bundle's config.json
 ) -> tuple[ModelSpec, ModelMetadata]:
-    "The spec and the metadata in a bundle's JSON; raises `ValueError` where something is missing, impossible or does not fit"
+    "The spec and the metadata in a bundle's JSON; raises `ValueError` where it is incomplete or impossible"
     try:
         own = cfg['fastsmile']
         _check_format(own['format'])
@@ -173,4 +173,5 @@ def parse_config(
 def _check_format(found: int):
     if found > BUNDLE_FORMAT: raise ValueError(f'it was written by a newer fastsmile (format {found})')
     if found < BUNDLE_FORMAT:
-        raise ValueError(f'it was written by an earlier fastsmile (format {found}, now {BUNDLE_FORMAT}): train or export again')
+        raise ValueError(f'it was written by an earlier fastsmile (format {found}, now {BUNDLE_FORMAT}): '
+                         'train or export again')

@@ -29,7 +29,7 @@ def write_tensors(
     path: str | Path, # the file
     metadata: dict | None = None, # strings for its header
 ):
-    "A safetensors file, written atomically, in the default memory layout; raises `WriteError` where it cannot be written"
+    "Write a safetensors file atomically, in the default memory layout; raises `WriteError`"
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_write(path, own_folder=True) as tmp: save_file(plain, tmp, metadata=metadata)
 
@@ -87,12 +87,13 @@ def check_tensor_shapes(
     if not off: return
     k = min(off)
     wanted, found = (list(s[k]) if k in s else 'none' for s in (own, shapes))
-    raise ValueError(f'{len(off)} tensors differ, {k[:100]} among them: its config asks for {wanted}, the file has {found}')
+    raise ValueError(f'{len(off)} tensors differ, {k[:100]} among them: its config asks for {wanted}, '
+                     f'the file has {found}')
 
 # %% ../../nbs/models/04_weights.ipynb #8b050370
-WEIGHTS_HINT = ("Options: --weights FILE (safetensors or .pth with timm's parameter names), --weights RUN (an earlier run), "
-                '--weights none (random weights: needs more data and epochs), or fill the cache on a machine with network '
-                'access and copy it (HF_HOME).')
+WEIGHTS_HINT = ("Options: --weights FILE (safetensors or .pth with timm's parameter names), --weights RUN (an earlier "
+                'run), --weights none (random weights: needs more data and epochs), or fill the cache on a machine '
+                'with network access and copy it (HF_HOME).')
 
 def short_message(e: Exception) -> str:
     "The text of an exception on one line, not too long"
@@ -121,5 +122,5 @@ def check_hub(arch: str):
     url = urlsplit(constants.ENDPOINT)
     try: socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
     except OSError as e:
-        raise SmileError(f'The pretrained weights of {arch} are not in the cache, and the hub ({url.hostname}) cannot be '
-                         f'reached: {e.strerror or e}.', WEIGHTS_HINT) from None
+        raise SmileError(f'The pretrained weights of {arch} are not in the cache, and the hub ({url.hostname}) '
+                         f'cannot be reached: {e.strerror or e}.', WEIGHTS_HINT) from None

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['inline_explanations', 'short_number', 'write_report', 'write_training_plots']
 
-# %% ../../nbs/reports/04_run.ipynb #8e4ec3e6
-import base64
+# %% ../../nbs/reports/04_run.ipynb #618bac00
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -14,154 +14,296 @@ import pandas as pd
 
 from ..config.fit import FitConfig
 from ..core.files import read_json, read_safe_csv, write_text
+from ..data.source import used_rows
 from ..metrics.comparison import summarize_variants
 from ..metrics.scores import SCORE_NAMES
-from .card import decision_rule_text, probability_note, verdict
-from .charts import balance_chart, class_f1_chart, curve_chart, draw_lr_find
+from .card import CARD_SCORES, RULE_SCORES, decision_rule_text, probability_note, reported_split
+from .card import verdict
+from .charts import balance_chart, class_f1_chart, curve_chart, draw_history, draw_lr_find
 from .charts import draw_option_importance, draw_trials, lr_find_chart, reliability_chart
 from .charts import save_figure, svg_chart
-from .html import render_template
+from .html import jpeg_data_url, render_template
 
-# %% ../../nbs/reports/04_run.ipynb #8400eaf9
-def _report_context(
-    run: Path, # a run folder
-    config: dict | None = None, # its config.json, where that is not written yet
-) -> dict:
-    "What the page says, from the files of the run folder"
-    config, metrics, audit = config or read_json(run/'config.json'), read_json(run/'metrics.json'), read_json(run/'audit.json')
-    o, t = config['options'], config['training']
-    part = 'test' if 'test' in metrics else 'valid'
-    return dict(run=run.name, config=o | dict(size=config['model']['size']), audit=audit, verdict=verdict(metrics), part=part, m=metrics[part],
-                valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'), cal=metrics['calibration'], score_names=SCORE_NAMES,
-                rule=decision_rule_text(metrics['calibration']), training=_training_text(o, t, config['model']),
-                prior_words=probability_note(o['balance'], o.get('loss', 'ce'), o['prior']),
-                album=inline_explanations(run/'explain'), command=config['command'], calibrated=config.get('calibrate_command'),
-                origin=config['origin'] | dict(finished=_format_time(config.get('finished'))),
-                options={k: v for k, v in o.items() if v not in (None, [], '')}, **_data_context(run), **_training_context(run, config),
-                charts=_report_charts(run, metrics, part, t.get('best_epoch')))
+# %% ../../nbs/reports/04_run.ipynb #109e6b5c
+def _phase_text(
+    phase: dict,    # of config.json
+    options: dict,  # the same
+) -> str:
+    "Epochs of what, and why they are so many"
+    epochs, planned = phase['epochs'], phase.get('planned', phase['epochs'])
+    plural, early = 's' * (epochs != 1), '' if planned == epochs else f', of {planned} that were requested'
+    if phase['name'] == 'head': what = 'the head alone'
+    elif options['freeze'] != 'none': what = 'everything that is not frozen'
+    else: what = 'the whole network'
+    return f"{epochs} epoch{plural}{early} of {what} ({phase['note'].rstrip('.')})"
 
-def _format_time(time: str | None) -> str:
-    "A time as people write it"
-    return datetime.fromisoformat(time).strftime('%Y-%m-%d %H:%M %Z') if time else ''
+# %% ../../nbs/reports/04_run.ipynb #58eca85b
+def _compute_text(
+    training: dict, # of config.json
+) -> str:
+    "Precision, features that were computed once, and batches in parts; empty where there is nothing to say"
+    parts, features, out = training.get('parts', 1), training.get('features'), ''
+    if training.get('precision'): out += f"Computed in {training['precision']['note']}. "
+    if features:
+        cached = ', by an earlier run' if features['cached'] else ''
+        out += ('The features of the frozen network were computed once, of each image as it is and of '
+                f"{features['views']} augmented views ({features['passes']:,} images, "
+                f"{features['seconds']:.0f} seconds{cached}). ")
+    if parts > 1: out += f'Memory ran out: each batch was computed in {parts} parts before its step. '
+    return out
 
-def _data_context(run: Path) -> dict: # splits, balance
-    "Rows of each class in each split"
-    table = read_safe_csv(run/'table.csv')
-    used = table[table.reason == '']
-    splits = [s for s in ('train', 'calib', 'valid', 'test') if (used.split == s).any()]
-    counts = pd.crosstab(used.label, used.split).reindex(columns=splits, fill_value=0)
-    return dict(splits=splits, balance={c: dict(r, all=int(r.sum()), share=r.sum() / len(used)) for c, r in counts.iterrows()})
+# %% ../../nbs/reports/04_run.ipynb #a71f9521
+_OPTION_TEXTS = dict(
+    ema='A moving average of the weights with decay {}.', accumulate='Batches per step: {}.',
+    clip='Gradients no longer than {}.', patience='Early stopping after {} epochs without improvement.',
+    dropout='Dropout {} in the head.')
 
-def _report_charts(run: Path, metrics: dict, part: str, best_epoch: int) -> dict: # name -> SVG
-    "The drawings of the page"
-    balance, cal = _data_context(run)['balance'], metrics['calibration']
-    history = read_safe_csv(run/'history.csv', numbers=True) if (run/'history.csv').exists() else None
-    drawn = {} if history is None else {c: history[f'drawn_{c}'][history.valid_loss.notna()].mean() for c in balance if f'drawn_{c}' in history}
-    level = metrics['valid']['baseline']['accuracy'] if 'valid' in metrics else None
-    on = metrics[cal['on']]
-    have, asked = {c: r.get('train', 0) for c, r in balance.items()}, read_json(run/'balance.json')['asked']
-    charts = dict(balance=balance_chart(have, drawn, asked), reliability=reliability_chart(on['reliability'], cal['after']['reliability']),
-                  classes=class_f1_chart(metrics[part]))
-    if history is not None: charts |= dict(loss=curve_chart(history, 'loss', 'loss'), f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch),
-                                           accuracy=curve_chart(history, 'accuracy', 'accuracy', level=level))
-    if (run/'importance.csv').exists(): charts |= _search_charts(run)
-    if (run/'lr_find.csv').exists(): charts['lr'] = lr_find_chart(read_safe_csv(run/'lr_find.csv', numbers=True))
-    return charts
+def _options_text(options: dict) -> str:
+    "A sentence for each option of `_OPTION_TEXTS` that is not at its default"
+    usual = FitConfig().as_dict()
+    changed = [k for k in _OPTION_TEXTS if options.get(k, usual[k]) != usual[k]]
+    return ' '.join(_OPTION_TEXTS[k].format(options[k]) for k in changed)
 
-def _search_charts(run: Path) -> dict: # name -> SVG
-    "What a search for options has tried, and which of them mattered"
-    shares = read_safe_csv(run/'importance.csv', numbers=True).set_index('option').importance.to_dict()
-    table = read_safe_csv(run/'candidates.csv', numbers=True)
-    return dict(search=svg_chart(lambda ax: draw_trials(ax, table), 'trials of the search')) | (
-        dict(importance=svg_chart(lambda ax: draw_option_importance(ax, shares), 'importance of options')) if shares else {})
-
-
-def inline_explanations(
-    folder: Path, # that `write_explanations` wrote
-) -> dict | None:
-    "The explanations in a folder with their pictures as data: URIs; None where there are none"
-    if not (folder/'explain.json').exists(): return None
-    def inline(v):
-        if isinstance(v, dict): return {k: inline(x) for k, x in v.items()}
-        if isinstance(v, list): return [inline(x) for x in v]
-        if isinstance(v, str) and v.endswith('.jpg') and '/' not in v and (folder/v).is_file():
-            return 'data:image/jpeg;base64,' + base64.b64encode((folder/v).read_bytes()).decode()
-        return v
-    album = read_json(folder/'explain.json')
-    keep = ('path', 'label', 'target')  # names of files and classes stay text
-    def rows(group): return [{k: v if k in keep else rows(v) if k == 'nearest' else inline(v) for k, v in r.items()} for r in group]
-    return album | dict(class_means=[m | inline({k: m[k] for k in ('file', 'difference')}) for m in album['class_means']],
-                        groups={g: rows(r) for g, r in album['groups'].items()})
-
+# %% ../../nbs/reports/04_run.ipynb #53684162
 def _training_text(options: dict, training: dict, model: dict) -> str:
     "How the model was trained, in a few sentences"
     if training.get('summary'): return training['summary']  # no network was trained
     start = 'random weights' if options['weights'] == 'none' else f"weights: {options['weights']}"
-    def words(p):
-        early = '' if p.get('planned', p['epochs']) == p['epochs'] else f", of {p['planned']} that were asked for"
-        what = 'the head alone' if p['name'] == 'head' else 'everything that is not frozen' if options['freeze'] != 'none' else 'the whole network'
-        return f"{p['epochs']} epoch{'s' * (p['epochs'] != 1)}{early} of {what} ({p['note'].rstrip('.')})"
-    phases, usual = ', then '.join(map(words, training['phases'])), FitConfig().as_dict()
-    changed = ' '.join(w.format(options[k]) for k, w in _OPTION_TEXTS.items() if options.get(k, usual[k]) != usual[k])
-    again = training.get('refit')
-    kept, parts = training.get('features'), training.get('micro_batches', 1)
-    numbers = f"Computed in {training['precision']['note']}. " if training.get('precision') else ''
-    once = (f"The features of the frozen network were computed once, of each picture as it is and of {kept['views']} augmented views "
-            f"({kept['images']:,} images, {kept['seconds']:.0f} seconds{', by an earlier run' if kept['from_cache'] else ''}). ") if kept else ''
-    less = f"Memory ran out: each batch was computed in {parts} parts before its step. " if parts > 1 else ''
-    augment = 'none' if kept and not kept['views'] else options['augment']
-    return (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, from {start}; {phases}, "
-            f"{options['schedule']}. "
-            f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {augment}. {numbers}{once}{less}{changed} "
-            f"Kept: epoch {training['best_epoch']}, the best {SCORE_NAMES.get(options['monitor'], options['monitor'])} on valid. "
-            + (f"Then trained again on train and valid together ({again['rows']} rows, {again['epochs']} epochs): test measures that model, "
-               "valid the one before. " if again else '') + f"{training['seconds']:.0f} seconds on {training['device']}.")
+    phases = ', then '.join(_phase_text(p, options) for p in training['phases'])
+    features, again = training.get('features'), training.get('refit')
+    augment = 'none' if features and not features['views'] else options['augment']
+    monitor = SCORE_NAMES.get(options['monitor'], options['monitor'])
+    text = (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, "
+            f"from {start}; {phases}, {options['schedule']}. "
+            f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {augment}. "
+            f"{_compute_text(training)}{_options_text(options)} "
+            f"Kept: epoch {training['best_epoch']}, the best {monitor} on valid. ")
+    if again:
+        text += (f"Then trained again on train and valid together ({again['rows']} rows, {again['epochs']} epochs): "
+                 'test measures that model, valid the one before. ')
+    return text + f"{training['seconds']:.0f} seconds on {training['device']}."
 
-_OPTION_TEXTS = dict(ema='A moving average of the weights with decay {}.', accumulate='Batches per step: {}.', clip='Gradients no longer than {}.',
-             patience='Early stopping after {} epochs without improvement.', dropout='Dropout {} in the head.')
+# %% ../../nbs/reports/04_run.ipynb #82e52bec
+def _data_context(
+    run: Path,
+) -> dict: # splits; balance: class -> rows of each split, all, share
+    "Rows of each class in each split"
+    used = used_rows(read_safe_csv(run/'table.csv'))
+    splits = [s for s in ('train', 'calib', 'valid', 'test') if (used.split == s).any()]
+    counts = pd.crosstab(used.label, used.split).reindex(columns=splits, fill_value=0)
+    balance = {}
+    for label, rows in counts.iterrows(): balance[label] = dict(rows, all=int(rows.sum()), share=rows.sum() / len(used))
+    return dict(splits=splits, balance=balance)
 
-# %% ../../nbs/reports/04_run.ipynb #371cdfcc
+# %% ../../nbs/reports/04_run.ipynb #38e40b79
+def _balance_facts(
+    record: dict, # balance.json
+) -> dict: # class -> what was requested and sampled of it, and the priors; empty where nothing was sampled
+    "What the page says of the balance of each class"
+    out = {}
+    for label, rows in record['rows'].items() if record['drawn'] else ():
+        sampled = [epoch[label] for epoch in record['drawn']]
+        out[label] = dict(rows=rows, planned=record['planned'][label], low=min(sampled), high=max(sampled),
+                          weight=record['weights'][label], implied=record['implied_prior'][label],
+                          target=record['target_prior'][label])
+    return out
+
+# %% ../../nbs/reports/04_run.ipynb #a265b647
+def _training_charts(
+    history: pd.DataFrame, # history.csv
+    best_epoch: int | None,
+    majority: float | None, # accuracy of the majority class on valid
+) -> dict: # name -> SVG
+    "Loss, F1 and accuracy over the epochs"
+    return dict(loss=curve_chart(history, 'loss', 'loss'),
+                f1=curve_chart(history, 'macro_f1', 'macro F1', best=best_epoch),
+                accuracy=curve_chart(history, 'accuracy', 'accuracy', level=majority))
+
+# %% ../../nbs/reports/04_run.ipynb #0b1375ce
+def _search_charts(run: Path) -> dict: # name -> SVG
+    "What a search for options has tried, and which of them mattered"
+    if not (run/'importance.csv').exists(): return {}
+    shares = read_safe_csv(run/'importance.csv', numbers=True).set_index('option').importance.to_dict()
+    table = read_safe_csv(run/'candidates.csv', numbers=True)
+    charts = dict(search=svg_chart(lambda ax: draw_trials(ax, table), 'trials of the search'))
+    if not shares: return charts
+    return charts | dict(importance=svg_chart(lambda ax: draw_option_importance(ax, shares), 'importance of options'))
+
+# %% ../../nbs/reports/04_run.ipynb #6d98f525
+def _sampled_per_epoch(
+    history: pd.DataFrame | None, # history.csv
+    classes: list[str],
+) -> dict: # class -> mean over the epochs; empty where nothing was sampled
+    "How many rows of each class an epoch sampled"
+    if history is None: return {}
+    measured = history[history.valid_loss.notna()]
+    return {c: measured[f'drawn_{c}'].mean() for c in classes if f'drawn_{c}' in history}
+
+# %% ../../nbs/reports/04_run.ipynb #ab23bd90
+def _report_charts(
+    run: Path,
+    metrics: dict,           # metrics.json
+    balance: dict,           # of `_data_context`
+    best_epoch: int | None,
+) -> dict: # name -> SVG
+    "The charts of the page"
+    calibration, path = metrics['calibration'], run/'history.csv'
+    history = read_safe_csv(path, numbers=True) if path.exists() else None
+    have = {c: rows.get('train', 0) for c, rows in balance.items()}
+    planned = read_json(run/'balance.json')['planned']
+    charts = dict(
+        balance=balance_chart(have, _sampled_per_epoch(history, list(balance)), planned),
+        reliability=reliability_chart(metrics[calibration['on']]['reliability'], calibration['after']['reliability']),
+        classes=class_f1_chart(metrics[reported_split(metrics)]))
+    majority = metrics['valid']['baseline']['accuracy'] if 'valid' in metrics else None
+    if history is not None: charts |= _training_charts(history, best_epoch, majority)
+    charts |= _search_charts(run)
+    if (run/'lr_find.csv').exists(): charts['lr'] = lr_find_chart(read_safe_csv(run/'lr_find.csv', numbers=True))
+    return charts
+
+# %% ../../nbs/reports/04_run.ipynb #e143c8e7
+def _inline_files(
+    value: object,  # of explain.json
+    folder: Path,
+) -> object:
+    "A value with each name of a JPEG in the folder replaced by its data URL; paths and labels stay text"
+    if isinstance(value, list): return [_inline_files(v, folder) for v in value]
+    if isinstance(value, dict):
+        return {k: v if k in ('path', 'label', 'target') else _inline_files(v, folder) for k, v in value.items()}
+    is_name = isinstance(value, str) and value.endswith('.jpg') and '/' not in value
+    return jpeg_data_url((folder/value).read_bytes()) if is_name and (folder/value).is_file() else value
+
+# %% ../../nbs/reports/04_run.ipynb #473e8f98
+def inline_explanations(
+    folder: Path, # that `write_explanations` wrote
+) -> dict | None:
+    "The explanations in a folder with their images as data URLs; None where there are none"
+    path = folder/'explain.json'
+    if not path.exists(): return None
+    album = read_json(path)
+    means = [_inline_files(mean, folder) for mean in album['class_means']]
+    groups = {name: _inline_files(rows, folder) for name, rows in album['groups'].items()}
+    return album | dict(class_means=means, groups=groups)
+
+# %% ../../nbs/reports/04_run.ipynb #302108d7
+def short_number(text: str) -> str:
+    "A number with a point in few digits; other text as it is"
+    try: return f'{float(text):.4g}' if '.' in text or 'e-' in text else text
+    except ValueError: return text
+
+# %% ../../nbs/reports/04_run.ipynb #35fe8305
 def _trials_context(
     run: Path,
     training: dict, # of its config.json
 ) -> dict | None:   # title, columns, rows
     "The table of what was tried on valid: settings of probes, trials of a search, members of an ensemble"
     if not training.get('table_caption'): return None
-    table = read_safe_csv(run/'candidates.csv')
-    return dict(title=training['table_caption'], columns=[c.replace('_', ' ') for c in table], rows=[[short_number(v) for v in r] for r in table.to_numpy().tolist()])
+    table, rows = read_safe_csv(run/'candidates.csv'), []
+    for row in table.to_numpy().tolist(): rows.append([short_number(v) for v in row])
+    return dict(title=training['table_caption'], columns=[c.replace('_', ' ') for c in table], rows=rows)
 
-def short_number(text: str) -> str:
-    "A number with a point in few digits; other text as it is"
-    try: return f'{float(text):.4g}' if '.' in text or 'e-' in text else text
-    except ValueError: return text
+def _comparison_rows(run: Path, monitor: str) -> list[dict] | None:
+    "The trainings that were compared on the same split; None where there was one"
+    path = run/'comparison.csv'
+    return summarize_variants(read_safe_csv(path, numbers=True), monitor).to_dict('records') if path.exists() else None
 
-def _training_context(
-    run: Path,
-    config: dict, # its config.json
-) -> dict: # stages, balance_facts, augmented, comparison, tried
-    "What the page says of the network, of what was drawn, of augmentation, and of other trainings"
-    seen, b = run/'augmented.jpg', read_json(run/'balance.json')
-    facts = {c: dict(rows=b['rows'][c], asked=b['asked'][c], low=min(d[c] for d in b['drawn']), high=max(d[c] for d in b['drawn']), weight=b['weights'][c],
-                     implied=b['implied_prior'][c], target=b['target_prior'][c]) for c in b['rows']} if b['drawn'] else {}
-    table = read_safe_csv(run/'comparison.csv', numbers=True) if (run/'comparison.csv').exists() else None
-    monitor = config['options']['monitor']
-    return dict(stages=config['model']['stages'], needs=config['model']['needs_fastsmile'], balance_facts=facts, monitor=monitor,
-                augmented=base64.b64encode(seen.read_bytes()).decode() if seen.exists() else None,
-                comparison=None if table is None else summarize_variants(table, monitor).to_dict('records'), tried=_trials_context(run, config['training']))
+# %% ../../nbs/reports/04_run.ipynb #9f99bbd9
+@dataclass(frozen=True)
+class _ReportPage:
+    "What report.html.j2 and its sections fill in"
+    run: str                # its name
+    config: dict            # options, and `size`
+    verdict: dict           # text, tone
+    training: str           # how it was trained
+    rule: str               # how labels are chosen
+    prior_words: str        # what probabilities assume
+    part: str               # the split that is reported
+    m: dict                 # its metrics
+    valid: dict | None      # those of valid, where test is reported
+    tta: dict | None        # test with test-time augmentation
+    cal: dict               # calibration
+    audit: dict
+    splits: list[str]
+    balance: dict           # class -> rows of each split
+    balance_facts: dict     # class -> what was requested and sampled
+    charts: dict            # name -> SVG
+    album: dict | None      # explanations
 
-# %% ../../nbs/reports/04_run.ipynb #a7098041
+# %% ../../nbs/reports/04_run.ipynb #dddddcc1
+@dataclass(frozen=True)
+class _TrainingSection:
+    "What the section about training fills in besides"
+    stages: list[dict]      # of the network, with parameters
+    needs: str | None       # why the model file needs fastsmile
+    augmented: str | None   # data URL of the sheet of augmented faces
+    comparison: list[dict] | None # other trainings on the same split
+    tried: dict | None      # a table of what was tried on valid
+    monitor: str            # the score that chose the epoch
+
+def _training_section(run: Path, config: dict) -> _TrainingSection:
+    "From config.json and the files of the run folder"
+    model, monitor, sheet = config['model'], config['options']['monitor'], run/'augmented.jpg'
+    return _TrainingSection(
+        stages=model['stages'], needs=model['needs_fastsmile'],
+        augmented=jpeg_data_url(sheet.read_bytes()) if sheet.exists() else None,
+        comparison=_comparison_rows(run, monitor), tried=_trials_context(run, config['training']), monitor=monitor)
+
+# %% ../../nbs/reports/04_run.ipynb #d5b0b540
+@dataclass(frozen=True)
+class _RunRecord:
+    "How the run can be reproduced, and the names that the page uses"
+    score_names: dict       # score -> title
+    card_scores: dict       # of the table of test-time augmentation
+    rule_scores: dict       # of the table of decision rules
+    command: str
+    calibrated: str | None  # the command that calibrated it again
+    origin: dict            # versions, seed, data fingerprint
+    options: dict           # those that are set
+
+def _format_time(time: str | None) -> str:
+    "A time as people write it"
+    return datetime.fromisoformat(time).strftime('%Y-%m-%d %H:%M %Z') if time else ''
+
+def _run_record(config: dict) -> _RunRecord:
+    "From config.json"
+    options = config['options']
+    return _RunRecord(
+        score_names=SCORE_NAMES, card_scores=CARD_SCORES, rule_scores=RULE_SCORES, command=config['command'],
+        calibrated=config.get('calibrate_command'),
+        origin=config['origin'] | dict(finished=_format_time(config.get('finished'))),
+        options={k: v for k, v in options.items() if v not in (None, [], '')})
+
+# %% ../../nbs/reports/04_run.ipynb #b1e8eab7
+def _report_page(run: Path, config: dict) -> _ReportPage:
+    "What the page says, from the files of the run folder"
+    metrics, options = read_json(run/'metrics.json'), config['options']
+    training, model = config['training'], config['model']
+    part, data = reported_split(metrics), _data_context(run)
+    return _ReportPage(
+        run=run.name, config=options | dict(size=model['size']), verdict=verdict(metrics),
+        training=_training_text(options, training, model), rule=decision_rule_text(metrics['calibration']),
+        prior_words=probability_note(options['balance'], options.get('loss', 'ce'), options['prior']),
+        part=part, m=metrics[part], valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'),
+        cal=metrics['calibration'], audit=read_json(run/'audit.json'), **data,
+        balance_facts=_balance_facts(read_json(run/'balance.json')),
+        charts=_report_charts(run, metrics, data['balance'], training.get('best_epoch')),
+        album=inline_explanations(run/'explain'))
+
+# %% ../../nbs/reports/04_run.ipynb #bba85b63
 def write_report(
-    run, # a run folder
+    run: str | Path,            # a run folder
     config: dict | None = None, # its config.json, where that is not written yet
 ) -> Path: # report.html
     "Write the page of a run"
     run = Path(run)
-    write_text(run/'report.html', render_template('report.html.j2', _report_context(run, config)))
+    config = config or read_json(run/'config.json')
+    context = vars(_report_page(run, config)) | vars(_training_section(run, config)) | vars(_run_record(config))
+    write_text(run/'report.html', render_template('report.html.j2', context))
     return run/'report.html'
 
 # %% ../../nbs/reports/04_run.ipynb #378cedb1
 def write_training_plots(
-    run, # a run folder with history.csv and perhaps lr_find.csv
+    run: str | Path, # a run folder with history.csv and perhaps lr_find.csv
 ):
     "Write curves.png, and lr_find.png where there was a search"
     from matplotlib.figure import Figure
@@ -169,13 +311,11 @@ def write_training_plots(
     history = read_safe_csv(run/'history.csv', numbers=True)
     fig = Figure(figsize=(9, 3), layout='constrained')
     for ax, column in zip(fig.subplots(1, 3), ('loss', 'macro_f1', 'balanced_accuracy')):
-        for part in ('train', 'valid'): ax.plot(history.epoch, history[f'{part}_{column}'], label=part, marker='.' if len(history) < 3 else None)
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        ax.set(title=column.replace('_', ' '), xlabel='epoch')
+        draw_history(ax, history, column)
+        ax.set_title(column.replace('_', ' '))
         ax.legend()
     save_figure(fig, run/'curves.png')
     if not (run/'lr_find.csv').exists(): return
-    curve = read_safe_csv(run/'lr_find.csv', numbers=True)
     fig = Figure(figsize=(5, 3), layout='constrained')
-    draw_lr_find(fig.subplots(), curve)
+    draw_lr_find(fig.subplots(), read_safe_csv(run/'lr_find.csv', numbers=True))
     save_figure(fig, run/'lr_find.png')

@@ -228,7 +228,7 @@ def _recorded_options(members: _EnsembleMembers, config: EnsembleConfig) -> dict
 def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
     "table.csv, the training fingerprints, audit.json, plan.csv and balance.json of the rows that the runs share"
     data, first, classes = members.data, members.runs[0].path, members.classes
-    if data.taught is not None: write_training_fingerprints(data.taught, path)
+    if data.training_fingerprints is not None: write_training_fingerprints(data.training_fingerprints, path)
     write_safe_csv(data.table, path/'table.csv')
     write_safe_csv(data.plan, path/'plan.csv')
     findings = read_json(first/'audit.json')['findings']
@@ -247,8 +247,8 @@ def _write_member_table(members: _EnsembleMembers, path: Path):
     write_safe_csv(pd.DataFrame(rows), path/'candidates.csv')
 
 def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Series) -> dict:
-    saved = replace(saved, frame=saved.frame[saved.frame.path.isin(set(paths))].reset_index(drop=True), mix=())
-    label, _ = model.metadata.calibration.read(saved.probs)
+    saved = replace(saved, table=saved.table[saved.table.path.isin(set(paths))].reset_index(drop=True), class_row_weights=())
+    label, _ = model.metadata.calibration.apply(saved.probs)
     m = evaluate_predictions(saved.y, label, saved.probs, saved.classes, saved.groups)
     row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
     for k in ('balanced_accuracy', 'macro_f1', 'log_loss'):

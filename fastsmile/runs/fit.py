@@ -22,7 +22,7 @@ from ..core.files import absolute_source, check_run_folder_free, check_source_ex
 from ..core.files import local_path, new_run_folder, read_run_config, write_json
 from ..core.system import is_distributed, iso_now, seed_everything
 from ..data.audit import AuditedSource, SplitData, audit_for_training, cross_validation_splits
-from ..data.audit import remaining_classes, split_audited, write_audit
+from ..data.audit import remaining_classes, split_audited, write_split_data
 from ..data.source import read_source
 from ..metrics.calibration import target_prior
 from ..metrics.comparison import write_comparison
@@ -90,17 +90,11 @@ def _audit_and_build_network(
 
 # %% ../../nbs/runs/06_fit.ipynb #670069fc
 def _train_and_write(
-    data: SplitData,
-    spec: ModelSpec,
-    net: nn.Module,
-    config: FitConfig,
-    path: Path,
-    device: str,
-    images: PreparedImages | None,
-    resume: bool,
+    data: SplitData, spec: ModelSpec, net: nn.Module, config: FitConfig, path: Path, device: str,
+    images: PreparedImages | None, resume: bool,
 ) -> dict: # what config.json holds of it
     "What `fit` does inside its run folder"
-    write_audit(data, path)
+    write_split_data(data, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, images)
     with tracked_training(learn, config, path): training, done = train_learner(learn, config, path, resume)
@@ -271,7 +265,7 @@ def _fit_folds(
     _write_fit_options(config, path, source)
     record = base_record('fit', command, source, config.as_dict())
     with recording_status(path, record):
-        write_audit(folds[0], path)
+        write_split_data(folds[0], path)
         for i, data in enumerate(folds):
             say(f'training fold {i} of {len(folds)}', style='bold')
             folder = path/f'fold_{i}'

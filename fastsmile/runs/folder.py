@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['base_record', 'run_status', 'recording_status', 'finished_run', 'check_same_rows', 'Run', 'load_run']
 
-# %% ../../nbs/runs/01_folder.ipynb #f3ef10f8
-from collections.abc import Iterator
+# %% ../../nbs/runs/01_folder.ipynb #59eedf39
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -142,6 +142,14 @@ class _RunFiles:
         from fastsmile.reports.card import verdict
         return verdict(self.metrics)['text']
 
+# %% ../../nbs/runs/01_folder.ipynb #54486ae7
+def _fit_options(
+    options: dict, # of config.json
+) -> FitConfig:
+    "The options of `fit`: a probe and an ensemble have others besides"
+    known = {f.name for f in fields(FitConfig)}
+    return FitConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in known})
+
 # %% ../../nbs/runs/01_folder.ipynb #922b19a9
 @dataclass(frozen=True)
 class Run(_RunFiles):
@@ -151,9 +159,7 @@ class Run(_RunFiles):
     @cached_property
     def options(self) -> FitConfig:
         "The options that the run was made with"
-        known = {f.name for f in fields(FitConfig)}  # a probe and an ensemble have others besides
-        options = {k: v for k, v in self.config['options'].items() if k in known}
-        return FitConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        return _fit_options(self.config['options'])
 
     @cached_property
     def model(self) -> 'Model':
@@ -165,9 +171,10 @@ class Run(_RunFiles):
         "The run's rows, as they were divided; its source must still be there"
         return _read_run_data(self)
 
-    def predict(self, where: object, *args, **kwargs) -> pd.DataFrame:
-        "Predictions on a folder, a zip, a list: the parameters are those of `Model.predict`"
-        return self.model.predict(where, *args, **kwargs)
+    @property
+    def predict(self) -> Callable[..., pd.DataFrame]:
+        "`Model.predict` of its model: predictions on a folder, a zip, a list"
+        return self.model.predict
 
     def learner(self) -> 'Learner':
         "A fastai `Learner` over the run's rows with its best weights; a `SmileError` where no network was trained"

@@ -67,7 +67,7 @@ def _resume_key(
     return dict(model=file_sha256(_model_file(backend.model)), precision=backend.precision,
                 device=_compute_device(job, config),
                 ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),
-                threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.call,
+                threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.settings,
                 root=job.reader.location, tta=config.tta, mean=config.tta_mean)
 
 # %% ../../nbs/runs/07_predict.ipynb #61bf0628

@@ -25,7 +25,8 @@ from fastai.torch_core import get_model
 from safetensors.torch import load_file
 from torch import nn
 
-from ..config.fit import TRACKERS, FitConfig
+from ..config.choices import lower_is_better
+from ..config.fit import FitConfig, TRACKERS
 from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import write_safe_csv
 from ..metrics.calibration import ValidationMetrics
@@ -176,7 +177,7 @@ class CheckpointSaver(Callback):
     def after_epoch(self):
         if not self.learn.history.trained: return
         row = self.learn.history.rows[-1]
-        value = row[f'valid_{self.monitor}'] * (-1 if self.monitor == 'loss' else 1)  # larger is better
+        value = row[f'valid_{self.monitor}'] * (-1 if lower_is_better(self.monitor) else 1)  # larger is better
         save_weights(self.model, self.folder/'last.safetensors')
         if self.best is None or value > self.best:
             self.best, self.best_epoch = value, row['epoch']

@@ -120,7 +120,7 @@ def test_predictions_that_all_failed_are_an_error(tmp_path, run, monkeypatch):
     def ask(*args): return CliRunner().invoke(app, expand_bare_flags(['predict', *args, '--model', str(run.path)]))
     (tmp_path/'gone.txt').write_text('nowhere.png\nneither.png\n')
     r = ask('gone.txt')
-    assert r.exit_code == 1 and 'not one picture has a prediction' in r.stderr
+    assert r.exit_code == 1 and 'not one image has a prediction' in r.stderr
     assert [bool(row['error']) for row in csv.DictReader((tmp_path/'predictions.csv').open())] == [True, True]
     folder(tmp_path/'one', {'a.png': picture()})
     r = ask('one')

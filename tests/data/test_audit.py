@@ -44,12 +44,12 @@ def test_the_audit_finds_what_was_planted_and_nothing_else(tmp_path, seed):
     stem = lambda paths: tuple(sorted(Path(p).stem for p in paths))  # noqa: E731
     kinds = ('exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak')
     for kind in kinds:
-        assert sorted(stem(g) for f in done.found if f.kind == kind for g in f.groups) == sorted(stem(x['images']) for x in planted if x['kind'] == kind)
+        assert sorted(stem(g) for f in done.findings if f.kind == kind for g in f.groups) == sorted(stem(x['images']) for x in planted if x['kind'] == kind)
     for kind in ('unreadable', 'missing-image', 'image-without-row', 'wrong-extension'):
-        assert [stem([r['path']]) for f in done.found if f.kind == kind for r in f.rows] == [stem(x['images']) for x in planted if x['kind'] == kind]
-    variants = next(f for f in done.found if f.kind == 'label-variant')
+        assert [stem([r['path']]) for f in done.findings if f.kind == kind for r in f.rows] == [stem(x['images']) for x in planted if x['kind'] == kind]
+    variants = next(f for f in done.findings if f.kind == 'label-variant')
     assert sum(len(r['why'].split(', ')) - 1 for r in variants.rows) >= 1
-    assert {f.kind for f in done.found} == {x['kind'] for x in planted} | {'imbalance'}
+    assert {f.kind for f in done.findings} == {x['kind'] for x in planted} | {'imbalance'}
     assert {p.name for p in done.path.iterdir()} == {'audit.html', 'audit.json', 'plan.csv', 'table.csv'}
 
 
@@ -95,16 +95,16 @@ def test_options_that_find_copies(tmp_path):
     def linked(near=16, **ask):
         seen = scan_images(FolderReader(root), ['a.png', 'm.png', 'n.png', 'o.png'], ImageScanner(**ask))
         look = find_copies(seen, near)[1]
-        return ''.join(n[0] for n, g in zip(seen.facts.index, look) if g == look[0])
+        return ''.join(n[0] for n, g in zip(seen.info.index, look) if g == look[0])
     assert linked(near=0) == 'a' and linked(near=32) == 'an' and 'm' in linked(mirror=True)
-    for kind, h in IMAGE_HASHES.items(): assert linked(h.near, hash=kind)[0] == 'a'
+    for kind, h in IMAGE_HASHES.items(): assert linked(h.max_distance, hash=kind)[0] == 'a'
     hashes = {kind: scan_images(FolderReader(root), ['a.png'], ImageScanner(kind)).hashes.tobytes() for kind in IMAGE_HASHES}
     assert len(set(hashes.values())) == len(IMAGE_HASHES)
 
 
 def test_colour_tells_pictures_apart(tmp_path):
     root = folder(tmp_path/'f', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(2)})
-    assert not any(f.groups for f in run_audit(read_source(root), DataOptions()).found)
+    assert not any(f.groups for f in run_audit(read_source(root), DataOptions()).findings)
 
 
 def test_the_same_file_again_and_a_file_with_two_labels(tmp_path):
@@ -121,8 +121,8 @@ def test_the_same_file_again_and_a_file_with_two_labels(tmp_path):
 
 
 @pytest.mark.parametrize('text, why', [
-    ('name,what\na,b\n', 'is no cleaning plan'), ('path,action\n0.png,burn\n', "the action 'burn' of 0.png"), ('path,action\nx,keep\n', 'does not have'),
-    ('path,action\n0.png,keep\n0.png,drop\n', 'speaks twice'), ('path,action,new_label\n0.png,keep,grin\n', 'no row of the source has'),
+    ('name,what\na,b\n', 'is not a cleaning plan'), ('path,action\n0.png,burn\n', "the action 'burn' of 0.png"), ('path,action\nx,keep\n', 'not in the source'),
+    ('path,action\n0.png,keep\n0.png,drop\n', 'has two rows for'), ('path,action,new_label\n0.png,keep,grin\n', 'no row of the source has'),
     ('path,action\nbad.png,keep\n', 'cannot be read: zero bytes'), ('path,action\n1.png,keep\n', 'two labels'),
     ('path,action\n9.png,keep\n', '9.png, which has no label'), ('path,action,new_label\n1.png,drop,b\n', 'gives 1.png the label b, and drops it')])
 def test_plans_that_cannot_be_obeyed(tmp_path, text, why):
@@ -143,15 +143,15 @@ def test_a_plan_may_take_a_class_away_and_a_row_out_of_a_class_that_is_left_out(
     assert run_audit(read_source(root, opts), opts).table.set_index('path').loc['8.png', ['label', 'reason']].tolist() == ['a', '']
     gone = run_audit(read_source(root, replace(opts, plan=None)), replace(opts, plan=None)).table
     assert gone.reason.iloc[-1] == 'class left out'
-    with pytest.raises(SmileError, match='No picture of aa is left: class left out'): remaining_classes(gone, ['a', 'aa', 'b'], None)
+    with pytest.raises(SmileError, match='No image of aa is left: class left out'): remaining_classes(gone, ['a', 'aa', 'b'], None)
 
 
 def test_findings_say_what_a_plan_decided_otherwise(tmp_path):
     files = {f'{i}.png': picture(seed=i) for i in range(4)}
     root = folder(tmp_path/'f', files | {'l.csv': 'id,label\n0,a\n1,a\n1,b\n2,b\n3,\n'})
     plan = str(folder(tmp_path, {'plan.csv': 'path,action,new_label\n1.png,keep,b\n3.png,drop,\n'})/'plan.csv')
-    said = [{f.kind: f.action for f in run_audit(read_source(root), DataOptions(plan=p)).found} for p in (None, plan)]
-    assert said[1]['conflicting-label'] == f"{said[0]['conflicting-label']}; 1 of its pictures as the plan says"
+    said = [{f.kind: f.action for f in run_audit(read_source(root), DataOptions(plan=p)).findings} for p in (None, plan)]
+    assert said[1]['conflicting-label'] == f"{said[0]['conflicting-label']}; 1 of its images as the plan says"
     assert said[1]['unlabelled'] == said[0]['unlabelled']
 
 
@@ -209,7 +209,7 @@ def test_odd_pictures(tmp_path):
     buf = BytesIO()
     noise[5].convert('CMYK').save(buf, 'TIFF')
     root = folder(tmp_path/'f', files | {'cmyk.tif': buf.getvalue()})
-    found = {r['path']: r['why'] for r in odd_images(scan_images(FolderReader(root), FolderReader(root).names()).facts)}
+    found = {r['path']: r['why'] for r in odd_images(scan_images(FolderReader(root), FolderReader(root).names()).info)}
     for name, why in {'dark.png': 'dark', 'bright.png': 'bright', 'flat.png': 'low contrast', 'blank.png': 'near-blank', 'blurred.png': 'blurred',
                       'wide.png': 'odd shape (400x90)', 'small.png': 'small (20x20)', 'large.png': 'large (900x900)', 'cmyk.tif': 'odd mode (CMYK)'}.items():
         assert why in found[name], (name, found.get(name))
@@ -282,7 +282,7 @@ def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
     sync_api = pytest.importorskip('playwright.sync_api')
     where = sample(tmp_path/'s', SampleConfig(n=200))
     done = audit(where, AuditConfig(out=str(tmp_path/'a')))
-    pair = next(f for f in done.found if f.kind == 'conflicting-label').groups[0]
+    pair = next(f for f in done.findings if f.kind == 'conflicting-label').groups[0]
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
         page, said, asked = browser.new_page(), [], []
@@ -292,7 +292,7 @@ def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
         page.goto((done.path/'audit.html').as_uri())
         other = next(c for c in ('negative smile', 'NOT smile') if c != done.table.set_index('path').label[pair[0]])
         page.locator(f"select.label[data-path='{json.dumps(pair[0])}']").select_option(other)
-        assert '1 picture changed' in page.locator('#said').text_content()
+        assert '1 image changed' in page.locator('#changes').text_content()
         with page.expect_download() as got: page.click('#download')
         got.value.save_as(tmp_path/'plan.csv')
         assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
@@ -331,9 +331,9 @@ def test_suspect_labels_come_from_out_of_fold_predictions(tmp_path):
     made = pd.DataFrame([dict(path=f'{c}/{i}.png', label=c, p_a=0.9 if (c == 'a') != (i == 7) else 0.1) for c in 'ab' for i in range(20)])
     made.assign(p_b=1 - made.p_a).to_csv(folder(tmp_path, {'run/x': ''})/'run/predictions_oof.csv', index=False)
     done = audit(root, AuditConfig(out=str(tmp_path/'a'), suspects=str(tmp_path/'run')))
-    found = next(f for f in done.found if f.kind == 'suspect-label')
+    found = next(f for f in done.findings if f.kind == 'suspect-label')
     assert sorted(r['path'] for r in found.rows) == ['a/7.png', 'b/7.png'] and (done.table.reason == '').all()
-    assert not any(f.kind == 'suspect-label' for f in audit(root, AuditConfig(out=str(tmp_path/'b'))).found)
+    assert not any(f.kind == 'suspect-label' for f in audit(root, AuditConfig(out=str(tmp_path/'b'))).findings)
     with pytest.raises(SmileError, match='predictions_oof'): audit(root, replace(AuditConfig(), suspects=str(root)))
 
 
@@ -346,7 +346,7 @@ def test_pictures_without_a_label_go_to_a_list_that_predict_reads(tmp_path, pack
     folder(tmp_path, {'labels.csv': 'image,label\n' + ''.join(f'{n},{c}\n' for n, c in rows)})
     if packed: where = Path(shutil.make_archive(str(tmp_path/'z'), 'zip', where))
     done = audit(where, AuditConfig(labels=str(tmp_path/'labels.csv'), out=str(tmp_path/'a')))
-    assert '2 pictures without a label can be predicted: fastsmile predict' in ' '.join(capsys.readouterr().err.split())
+    assert '2 images without a label can be predicted: fastsmile predict' in ' '.join(capsys.readouterr().err.split())
     made = open_inputs(done.path/'unlabelled.txt', root=str(where))
     names = list(made.names)
     assert names == ['4.png', 'a/3.png'] and all(made.reader.read_image(n).size == (24, 24) for n in names)

@@ -59,7 +59,7 @@ def test_where_pictures_are_kept(faces, tiny, monkeypatch, keep, first, second, 
 
 def test_what_does_not_fit_in_memory_goes_to_disk(faces, monkeypatch):
     data = counting(audit_and_split(read_source(faces), FitConfig()), monkeypatch)
-    digests = dict(zip(data.taught.path, data.taught.digest))
+    digests = dict(zip(data.training_fingerprints.path, data.training_fingerprints.digest))
     p = PreparedImages(data.source.reader, Preprocessing(size=32), list(digests), digests=digests, max_bytes=1000)
     assert isinstance(p.pixels, np.memmap) and p.all_decoded and len(list_cache()) == 1
     assert not PreparedImages(data.source.reader, Preprocessing(size=32), list(digests), max_bytes=1000).all_decoded  # without knowing the content

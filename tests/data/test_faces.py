@@ -43,11 +43,11 @@ def drawn(seed, side=100, label='positive smile'):
 @pytest.fixture(scope='session')
 def good():
     "Seeds whose drawn faces the detector knows, with something to spare"
-    find, out = FaceDetector(score=0.8), []
+    find, out = FaceDetector(min_score=0.8), []
     for s in range(60):
         img = Image.new('RGB', (240, 200), BACK)
         img.paste(drawn(s), (60, 50))
-        if len(find.all(img)) == 1: out.append(s)
+        if len(find.detect_all(img)) == 1: out.append(s)
     assert len(out) > 35
     return out
 
@@ -87,13 +87,13 @@ def near(face, side, x, y):
 def test_boxes_are_in_pixels_of_the_photograph_whatever_its_size(good):
     small = photo((good[0], 120, 60, 60), (good[1], 80, 300, 100))
     for k in (1, 3, 8):  # the last has 8 megapixels
-        a, b = FaceDetector().all(small.resize((480 * k, 260 * k), Image.Resampling.BICUBIC))
+        a, b = FaceDetector().detect_all(small.resize((480 * k, 260 * k), Image.Resampling.BICUBIC))
         assert near(a, 120 * k, 60 * k, 60 * k) and near(b, 80 * k, 300 * k, 100 * k) and min(a.score, b.score) >= 0.7
 
 
 def test_a_face_that_fills_the_picture_and_one_in_grey(good):
-    assert len(FaceDetector().all(drawn(good[0], 400))) == 1
-    assert len(FaceDetector().all(photo((good[0], 120, 60, 60)).convert('L').convert('RGB'))) == 1
+    assert len(FaceDetector().detect_all(drawn(good[0], 400))) == 1
+    assert len(FaceDetector().detect_all(photo((good[0], 120, 60, 60)).convert('L').convert('RGB'))) == 1
 
 
 def test_exif_orientation_is_obeyed(good, tmp_path):
@@ -103,8 +103,8 @@ def test_exif_orientation_is_obeyed(good, tmp_path):
     img = FolderReader(tmp_path).read_image('turned.jpg')
     face, = FaceDetector()(img)
     assert img.size == upright.size and near(face, 120, 60, 40)
-    cut = FolderReader(tmp_path).read_image(region_name('turned.jpg', face.square(img.size)))
-    assert np.abs(np.asarray(cut, dtype=int) - np.asarray(crop_region(upright, face.square(img.size)), dtype=int)).mean() < 4
+    cut = FolderReader(tmp_path).read_image(region_name('turned.jpg', face.crop_box(img.size)))
+    assert np.abs(np.asarray(cut, dtype=int) - np.asarray(crop_region(upright, face.crop_box(img.size)), dtype=int)).mean() < 4
 
 
 def test_how_many_are_taken(good):
@@ -113,7 +113,7 @@ def test_how_many_are_taken(good):
     assert near(FaceDetector('largest')(img)[0], 140, 250, 60)
     with pytest.raises(ImageError, match='more than one face: 2'): FaceDetector('one')(img)
     with pytest.raises(ImageError, match='no face found'): FaceDetector()(photo())
-    with pytest.raises(ImageError, match='no face found'): FaceDetector(score=0.99)(img)
+    with pytest.raises(ImageError, match='no face found'): FaceDetector(min_score=0.99)(img)
 
 
 def test_the_square_stays_within_and_grows_with_the_margin():
@@ -122,7 +122,7 @@ def test_the_square_stays_within_and_grows_with_the_margin():
         w, h = (int(v) for v in rng.integers(20, 300, 2))
         x, y = int(rng.integers(0, w - 5)), int(rng.integers(0, h - 5))
         face, margin = FaceBox(x, y, int(rng.integers(3, w - x)), int(rng.integers(3, h - y)), .9), float(rng.uniform(-.3, 2))
-        left, top, side, other = face.square((w, h), margin)
+        left, top, side, other = face.crop_box((w, h), margin)
         assert side == other >= 1 and left >= 0 and top >= 0 and left + side <= w and top + side <= h
         assert side == min(max(1, round(max(face.w, face.h) * (1 + 2 * margin))), w, h)
 
@@ -151,8 +151,8 @@ def test_every_reader_reads_parts(tmp_path):
 
 def test_parts_of_one_photograph_have_digests_of_their_own(album, good):
     faces = FaceDetector()(FolderReader(album).read_image('group.png'))
-    names = [region_name('group.png', f.square((480, 260), m)) for f in faces for m in (0., 0.2)]
-    facts = scan_images(FolderReader(album), names, ImageScanner()).facts
+    names = [region_name('group.png', f.crop_box((480, 260), m)) for f in faces for m in (0., 0.2)]
+    facts = scan_images(FolderReader(album), names, ImageScanner()).info
     assert facts.digest.nunique() == 6 and (facts.error == '').all() and facts.width.iloc[0] == parse_region(names[0])[1][2]
     keys = {pixel_cache_path(facts.digest.tolist()[i::2], Preprocessing(size=32)) for i in (0, 1)}
     assert len(keys) == 2  # another margin is another cache
@@ -181,19 +181,20 @@ def test_a_face_is_predicted_as_its_crop_would_be(album, run, tmp_path):
     find, reader = FaceDetector(margin=0.15), FolderReader(album)
     rows = list(predict_rows(run.model, reader, ['group.png'], device='cpu', faces=find))
     img = reader.read_image('group.png')
-    for i, face in enumerate(find(img)): crop_region(img, face.square(img.size, 0.15)).save(tmp_path/f'{i}.png')
+    for i, face in enumerate(find(img)): crop_region(img, face.crop_box(img.size, 0.15)).save(tmp_path/f'{i}.png')
     by_hand = list(predict_rows(run.model, FolderReader(tmp_path), ['0.png', '1.png', '2.png'], device='cpu'))
     assert [r['label'] for r in rows] == [r['label'] for r in by_hand]
     assert all(abs(a['confidence'] - b['confidence']) < 1e-6 for a, b in zip(rows, by_hand))
-    parts = [region_name('group.png', f.square(img.size, 0.15)) for f in find(img)]
-    assert (resize_and_crop(reader.read_image(parts[0]), Preprocessing(size=32)) == resize_and_crop(FolderReader(tmp_path).read_image('0.png'), Preprocessing(size=32))).all()
+    parts = [region_name('group.png', f.crop_box(img.size, 0.15)) for f in find(img)]
+    assert (resize_and_crop(reader.read_image(parts[0]), Preprocessing(size=32))
+            == resize_and_crop(FolderReader(tmp_path).read_image('0.png'), Preprocessing(size=32))).all()
 
 
 def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu')
     predict(album/'a', ask)
-    assert '--face-margin 0 is taken' in capsys.readouterr().err
+    assert '--face-margin 0 is used' in capsys.readouterr().err
     predict(album/'a', replace(ask, face_margin=0.1))
     assert 'face-margin' not in capsys.readouterr().err
 
@@ -258,7 +259,7 @@ def photographs(good, tmp_path_factory):
 def test_audit_says_what_was_found(photographs, how, rows, kinds):
     looked = run_audit(read_source(photographs), AuditConfig(faces=how))
     used = looked.table[looked.table.reason == '']
-    mine = {f.kind: f for f in looked.found if f.kind in ('no-face', 'unreadable', 'several-faces')}
+    mine = {f.kind: f for f in looked.findings if f.kind in ('no-face', 'unreadable', 'several-faces')}
     assert len(used) == rows and set(mine) == kinds
     assert mine['no-face'].rows == [dict(path='none.png', why='no face found')] and mine['unreadable'].rows[0]['path'] == 'broken.png'
     assert used.path.str.contains('#xywh=').all() and (used.photograph == used.path.str.split('#').str[0]).all()
@@ -367,6 +368,6 @@ def test_real_faces_in_larger_pictures(shared):
             x, y = int(rng.integers(0, 1000 - side)), int(rng.integers(0, 700 - side))
             img = Image.new('RGB', (1000, 700), (90, 110, 120))
             img.paste(face, (x, y))
-            inside = [x <= f.x + f.w / 2 <= x + side and y <= f.y + f.h / 2 <= y + side for f in find.all(img)]
+            inside = [x <= f.x + f.w / 2 <= x + side and y <= f.y + f.h / 2 <= y + side for f in find.detect_all(img)]
             hit, extra = hit + any(inside), extra + len(inside) - any(inside)
     assert hit >= 38 and extra <= 1, (hit, extra)

@@ -9,7 +9,7 @@ from fastsmile.data.source import read_source
 def test_smiles(shared):
     s = read_source(shared/'data'/'smiles.zip', SourceOptions(label_col='label', group_col='person'))
     assert s.kept.label.value_counts().to_dict() == {'not smile': 7833, 'smile': 3187}
-    assert (scan_images(s.reader, s.kept.path[:300]).facts.error == '').all()
+    assert (scan_images(s.reader, s.kept.path[:300]).info.error == '').all()
     three = read_source(shared/'data'/'smiles.zip', SourceOptions(label_col='label3'))
     assert three.kept.label.nunique() == 3 and (three.frame.reason == 'unlabelled').sum() == 1918
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ def read_onnx(path: Path):
     onnx.checker.check_model(onnx.load(path))
 
 
-READERS = {'.json': lambda p: json.loads(p.read_text(encoding='utf-8')), '.csv': read_csv, '.safetensors': read_safetensors, '.png': read_picture,
+READERS = {'.json': lambda p: json.loads(p.read_text(encoding='utf-8')), '.toml': lambda p: tomllib.loads(p.read_text(encoding='utf-8')),
+           '.csv': read_csv, '.safetensors': read_safetensors, '.png': read_picture,
            '.jpg': read_picture, '.html': read_page, '.onnx': read_onnx, '.npz': lambda p: dict(np.load(p)), '.npy': np.load,
            '.txt': lambda p: p.read_text(encoding='utf-8'), '.md': lambda p: p.read_text(encoding='utf-8').index('\n---\n', 4)}
 

@@ -80,7 +80,8 @@ def test_any_table_is_a_source_or_is_refused_in_words(tmp_path, data, name, opti
     "What is taken holds together: the columns that are promised, rows that are used name pictures that are there"
     from fastsmile.core.errors import SmileError
     from fastsmile.config.fields import SourceOptions
-    from fastsmile.data.source import TABLE_COLUMNS, read_source
+    from fastsmile.data.layouts import TABLE_COLUMNS
+    from fastsmile.data.source import read_source
     for n in 'abc': (tmp_path/f'{n}.jpg').write_bytes(TARGETS['table'].picture)
     for old in tmp_path.glob('*.?sv'): old.unlink()
     (tmp_path/name).write_bytes(data)

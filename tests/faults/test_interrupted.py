@@ -350,7 +350,7 @@ def test_an_examining_process_that_is_killed(faces, tmp_path):
     pictures = sorted((faces/'happy_images').iterdir())
     for i in range(1200): os.link(pictures[i % len(pictures)], tmp_path/f'{i:04}.jpg')
     names = [f'{i:04}.jpg' for i in range(1200)] + ['7']
-    with pytest.raises(SmileError, match='was killed'): scan_images(Killing(tmp_path), names, jobs=2)
+    with pytest.raises(SmileError, match='was killed'): scan_images(Killing(tmp_path), names, workers=2)
 
 
 @posix

@@ -139,12 +139,14 @@ print(make_backend(load_model({str(file)!r})).logits(np.zeros((1, 32, 32, 3), np
 def test_training_torch_and_onnx_see_the_same_bits(prep, tmp_path):
     "One normalisation: a valid batch of training, the input of torch, and the input of onnxruntime"
     import pandas as pd
-    from fastsmile.training.loaders import PreparedImages, make_loaders
+    from fastsmile.training.balance import plan_balance
+    from fastsmile.training.loaders import LoaderSpec, PreparedImages, make_loaders
     files = {f'{i}.png': picture(seed=i, size=(32, 32)) for i in range(8)}
     reader = FolderReader(folder(tmp_path, files))
     rows = pd.DataFrame(dict(path=list(files), label=['a', 'b'] * 4, split=['train'] * 4 + ['valid'] * 4))
     images = PreparedImages(reader, prep, rows.path)
-    dls = make_loaders(rows, ['a', 'b'], images, bs=4, device='cpu')
+    draw = plan_balance(np.array([0, 1, 0, 1]), 2, 'none', 0).draw
+    dls = make_loaders(rows, LoaderSpec(images, ('a', 'b'), draw, bs=4, device='cpu'))
     valid = rows.path[rows.split == 'valid']
     pixels = np.stack([np.asarray(reader.read_image(n)) for n in valid])
     batch = dls.valid.one_batch()[0].as_subclass(torch.Tensor)

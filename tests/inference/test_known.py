@@ -184,7 +184,7 @@ except SystemExit as e: print(e.code, sorted({'fastai', 'pandas'} & set(sys.modu
 '''
     args = ['predict', there/'new', '--model', run.path, '--out', tmp_path/'p.csv', '--known', there/'old']
     text = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True).stdout
-    assert text.splitlines()[-1] == "0 ['pandas']" and '2 took the label of a known picture' in text and '2 did not' in text
+    assert text.splitlines()[-1] == "0 ['pandas']" and '2 took the label of a known image' in text and '2 did not' in text
 
 
 def test_the_summary_for_machines(there, ask):

@@ -43,7 +43,7 @@ def mean_by_hand(runs, rows, prior):
     for r in runs:
         saved = pd.read_csv(r.path/'predictions_test.csv').set_index('path').loc[rows]
         f = r.model.metadata
-        p = f.calibration.read(saved[[c for c in saved if c.startswith('p_')]].to_numpy())[1] * prior / np.array(f.prior)
+        p = f.calibration.apply(saved[[c for c in saved if c.startswith('p_')]].to_numpy())[1] * prior / np.array(f.prior)
         total = total + p / p.sum(1, keepdims=True) / len(runs)
     return total
 
@@ -84,7 +84,7 @@ def test_every_command_takes_an_ensemble(both, run, faces, tmp_path):
     assert calibrate(both.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
     assert load_bundle(both.path).metadata.decide == 'argmax'
     album = explain(both.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
-    assert 'smoothgrad' in album['corners'] and 'no single feature map' in album['notes'][0]
+    assert 'smoothgrad' in album['corner_share'] and 'no single feature map' in album['warnings'][0]
     assert compare([run.path, both.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))['rows'] == run.metrics['test']['rows']
     with pytest.raises(SmileError, match='has no learner'): load_run(both.path).learner()
     with pytest.raises(SmileError, match='is an ensemble, which has no single network'): build_network(make_spec('resnet10t', ['a', 'b']), str(both.path))
@@ -114,7 +114,7 @@ def test_what_taught_one_measures_nothing(run, faces, tiny, tmp_path):
     for part, weakest in (('valid', {'valid', 'test'}), ('calib', {'calib', 'valid', 'test'})):
         rows = pd.read_csv(made.path/'table.csv', keep_default_na=False).query(f"reason == '' and split == '{part}'").path
         assert len(rows) < len(pd.read_csv(run.path/f'predictions_{part}.csv')) and all(set(t[rows]) <= weakest for t in tables)
-    taught = pd.read_csv(made.path/'taught.csv', keep_default_na=False)
+    taught = pd.read_csv(made.path/'training_fingerprints.csv', keep_default_na=False)
     assert not set(taught.path) & set(saved) and set(tables[1].index[tables[1] == 'train']) <= set(taught.path)
     folds = fit(faces, replace(tiny, epochs=1, folds=2, tta='none', out=str(tmp_path/'folds')))
     with pytest.raises(SmileError, match='are training rows of another'): ensemble([folds.path/'fold_0', folds.path/'fold_1'])

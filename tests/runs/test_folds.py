@@ -68,11 +68,11 @@ def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
         write_json(where/'metrics.json', m | dict(test=m['test'] | dict(collapsed=collapsed, balanced_accuracy=dict(value=0.8, low=low, high=0.9))))
     for worth in ((0.3, False), (0.7, True)):
         known_as(*worth)
-        with pytest.raises(SmileError, match='their doubts say nothing about labels'): audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'b')))
+        with pytest.raises(SmileError, match='cannot find label errors'): audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'b')))
         assert not (tmp_path/'b').exists()
     known_as(0.7, False)
     done = audit(faces, AuditConfig(suspects=str(where), out=str(tmp_path/'a')))
-    assert {f.kind for f in done.found} >= {'suspect-label', 'conflicting-label'}
+    assert {f.kind for f in done.findings} >= {'suspect-label', 'conflicting-label'}
 
 
 def test_given_test_rows_stay_out(faces, tiny, tmp_path):
@@ -97,7 +97,7 @@ def test_a_cross_validation_is_measured_on_what_its_folds_held_out(folds, tmp_pa
     assert {'calibration', 'spread'} <= set(run.metrics) and r['tta']['difference']['accuracy']['low'] <= r['tta']['difference']['accuracy']['high']
     saved = read_saved_predictions(run.path, 'oof')
     own = [calibration_from_metadata(read_model_metadata(run.path/f'fold_{k}')) for k in range(3)]
-    each = np.array([own[int(k)].read(p[None], 'balanced')[0][0] for k, p in zip(saved.frame.fold, saved.probs)])  # row by row
+    each = np.array([own[int(k)].apply(p[None], 'balanced')[0][0] for k, p in zip(saved.table.fold, saved.probs)])  # row by row
     other = evaluate(run.path, config=EvaluateConfig(threshold='balanced', draws=200))
     assert other['metrics']['accuracy']['value'] == (each == saved.y).mean() and other['calibration']['temperature'] == np.mean([c.temperature for c in own])
     with pytest.raises(SmileError, match='name a fold'): evaluate(run.path, config=EvaluateConfig(part='valid'))

@@ -124,8 +124,8 @@ def test_every_command_takes_a_probe(probed, run, faces, tmp_path):
     assert evaluate(knn.path, config=EvaluateConfig(draws=100))['metrics']['rows'] == knn.metrics['test']['rows']
     assert calibrate(knn.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
     album = explain(knn.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
-    assert 'no gradient' in album['notes'][0] and 'occlusion' in album['corners']
-    assert 'gradcam' in explain(one(probed, 'logistic').path, config=ExplainConfig(methods=('gradcam',), n=2, out=str(tmp_path/'f')))['corners']
+    assert 'no gradient' in album['warnings'][0] and 'occlusion' in album['corner_share']
+    assert 'gradcam' in explain(one(probed, 'logistic').path, config=ExplainConfig(methods=('gradcam',), n=2, out=str(tmp_path/'f')))['corner_share']
     r = compare([probed.path, run.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))
     assert r['rows'] == run.metrics['test']['rows'] and r['runs'][0]['images_per_second'] == ''
     with pytest.raises(SmileError, match='has no learner'): knn.learner()
@@ -136,7 +136,8 @@ def test_every_command_takes_a_probe(probed, run, faces, tmp_path):
 def test_pixels(faces, tmp_path):
     run = probe(faces, ProbeConfig(features='pixels', size=16, probes='knn', k='5,9', distance='euclidean', tta='none', seed=1, out=str(tmp_path/'p')))
     spec = run.model.spec
-    assert (spec.arch, spec.prep.size, spec.head['distance']) == ('smilepixels', 16, 'euclidean') and classifier_head(run.model.net).bank.shape[1] == 16 * 16 * 3
+    assert (spec.arch, spec.prep.size, spec.head['distance']) == ('smilepixels', 16, 'euclidean')
+    assert classifier_head(run.model.net).bank.shape[1] == 16 * 16 * 3
     assert run.comparison is None and run.predict(faces).error.eq('').sum() > 100
     train = pd.read_csv(run.path/'table.csv', keep_default_na=False).query("reason == '' and split == 'train'")
     said = run.predict(faces).set_index('path')
@@ -156,12 +157,12 @@ def test_balance_changes_what_is_fitted_and_is_taken_back(faces, tmp_path):
 
 
 def test_the_rows_that_a_network_has_seen_do_not_measure_its_probe(run, faces, tmp_path):
-    "The same split: all rows stay. Another: those that taught or chose are set aside"
+    "The same split: all rows stay. Another: rows in the training or validation data of --weights are set aside"
     same = probe(faces, ProbeConfig(weights=str(run.path), probes='logistic', c='0.1', seed=1, tta='none', out=str(tmp_path/'same')))
     assert same.metrics['test']['rows'] == run.metrics['test']['rows'] and same.model.spec.arch == 'resnet10t' and same.model.spec.prep.size == 32
     other = probe(faces, ProbeConfig(weights=str(run.path), probes='logistic', c='0.1', seed=5, tta='none', out=str(tmp_path/'other')))
     table, theirs = (pd.read_csv(r.path/'table.csv', keep_default_na=False).set_index('path') for r in (other, run))
-    gone = table.index[table.reason.str.contains('taught or chose')]
+    gone = table.index[table.reason.str.contains('training or validation data of --weights')]
     left = table.index[(table.reason == '') & (table.split == 'test')]
     assert len(gone) > 5 and len(left) and set(theirs.split[left]) == {'test'}
 
@@ -170,7 +171,7 @@ def test_nor_what_is_trained_from_it(run, faces, tiny, tmp_path):
     "Another seed; what the first has seen, the second has seen, too"
     again = fit(faces, replace(tiny, weights=str(run.path), seed=5, epochs=1, lr='0.001', tta='none', out=str(tmp_path/'again')))
     table, theirs = (pd.read_csv(r.path/'table.csv', keep_default_na=False).set_index('path') for r in (again, run))
-    gone, used = table.index[table.reason.str.contains('taught or chose')], table[table.reason == '']
+    gone, used = table.index[table.reason.str.contains('training or validation data of --weights')], table[table.reason == '']
     assert len(gone) > 5 and not (theirs.split[used.index[used.split.isin(['calib', 'valid'])]] == 'train').any()
     assert set(read_training_fingerprints(run.path).digest) <= set(read_training_fingerprints(again.path).digest)
     same = fit(faces, replace(tiny, weights=str(run.path), epochs=1, lr='0.001', tta='none', out=str(tmp_path/'same')))
@@ -229,7 +230,8 @@ def test_a_forest_that_leads_nowhere_is_refused(tmp_path):
 
 def test_bf16_leaves_thresholds_and_banks_alone(probed):
     model = one(probed, 'knn').model
-    assert TorchBackend(model, 'auto', 'cpu').precision == 'fp32' and classifier_head(TorchBackend(model, 'bf16', 'cpu').net).bank.equal(classifier_head(model.net).bank)
+    assert TorchBackend(model, 'auto', 'cpu').precision == 'fp32'
+    assert classifier_head(TorchBackend(model, 'bf16', 'cpu').net).bank.equal(classifier_head(model.net).bank)
 
 
 def test_an_opened_probe_is_a_run(probed):

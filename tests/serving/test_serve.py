@@ -139,7 +139,8 @@ def test_rows_are_those_of_predict(model, tmp_path, options):
     some = files()
     for n, d in some.items(): (tmp_path/n).write_bytes(d)
     asked = {k: v for k, v in options.items() if k != 'tta'}
-    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), row_format=make_row_format(model, request=RowOptions(**asked))))
+    row_format = make_row_format(model, request=RowOptions(**asked))
+    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), row_format=row_format))
     def rows_of(config):
         service = Service(model, config)
         try: return [r for several in asyncio.run(service.predict([Upload(n, d) for n, d in some.items()])) for r in several]
@@ -185,7 +186,8 @@ def test_64_clients_get_their_own_answers(server, model):
             row, = said['predictions']
             assert status == 200 and row['path'] == name
             assert np.allclose([row[f'p_{c}'] for c in model.spec.classes], expected[name], atol=1e-5)
-    assert service.batcher.batches - before < 4 * 64 and service.gate.inside == service.gate.held == service.batcher.coming == 0  # some went together
+    assert service.batcher.batches - before < 4 * 64  # some went together
+    assert service.limiter.active == service.limiter.bytes_held == service.batcher.expected == 0
 
 
 def test_the_explanation_is_that_of_explain(server, model):
@@ -203,7 +205,7 @@ def test_the_explanation_is_that_of_explain(server, model):
     own, named = (ask(where, f'/explain{q}', data, IMAGE)[2] for q in ('', f'?method=gradcam&label={quote(label)}'))
     assert own == named
     for query, status in [('?method=magic', 422), ('?label=frown', 422), ('?lable=frown', 422)]: assert ask(where, f'/explain{query}', data, IMAGE)[0] == status
-    assert ask(where, '/predict?tta=flip', data, IMAGE)[2]['error'] == "'tta' is no parameter of this address."
+    assert ask(where, '/predict?tta=flip', data, IMAGE)[2]['error'] == "'tta' is not a parameter of this address."
     assert ask(where, '/explain', b'no', IMAGE)[0] == 422
     assert ask(where, '/explain', *form(('a', data), ('b', data)))[0] == 413
 
@@ -234,7 +236,7 @@ def test_refusals(server, path, headers, body, status):
         assert said['error'] and 'Traceback' not in str(said)
         if 'predictions' in said: assert all(r['error'] and r['label'] is None for r in said['predictions'])
     else: assert b'class="answer bad"' in said
-    assert service.gate.inside == service.gate.held == 0 and ask(where, '/healthz')[2] == dict(status='ok', waiting=0)
+    assert service.limiter.active == service.limiter.bytes_held == 0 and ask(where, '/healthz')[2] == dict(status='ok', waiting=0)
 
 
 def test_a_length_that_is_a_lie_and_a_body_that_never_ends(server):
@@ -305,13 +307,13 @@ def test_too_many_and_too_late(model):
         with ThreadPoolExecutor(3) as pool:
             def one(_): return ask(where, '/predict', picture(), IMAGE)
             first = [pool.submit(one, i) for i in range(2)]
-            while service.gate.inside < 2: time.sleep(0.01)
+            while service.limiter.active < 2: time.sleep(0.01)
             status, headers, said = one(2)
             assert status == 429 and headers['retry-after'] == '1' and 'waiting' in said['error']
             assert ask(where, '/healthz')[2] == dict(status='ok', waiting=2)
             assert [f.result()[0] for f in first] == [503, 503]
         release.set()
-        assert one(0)[0] == 200 and service.batcher.done == 2  # those who had left were left out
+        assert one(0)[0] == 200 and service.batcher.answered == 2  # those who had left were left out
 
 
 def test_slow_bodies_and_slow_heads_end(model):
@@ -321,7 +323,7 @@ def test_slow_bodies_and_slow_heads_end(model):
         with ThreadPoolExecutor(3) as pool:
             body, half, nothing = pool.map(lambda d: raw(where, d), [head, b'POST /predict HTTP/1.1\r\nhost: loc', b''])
         assert b' 408 ' in body and b' 408 ' in half and b' 408 ' in nothing and 0.4 < time.monotonic() - start < 5
-        assert service.gate.inside == 0
+        assert service.limiter.active == 0
 
 
 @pytest.mark.parametrize('sent,status', [(1., 200), (0.5, None)], ids=['after the request', 'in its middle'])
@@ -338,8 +340,8 @@ def test_half_closed_sockets(server, sent, status):
         while chunk := s.recv(65536): out += chunk
     assert out.startswith(b'HTTP/1.1 200 ') and b'"confidence"' in out if status else b' 200 ' not in out
     until = time.monotonic() + 5
-    while service.gate.inside and time.monotonic() < until: time.sleep(0.01)
-    assert service.gate.inside == service.gate.held == service.batcher.coming == 0
+    while service.limiter.active and time.monotonic() < until: time.sleep(0.01)
+    assert service.limiter.active == service.limiter.bytes_held == service.batcher.expected == 0
 
 
 def test_many_connections(model):
@@ -373,10 +375,10 @@ def test_no_path_leads_out(server, path):
 def test_memory_for_files_is_bounded(model):
     service = Service(model, replace(PLAIN, max_bytes=1000))
     try:
-        with service.gate.enter() as hold:
+        with service.limiter.admit() as hold:
             hold(2**29)
-            with pytest.raises(RequestError, match='fill the memory'): hold(1)
-        assert service.gate.held == 0
+            with pytest.raises(RequestError, match='Upload memory is full'): hold(1)
+        assert service.limiter.bytes_held == 0
     finally: service.close()
 
 
@@ -408,7 +410,7 @@ def test_a_batch_waits_for_what_is_on_its_way(model):
     def batches(wait):
         service = Service(model, replace(PLAIN, max_wait=wait, max_batch=64))
         async def two():
-            service.batcher.coming += 1  # a slow client
+            service.batcher.expected += 1  # a slow client
             one = asyncio.create_task(service.predict([Upload('a', picture())]))
             await asyncio.sleep(0.1)
             await asyncio.gather(one, service.predict([Upload('b', picture())]))
@@ -421,7 +423,7 @@ def test_a_batch_waits_for_what_is_on_its_way(model):
 def test_precision_and_device(model):
     for options, seen in [(dict(precision='bf16'), 'bf16'), (dict(precision='fp32'), 'fp32')]:
         service = Service(model, replace(PLAIN, **options))
-        assert service.engine.precision == seen == service.about['precision']
+        assert service.engine.precision == seen == service.model_info['precision']
         service.close()
     with pytest.raises(OptionError, match='nowhere'): Service(model, replace(PLAIN, device='nowhere'))
     with pytest.raises(OptionError, match='neither a rule'): Service(model, replace(PLAIN, threshold='frown'))
@@ -429,8 +431,8 @@ def test_precision_and_device(model):
 
 def test_addresses_and_missing_packages(server, model, monkeypatch):
     host, _, port = server[0].rpartition(':')
-    with pytest.raises(SmileError, match='cannot be listened on'): serve(model.path, replace(PLAIN, port=int(port)))
-    with pytest.raises(SmileError, match='cannot be listened on'): serve(model.path, replace(PLAIN, host='no.such.host.invalid'))
+    with pytest.raises(SmileError, match='cannot listen on'): serve(model.path, replace(PLAIN, port=int(port)))
+    with pytest.raises(SmileError, match='cannot listen on'): serve(model.path, replace(PLAIN, host='no.such.host.invalid'))
     assert host == '127.0.0.1'
     with started(model.path, replace(PLAIN, host='127.0.0.2')) as (where, _): assert where.startswith('127.0.0.2:') and ask(where, '/healthz')[0] == 200
     import importlib.util as u
@@ -560,7 +562,8 @@ def test_the_api_is_what_its_description_says(model):
         assert about['preprocessing']['size'] == 32 and about['metrics'] == model.metadata.metrics and str(Path(model.path).parent) not in json.dumps(about)
         bad = dict(rows['predictions'][0], confidence=2)
         with pytest.raises(jsonschema.ValidationError): fits('/predict', 'post', 200, dict(predictions=[bad]))  # the description says something
-    assert accuracy_sentence(dict(test=dict(balanced_accuracy=0.5))).startswith('On pictures kept apart to test it its balanced accuracy is 50%') and accuracy_sentence({}) == ''
+    assert accuracy_sentence(dict(test=dict(balanced_accuracy=0.5))).startswith('On held-out test images its balanced accuracy is 50%')
+    assert accuracy_sentence({}) == ''
 
 
 # a process of its own
@@ -639,7 +642,7 @@ def test_the_page_in_a_browser(server, faces, tmp_path, width, scheme):
     with browser(width, scheme) as tab:
         tab.goto(f'http://{where}/')
         send = dict(name='face.jpg', mimeType='image/jpeg', buffer=face.read_bytes())
-        tab.get_by_label('Choose pictures').set_input_files([send, dict(name=ATTACK, mimeType='text/plain', buffer=b'no picture')])
+        tab.get_by_label('Choose images').set_input_files([send, dict(name=ATTACK, mimeType='text/plain', buffer=b'no picture')])
         label = ask(where, '/predict', face.read_bytes(), {'content-type': 'image/jpeg'})[2]['predictions'][0]
         good = tab.get_by_role('article', name=f"face.jpg: {label['label']}")
         good.wait_for()
@@ -647,10 +650,10 @@ def test_the_page_in_a_browser(server, faces, tmp_path, width, scheme):
         good.get_by_role('img', name='Where the evidence').wait_for()
         shapes = good.get_by_role('img').evaluate_all('f => f.map(i => [i.complete, i.naturalWidth])')
         assert len(shapes) == 2 and all(done and w > 0 for done, w in shapes) and shapes[1][1] == 32
-        bad = tab.get_by_role('article', name='does not look like a picture')
+        bad = tab.get_by_role('article', name='does not look like an image')
         assert 'Not an image that can be read' in bad.inner_text() and ATTACK in bad.inner_text() and not tab.query_selector('.bad img')
         status = tab.get_by_role('status')
-        assert label['label'] in status.inner_text() and 'does not look like a picture' in status.inner_text()
+        assert label['label'] in status.inner_text() and 'does not look like an image' in status.inner_text()
         tab.get_by_label('Explain with').select_option('none')
         good.get_by_role('img', name='Where the evidence').wait_for(state='detached')
         tab.get_by_label('Explain with').select_option('saliency')
@@ -694,7 +697,7 @@ def test_keyboard_paste_drop_camera_and_limits(server):
         tab.get_by_role('button', name='Take the picture').click()
         tab.get_by_role('article', name='camera ').wait_for()
         assert not tab.get_by_role('dialog').is_visible()
-        tab.get_by_label('Choose pictures').set_input_files([dict(name='huge.png', mimeType='image/png', buffer=bytes(3_100_000))])
+        tab.get_by_label('Choose images').set_input_files([dict(name='huge.png', mimeType='image/png', buffer=bytes(3_100_000))])
         tab.get_by_role('article', name='This file is too large').wait_for()
         assert not tab.said, tab.said
 
@@ -706,8 +709,8 @@ def test_the_page_without_javascript_and_not_sure(model):
         unsure = next(s for s in range(50) if ask(where, '/predict', picture(seed=s), IMAGE)[2]['predictions'][0]['withheld'])
         with browser(java_script_enabled=False) as tab:
             tab.goto(f'http://{where}/')
-            tab.get_by_label('Choose pictures').set_input_files([dict(name='a.png', mimeType='image/png', buffer=picture(seed=unsure))])
-            tab.get_by_role('button', name='Ask').click()
+            tab.get_by_label('Choose images').set_input_files([dict(name='a.png', mimeType='image/png', buffer=picture(seed=unsure))])
+            tab.get_by_role('button', name='Predict').click()
             answer = tab.get_by_role('article', name='a.png: Not sure')
             answer.wait_for()
             assert 'less than this model wants' in answer.inner_text() and answer.get_by_role('row').count() == 3

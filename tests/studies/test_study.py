@@ -127,7 +127,7 @@ def test_rows_that_were_left_out_taught_nothing(faces):
     data = audit_and_split(read_source(faces, config), config)
     some = subsample_training_rows(data, 40, 1)
     out = set(some.table.path[some.table.reason == 'left out by --rows'])
-    assert out and out < set(data.taught.path) and set(some.taught.path) == set(data.taught.path) - out
+    assert out and out < set(data.training_fingerprints.path) and set(some.training_fingerprints.path) == set(data.training_fingerprints.path) - out
 
 
 def test_an_option_about_the_source_stands_over_the_study_s_own(tmp_path):
