@@ -113,19 +113,7 @@ def entry_config(
     if entry.kind == 'fit': options['workers'] = config.workers
     return ENTRY_CONFIGS[entry.kind](**options, seed=config.seed, device=config.device, tta='none')
 
-# %% ../../nbs/studies/01_experiments.ipynb #22337a2d
-def with_weights(
-    entry: Entry,
-    config: FitConfig | ProbeConfig, # of the entry
-    weights: str,                    # hub, none, or a folder of ARCH.safetensors
-) -> tuple[FitConfig | ProbeConfig, str]: # with weights; a note where another network takes the place
-    "The network that an entry trains; raises `SmileError` where neither its weights nor the stand-in's are there"
-    pixels = isinstance(config, ProbeConfig) and config.features == 'pixels'
-    if pixels or config.weights == 'none': return config, ''
-    if weights == 'hub': return replace(config, weights='hub'), ''
-    if weights == 'none': return replace(config, weights='none'), f'{config.arch} from random weights'
-    return _weights_from_folder(entry, config, Path(weights))
-
+# %% ../../nbs/studies/01_experiments.ipynb #862f1dfd
 def _weights_from_folder(
     entry: Entry,
     config: FitConfig | ProbeConfig,
@@ -140,3 +128,16 @@ def _weights_from_folder(
     wanted = ' or '.join(dict.fromkeys((str(config.arch), entry.stand_in)))
     raise SmileError(f'{printable(folder)} has no weights of {wanted}.',
                      'It should hold ARCH.safetensors; or take --weights hub.')
+
+# %% ../../nbs/studies/01_experiments.ipynb #d71d0ef8
+def with_weights(
+    entry: Entry,
+    config: FitConfig | ProbeConfig, # of the entry
+    weights: str,                    # hub, none, or a folder of ARCH.safetensors
+) -> tuple[FitConfig | ProbeConfig, str]: # with weights; a note where another network takes the place
+    "The network that an entry trains; raises `SmileError` where neither its weights nor the stand-in's are there"
+    pixels = isinstance(config, ProbeConfig) and config.features == 'pixels'
+    if pixels or config.weights == 'none': return config, ''
+    if weights == 'hub': return replace(config, weights='hub'), ''
+    if weights == 'none': return replace(config, weights='none'), f'{config.arch} from random weights'
+    return _weights_from_folder(entry, config, Path(weights))
