@@ -31,7 +31,7 @@ from fastsmile.core.files import write_text
 from fastsmile.metrics.scores import bootstrap_intervals, estimate_scores
 from fastsmile.config.fields import SourceOptions
 from fastsmile.data.splits import stratified_group_split
-from fastsmile.metrics.comparison import COMPARED_SCORES
+from fastsmile.metrics.scores import MAIN_SCORES
 
 SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
 SMALL = dict(arch='resnet10t', model_args='{"channels": [32, 64, 128, 256]}', weights='none', size=64, augment='light')
@@ -89,7 +89,7 @@ def row_of(name: str, run: Run, seconds: float) -> dict:
     row, m = dict(part=name, epochs=run.options.epochs, seconds=round(seconds, 1)), run.metrics
     for s in ('valid', 'test'):
         row |= {f'{s}_rows': m[s]['rows'], f'{s}_collapsed': m[s]['collapsed']} | {f'{s}_{k}': m[s][k]['value'] for k in ('log_loss', 'auc')}
-        row |= {f'{s}_{k}{e}': m[s][k][v] for k in COMPARED_SCORES for e, v in ENDS}
+        row |= {f'{s}_{k}{e}': m[s][k][v] for k in MAIN_SCORES for e, v in ENDS}
     row |= {f'ece_{when}': m['calibration'][when]['ece']['value'] for when in ('before', 'after')} | dict(temperature=m['calibration']['temperature'])
     return row | dict(torch=version('torch'), fastai=version('fastai'), machine=platform.machine(), date=time.strftime('%Y-%m-%d'))
 

@@ -32,8 +32,10 @@ def limits() -> dict:
             f'{archives.MAX_UNPACK_RATIO} times its packed size': 'a member', f'from {archives.MIN_BOMB_MEMBER_BYTES // mib} MiB on': 'a member',
             f'{archives.MAX_ZIP_MEMBERS:,} members': 'a zip',
             f'from {archives.MIN_BOMB_TOTAL_BYTES // 2**30} GiB on': 'a zip',
-            f'{cells.MAX_TABLE_BYTES // mib} MiB, {cells.MAX_TABLE_COLUMNS:,} columns; {cells.MAX_TABLE_CELLS:,} cells': 'a table', f'{cells.MAX_LINE_CHARS:,} characters': 'a line',
-            f'{core.MAX_JSON_BYTES // mib} MiB': 'a JSON', f'{tensors.MAX_HEADER_BYTES // mib} MiB': 'the header', f'a head of {serving._MAX_HEAD_BYTES // 1024} KiB': 'a request'}
+            f'{cells.MAX_TABLE_BYTES // mib} MiB, {cells.MAX_TABLE_COLUMNS:,} columns; {cells.MAX_TABLE_CELLS:,} cells': 'a table',
+            f'{cells.MAX_LINE_CHARS:,} characters': 'a line',
+            f'{core.MAX_JSON_BYTES // mib} MiB': 'a JSON', f'{tensors.MAX_HEADER_BYTES // mib} MiB': 'the header',
+            f'a head of {serving._MAX_HEAD_BYTES // 1024} KiB': 'a request'}
 
 
 def test_the_limits_are_those_of_the_code():

@@ -14,12 +14,13 @@ __all__ = ['ENGINES', 'SERVED_EXPLANATIONS', 'EXPLAIN_METHODS', 'KNN_DISTANCES',
 from dataclasses import dataclass
 from typing import Any
 
+from .choices import MONITORED_METRICS, format_choices, parse_choices
 from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, Options, POOL_CHOICES, PRECISIONS
 from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, batch_size_opt
 from .fields import check_ray_address, check_unused, device_opt, face_margin_opt, face_score_opt
-from .fields import faces_opt, flag, format_choices, opt, parse_choices, parse_number_list
+from .fields import faces_opt, flag, opt, parse_number_list
 from .fields import parse_word_list, ray_opt, reported_tta_opt, seed_opt
-from .fit import FitConfig, MONITORED_METRICS, RESIZE_MODES
+from .fit import FitConfig, RESIZE_MODES
 from ..core.errors import OptionError, check_choice
 
 # %% ../../nbs/config/04_commands.ipynb #58326fed

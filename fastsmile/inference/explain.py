@@ -407,7 +407,7 @@ def _chosen_groups(
     config: ExplainConfig,
 ) -> Iterator[tuple[str, _ExplainedImages]]:
     "The groups of rows that are worth looking at, with their images"
-    label, paths = model.metadata.calibration.read(saved.probs)[0], saved.frame.path
+    label, paths = model.metadata.calibration.apply(saved.probs)[0], saved.table.path
     for name, rows in _choose_rows(saved.probs, saved.y, label, config.n, config.seed).items():
         good, images = _read_images(reader, paths.iloc[rows], model.spec.prep)
         there = set(good)

@@ -55,7 +55,7 @@ def _onnx_metadata(
         'preprocessing': dict(steps=prepare, size=p.size, mean=p.mean, std=p.std, interpolation=p.interpolation,
                               crop_mode=p.crop_mode, crop_pct=p.crop_pct),
         'decision': dict(steps=decide, link=m.link, shift=m.shift, temperature=c.temperature, rule=c.rule,
-                         offsets=c.offsets, cost=c.cost),
+                         offsets=c.offsets, cost=c.costs),
         'calibration': c.as_dict(),
         'opset': opset}
     return {ONNX_CONFIG_KEY: json.dumps(cfg)} | {k: json.dumps(v) for k, v in entries.items()}

@@ -70,11 +70,11 @@ def _apply_decision(
 ) -> tuple[np.ndarray, ...]:
     "Decide on probabilities, by the options of `request`"
     rule, only, bar = request.parse_threshold(classes, calibration.rules)
-    label, p = calibration.read(probs, rule)
+    label, p = calibration.apply(probs, rule)
     if only is not None:
         others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
         label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
-    return label, p, ~calibration.sure(p, label) & request.abstain, calibration.sets(p)
+    return label, p, ~calibration.is_confident(p, label) & request.abstain, calibration.prediction_sets(p)
 
 # %% ../../nbs/inference/06_rows.ipynb #63d85d9b
 def _format_rows(
@@ -104,8 +104,8 @@ def _check_calibrated(
     calibration: Calibration,
 ):
     "An `OptionError` where an option needs a calibration that was never fitted"
-    refused = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.rows)]
-    if request.abstain and not calibration.confidence: refused.append('--abstain')
+    refused = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.calib_rows)]
+    if request.abstain and not calibration.min_confidence: refused.append('--abstain')
     if refused:
         raise OptionError(f'{", ".join(refused)}: this model was not calibrated, for its run had no rows in calib.',
                           'Train with rows set aside for it: fastsmile fit ... --calib 0.1.')

@@ -13,8 +13,8 @@ from itertools import chain
 import numpy as np
 
 from ..data.images import Preprocessing, TIMM_CROP_MODES
-from ..metrics.calibration import Calibration, INVERSE_LINKS, calibration_from_metadata
-from ..metrics.calibration import calibration_metadata, probabilities_from_logits
+from ..metrics.calibration import Calibration, calibration_from_metadata, calibration_metadata
+from ..metrics.calibration import probabilities_from_logits, split_link
 
 # %% ../../nbs/models/01_spec.ipynb #d75a80c4
 FITTED_KINDS = ('knn', 'forest')  # heads that are fitted without gradients, and computed in fp32
@@ -78,7 +78,7 @@ class Model:
         "Probabilities under the data's prior, before the temperature, and the labels of the decision rule"
         z, shift = np.asarray(logits, dtype=np.float64), np.array(self.metadata.shift)
         p = probabilities_from_logits(z, shift, self.metadata.link)
-        return p, self.metadata.calibration.read(p)[0]
+        return p, self.metadata.calibration.apply(p)[0]
 
 # %% ../../nbs/models/01_spec.ipynb #d9b5e4d8
 BUNDLE_FORMAT = 4     # of fastsmile's key in config.json; raised where its keys change
@@ -135,9 +135,7 @@ def _parse_metadata(
     for k in ('prior', 'shift', 'offset'): check_setting(list(map(float, own[k])), k)
     values = {f.name: own[f.name] for f in fields(ModelMetadata) if f.name != 'calibration'}
     made = ModelMetadata(**values, calibration=calibration_from_metadata(own))
-    word, _, value = made.link.partition(':')
-    if word not in INVERSE_LINKS or not np.isfinite(float(value or 0)):
-        raise ValueError(f'its link {made.link!r} is not known')
+    split_link(made.link)  # raises where it is none
     if not all(isinstance(v, dict) for v in (made.origin, made.metrics, *made.metrics.values())):
         raise ValueError('its origin or its metrics are no JSON objects')
     if not isinstance(made.decide, str): raise ValueError('its decision rule has no name')
@@ -151,8 +149,8 @@ def _check_calibration(
     n_classes: int,
 ):
     "Raise a `ValueError` where a calibration has impossible numbers, or those of other classes"
-    per_class = [*c.offsets.values(), c.least, *(c.cost or [])]
-    numbers = list(map(float, chain(*per_class, c.rows, [c.confidence, c.temperature])))
+    per_class = [*c.offsets.values(), c.set_thresholds, *(c.costs or [])]
+    numbers = list(map(float, chain(*per_class, c.calib_rows, [c.min_confidence, c.temperature])))
     if not np.isfinite(numbers).all() or c.rule not in c.rules: raise ValueError('its calibration is invalid')
     if not c.temperature > 0 or {n_classes} != set(map(len, per_class)):
         raise ValueError('its calibration does not fit its classes')

@@ -17,7 +17,8 @@ from ..core.files import read_json, read_safe_csv, write_text
 from ..data.source import used_rows
 from ..metrics.comparison import summarize_variants
 from ..metrics.scores import SCORE_NAMES
-from .card import decision_rule_text, probability_note, reported_split, verdict
+from .card import CARD_SCORES, RULE_SCORES, decision_rule_text, probability_note, reported_split
+from .card import verdict
 from .charts import balance_chart, class_f1_chart, curve_chart, draw_history, draw_lr_find
 from .charts import draw_option_importance, draw_trials, lr_find_chart, reliability_chart
 from .charts import save_figure, svg_chart
@@ -29,8 +30,8 @@ def _phase_text(
     options: dict,  # the same
 ) -> str:
     "Epochs of what, and why they are so many"
-    epochs, asked = phase['epochs'], phase.get('asked', phase['epochs'])
-    plural, early = 's' * (epochs != 1), '' if asked == epochs else f', of {asked} that were requested'
+    epochs, planned = phase['epochs'], phase.get('planned', phase['epochs'])
+    plural, early = 's' * (epochs != 1), '' if planned == epochs else f', of {planned} that were requested'
     if phase['name'] == 'head': what = 'the head alone'
     elif options['freeze'] != 'none': what = 'everything that is not frozen'
     else: what = 'the whole network'
@@ -102,7 +103,7 @@ def _balance_facts(
     out = {}
     for label, rows in record['rows'].items() if record['drawn'] else ():
         sampled = [epoch[label] for epoch in record['drawn']]
-        out[label] = dict(rows=rows, asked=record['asked'][label], low=min(sampled), high=max(sampled),
+        out[label] = dict(rows=rows, planned=record['planned'][label], low=min(sampled), high=max(sampled),
                           weight=record['weights'][label], implied=record['implied_prior'][label],
                           target=record['target_prior'][label])
     return out
@@ -149,9 +150,9 @@ def _report_charts(
     calibration, path = metrics['calibration'], run/'history.csv'
     history = read_safe_csv(path, numbers=True) if path.exists() else None
     have = {c: rows.get('train', 0) for c, rows in balance.items()}
-    asked = read_json(run/'balance.json')['asked']
+    planned = read_json(run/'balance.json')['planned']
     charts = dict(
-        balance=balance_chart(have, _sampled_per_epoch(history, list(balance)), asked),
+        balance=balance_chart(have, _sampled_per_epoch(history, list(balance)), planned),
         reliability=reliability_chart(metrics[calibration['on']]['reliability'], calibration['after']['reliability']),
         classes=class_f1_chart(metrics[reported_split(metrics)]))
     majority = metrics['valid']['baseline']['accuracy'] if 'valid' in metrics else None
@@ -252,6 +253,8 @@ def _training_section(run: Path, config: dict) -> _TrainingSection:
 class _RunRecord:
     "How the run can be reproduced, and the names that the page uses"
     score_names: dict       # score -> title
+    card_scores: dict       # of the table of test-time augmentation
+    rule_scores: dict       # of the table of decision rules
     command: str
     calibrated: str | None  # the command that calibrated it again
     origin: dict            # versions, seed, data fingerprint
@@ -265,7 +268,8 @@ def _run_record(config: dict) -> _RunRecord:
     "From config.json"
     options = config['options']
     return _RunRecord(
-        score_names=SCORE_NAMES, command=config['command'], calibrated=config.get('calibrate_command'),
+        score_names=SCORE_NAMES, card_scores=CARD_SCORES, rule_scores=RULE_SCORES, command=config['command'],
+        calibrated=config.get('calibrate_command'),
         origin=config['origin'] | dict(finished=_format_time(config.get('finished'))),
         options={k: v for k, v in options.items() if v not in (None, [], '')})
 

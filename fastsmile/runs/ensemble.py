@@ -247,8 +247,8 @@ def _write_member_table(members: _EnsembleMembers, path: Path):
     write_safe_csv(pd.DataFrame(rows), path/'candidates.csv')
 
 def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Series) -> dict:
-    saved = replace(saved, frame=saved.frame[saved.frame.path.isin(set(paths))].reset_index(drop=True), mix=())
-    label, _ = model.metadata.calibration.read(saved.probs)
+    saved = replace(saved, table=saved.table[saved.table.path.isin(set(paths))].reset_index(drop=True), class_row_weights=())
+    label, _ = model.metadata.calibration.apply(saved.probs)
     m = evaluate_predictions(saved.y, label, saved.probs, saved.classes, saved.groups)
     row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])
     for k in ('balanced_accuracy', 'macro_f1', 'log_loss'):

@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from ..config.commands import EvaluateConfig, check_source_options
 from ..config.fields import options_or
-from ..core.errors import OptionError, SmileError, printable, say
+from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
 from ..inference.outputs import check_replaceable
 from ..metrics.calibration import Calibration, calibration_from_metadata, combine_fold_calibrations
-from ..metrics.calibration import fit_min_confidence
+from ..metrics.calibration import with_coverage
 from ..metrics.predictions import SavedPredictions, fold_folders, has_predictions, measure_calibration
 from ..metrics.predictions import measure_predictions, measure_slices, predictions_from_table
 from ..metrics.predictions import read_fold_predictions, read_model_metadata, read_saved_predictions
@@ -61,19 +60,12 @@ def _requested_calibration(
 ) -> Calibration:
     "The run's calibration with the rule and the abstention of the options"
     calibration = calibration_from_metadata(read_model_metadata(run))
-    if config.threshold: _check_rule(calibration, config.threshold)
+    if config.threshold: check_choice('--threshold', config.threshold, calibration.rules)
     calibration = replace(calibration, rule=config.threshold or calibration.rule)
-    if config.min_confidence is not None: return replace(calibration, confidence=config.min_confidence, coverage=None)
+    if config.min_confidence is not None: return replace(calibration, min_confidence=config.min_confidence, coverage=None)
     if config.coverage is None: return calibration
     calib = read_saved_predictions(run, 'calib')
-    label, p = calibration.read(calib.probs)
-    confidence = fit_min_confidence(p[np.arange(len(p)), label], config.coverage, calib.weights)
-    return replace(calibration, confidence=confidence, coverage=config.coverage)
-
-def _check_rule(calibration: Calibration, rule: str):
-    "An `OptionError` where the model has no such rule"
-    n = len(calibration.least)
-    calibration.read(np.full((1, n), 1 / n), rule)
+    return with_coverage(calibration, calib.probs, config.coverage, calib.weights)
 
 # %% ../../nbs/runs/08_evaluate.ipynb #a968dc43
 def calibration_of_run(
@@ -84,7 +76,7 @@ def calibration_of_run(
     "The run's calibration, or that of each row's fold"
     folds = fold_folders(run)
     if not folds: return _requested_calibration(run, config)
-    return combine_fold_calibrations([_requested_calibration(f, config) for f in folds], saved.frame.fold.to_numpy())
+    return combine_fold_calibrations([_requested_calibration(f, config) for f in folds], saved.table.fold.to_numpy())
 
 # %% ../../nbs/runs/08_evaluate.ipynb #c690c359
 def _rows_labelled_by_people(

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..config.choices import lower_is_better
 from ..config.commands import ProbeConfig
 from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
@@ -41,7 +42,8 @@ from ..models.heads import classifier_name, forest_from_sklearn, head_settings, 
 from ..models.spec import Model, ModelMetadata, ModelSpec
 from .fit import audit_and_build
 from .folder import Run, base_record, recording_status
-from .results import add_labels, calibrate_and_save, finish_run, initial_record, write_report_and_config
+from .results import add_labels, calibrate_and_save, finish_run, initial_record
+from .results import write_report_and_config
 from .variants import Variant, adopt_best_variant, read_variant_result, variant_row
 from ..training.balance import BalancePlan, balance_record, plan_balance
 
@@ -55,7 +57,7 @@ class TrainingFeatures:
     seed: int
 
     @property
-    def rows(self) -> np.ndarray: return self.balance.draw.epoch(0)  # into features, shuffled
+    def rows(self) -> np.ndarray: return self.balance.sampler.rows_of_epoch(0)  # into features, shuffled
     @property
     def n_classes(self) -> int: return len(self.balance.weights)
 
@@ -69,7 +71,7 @@ def _fit_knn(
     rows = np.sort(training.rows)
     if k > len(rows): raise SmileError(f'--k {k} is more than the {len(rows)} training rows.', 'Take fewer neighbours.')
     head = knn_from_rows(training.features[rows], training.labels[rows], training.n_classes, k, distance)
-    return head, training.balance.draw.prior
+    return head, training.balance.sampler.sampled_prior
 
 def _fit_forest(
     training: TrainingFeatures,
@@ -82,7 +84,7 @@ def _fit_forest(
     forest = RandomForestClassifier(trees, min_samples_leaf=leaf, random_state=sub_seed(training.seed, 'forest'),
                                     n_jobs=-1)
     forest.fit(training.features[rows], training.labels[rows], training.balance.weights[training.labels[rows]])
-    return forest_from_sklearn(forest, training.n_classes), training.balance.prior
+    return forest_from_sklearn(forest, training.n_classes), training.balance.implied_prior
 
 # %% ../../nbs/runs/12_probe.ipynb #c62a46ae
 def _linear_head(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, std: np.ndarray) -> nn.Linear:
@@ -112,7 +114,7 @@ def _fit_logistic(
         # a weak penalty may not converge; valid decides whether it was worth it
         warnings.simplefilter('ignore', ConvergenceWarning)
         fitted.fit((x[rows] - mean) / std, labels, training.balance.weights[labels])
-    return _linear_head(fitted.coef_, fitted.intercept_, mean, std), training.balance.prior
+    return _linear_head(fitted.coef_, fitted.intercept_, mean, std), training.balance.implied_prior
 
 _PROBE_FITTERS = dict(knn=_fit_knn, forest=_fit_forest, logistic=_fit_logistic)
 
@@ -192,7 +194,7 @@ def best_probe(
     monitor: str,
 ) -> FittedProbe:
     "The best on valid; the first of those that are equal"
-    sign = -1 if monitor == 'loss' else 1
+    sign = -1 if lower_is_better(monitor) else 1
     return max(fitted, key=lambda f: sign * f.valid_metrics[monitor])
 
 def _write_candidates(
@@ -205,7 +207,7 @@ def _write_candidates(
     for f in fitted:
         metrics = {f'valid_{k}': v for k, v in f.valid_metrics.items()}
         rows.append(dict(probe=f.name, **metrics, seconds=round(f.seconds, 2)))
-    table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=monitor == 'loss', kind='stable')
+    table = pd.DataFrame(rows).sort_values(f'valid_{monitor}', ascending=lower_is_better(monitor), kind='stable')
     write_safe_csv(table, path/'candidates.csv')
 
 # %% ../../nbs/runs/12_probe.ipynb #7a3214a1
@@ -289,7 +291,7 @@ def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: 
 # %% ../../nbs/runs/12_probe.ipynb #acc6d07d
 def _write_probe_balance(probed: ProbeFeatures, chosen: FittedProbe, path: Path):
     balance, classes = probed.training.balance, probed.spec.classes
-    rows = np.bincount(balance.draw.labels, minlength=len(classes))
+    rows = np.bincount(balance.sampler.labels, minlength=len(classes))
     write_json(path/'balance.json', balance_record(balance, rows, np.array(chosen.metadata.prior), classes, []))
 
 # %% ../../nbs/runs/12_probe.ipynb #80db2455

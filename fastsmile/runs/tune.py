@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ..config.choices import lower_is_better
 from ..config.commands import TuneConfig
 from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
@@ -133,7 +134,7 @@ def train_trial(
     resume = (folder/'checkpoints'/STATE_FILE).exists()
     with tracked_training(learn, config, folder): train_learner(learn, config, folder, resume)
     reporter.report()  # an epoch that --patience ended with
-    return learn.checkpoint_saver.best * (-1 if config.monitor == 'loss' else 1)
+    return learn.checkpoint_saver.best * (-1 if lower_is_better(config.monitor) else 1)
 
 # %% ../../nbs/runs/13_tune.ipynb #3a0560d3
 def sampler_for(
@@ -177,7 +178,7 @@ def _open_study(source: object, config: TuneConfig, path: Path, fingerprint: str
     study = optuna.create_study(storage=f'sqlite:///{path.absolute()/"tune.db"}', study_name='fastsmile',
                                 load_if_exists=True,
                                 pruner=pruner_for(config),
-                                direction='minimize' if config.monitor == 'loss' else 'maximize')
+                                direction='minimize' if lower_is_better(config.monitor) else 'maximize')
     options = _search_identity(source, config) | dict(data=fingerprint)
     earlier = study.user_attrs.get('options', options)
     differ = [k for k, v in options.items() if v != earlier.get(k)]
@@ -249,7 +250,7 @@ def trial_table(
     monitor: str,
 ) -> pd.DataFrame: # a row for each trial, the best first
     "trial, state, its metric on valid, epochs, seconds, and its options"
-    metric, lower = f'valid_{monitor}', monitor == 'loss'
+    metric, lower = f'valid_{monitor}', lower_is_better(monitor)
     rows = []
     for t in _valid_trials(study):
         row = {'trial': t.number, 'state': t.state.name.lower(), metric: _best_value(t, lower),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['json_response', 'openapi_description', 'make_app', 'serve']
 
-# %% ../../nbs/serving/04_app.ipynb #f17c5b96
+# %% ../../nbs/serving/04_app.ipynb #245c6dc0
 import asyncio
 import ipaddress
 import json
@@ -30,6 +30,7 @@ from .page import result_articles
 from .service import Service, page_info
 from .uploads import ACCEPTED_BODIES, RequestError, Upload, read_uploads
 
+# %% ../../nbs/serving/04_app.ipynb #12256098
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -213,7 +214,14 @@ def _column_schema(column: str, classes: Sequence[str]) -> dict:
     else: schema = dict(type=['string', 'null'])
     return schema | dict(description=_COLUMN_TEXTS[column]) if column in _COLUMN_TEXTS else schema
 
-# %% ../../nbs/serving/04_app.ipynb #d708f8a5
+# %% ../../nbs/serving/04_app.ipynb #41004b68
+def _fill_explain(operation: dict, classes: Sequence[str], methods: Sequence[str]):
+    "Set the accepted methods and labels"
+    schemas = {p['name']: p['schema'] for p in operation['parameters'] if 'name' in p}
+    schemas['method'] |= dict(enum=list(methods), default=methods[0])
+    schemas['label'] |= dict(enum=list(classes))
+
+# %% ../../nbs/serving/04_app.ipynb #c992661f
 def openapi_description(
     columns: Sequence[str],     # of a row of predictions
     classes: Sequence[str],
@@ -237,12 +245,6 @@ def openapi_description(
     spec['components']['schemas']['Row'] = dict(type='object', additionalProperties=False, required=list(columns),
                                                 properties=properties)
     return spec
-
-def _fill_explain(operation: dict, classes: Sequence[str], methods: Sequence[str]):
-    "Set the accepted methods and labels"
-    schemas = {p['name']: p['schema'] for p in operation['parameters'] if 'name' in p}
-    schemas['method'] |= dict(enum=list(methods), default=methods[0])
-    schemas['label'] |= dict(enum=list(classes))
 
 # %% ../../nbs/serving/04_app.ipynb #f95d1414
 async def _respond(
@@ -352,7 +354,14 @@ def make_app(
     app.state.service = service
     return app
 
-# %% ../../nbs/serving/04_app.ipynb #5b9c4705
+# %% ../../nbs/serving/04_app.ipynb #3ffaa07c
+def _close_late(transport: asyncio.Transport):
+    "Tell a client that its request came too slowly, and end its connection"
+    if transport.is_closing(): return
+    transport.write(b'HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n')
+    transport.close()
+
+# %% ../../nbs/serving/04_app.ipynb #b89109a6
 class _HeadTimeout:
     "Ends a connection whose request does not come in time; mixed into uvicorn's protocol"
     seconds, head_timer = 0., None
@@ -374,20 +383,16 @@ class _HeadTimeout:
         "While the head of a request is awaited, a timer runs"
         from h11 import IDLE
         waits = self.conn.their_state is IDLE
-        if waits and not self.head_timer: self.head_timer = self.loop.call_later(self.seconds, self.time_out)
-        if self.head_timer and not waits:
+        if waits and not self.head_timer:
+            self.head_timer = self.loop.call_later(self.seconds, _close_late, self.transport)
+        elif self.head_timer and not waits:
             self.head_timer.cancel()
             self.head_timer = None
 
-    def time_out(self):
-        if self.transport.is_closing(): return
-        self.transport.write(b'HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n')
-        self.transport.close()
-
-# %% ../../nbs/serving/04_app.ipynb #7ac22a22
+# %% ../../nbs/serving/04_app.ipynb #f46fcec1
 class _WriteTimeout:
-    "Cuts a connection whose client does not read, and answers one that has closed its sending side"
-    write_timer, is_last_response = None, False
+    "Cuts a connection whose client does not read its response"
+    write_timer = None
 
     def pause_writing(self):
         super().pause_writing()
@@ -402,6 +407,11 @@ class _WriteTimeout:
         super().connection_lost(exc)
         if self.write_timer: self.write_timer.cancel()
 
+# %% ../../nbs/serving/04_app.ipynb #f69cdf5b
+class _HalfClosed:
+    "Answers a client that has closed its sending side"
+    is_last_response = False
+
     def eof_received(self) -> bool: # does the connection stay?
         "A client that sends no more may still read: a request that is whole is answered first"
         from h11 import DONE, MUST_CLOSE
@@ -413,13 +423,13 @@ class _WriteTimeout:
         super().on_response_complete()
         if self.is_last_response and not self.transport.is_closing(): self.transport.close()
 
-# %% ../../nbs/serving/04_app.ipynb #f8590b59
+# %% ../../nbs/serving/04_app.ipynb #e06db835
 def _h11_with_timeouts(
     seconds: float, # that the head of a request may take, and reading a response
 ) -> type:
     "uvicorn's protocol, which closes a connection whose request does not come, or whose response is not read"
     from uvicorn.protocols.http.h11_impl import H11Protocol
-    return type('H11WithTimeouts', (_HeadTimeout, _WriteTimeout, H11Protocol), dict(seconds=seconds))
+    return type('H11WithTimeouts', (_HeadTimeout, _WriteTimeout, _HalfClosed, H11Protocol), dict(seconds=seconds))
 
 def _listening_socket(
     host: str,
@@ -456,7 +466,7 @@ def _check_serve_extra():
     raise SmileError(f'serve needs packages that are missing: {", ".join(missing)}.',
                      'Install them: pip install "fastsmile[serve]".')
 
-# %% ../../nbs/serving/04_app.ipynb #f6ecaa71
+# %% ../../nbs/serving/04_app.ipynb #58276385
 def _make_server(service: Service) -> Any: # a uvicorn.Server
     "uvicorn with the limits of the options"
     import uvicorn
@@ -468,6 +478,7 @@ def _make_server(service: Service) -> Any: # a uvicorn.Server
         limit_concurrency=2 * config.max_waiting + 32, h11_max_incomplete_event_size=2 * _MAX_HEAD_BYTES,
         timeout_graceful_shutdown=int(config.timeout) + 1))
 
+# %% ../../nbs/serving/04_app.ipynb #7128cdcc
 def _say_start(model: Model, service: Service, host: str):
     "The model, and what its owner should know"
     engine, config = service.engine, service.config

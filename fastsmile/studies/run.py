@@ -28,8 +28,7 @@ from ..data.audit import SplitData, audit_and_split
 from ..data.source import read_source
 from ..data.splits import stratified_group_split
 from ..metrics.predictions import read_saved_predictions
-from ..metrics.scores import ALL_SCORES, SCORE_NAMES, bootstrap_weights, estimate_scores, group_ids
-from ..metrics.scores import percentile_intervals
+from ..metrics.scores import ALL_SCORES, MAIN_SCORES, SCORE_NAMES, estimate_scores, with_intervals
 from ..models.device import device_description, pick_device
 from ..reports.charts import interval_chart
 from ..reports.html import escape_markdown, render_template
@@ -76,9 +75,9 @@ def _seed_predictions(
 ) -> EntryPredictions:
     "The saved predictions of one run"
     saved = read_saved_predictions(run, part)
-    label = saved.frame.label.map(saved.classes.index).to_numpy(int)
+    label = saved.table.label.map(saved.classes.index).to_numpy(int)
     collapsed = read_json(run/'metrics.json')[part]['collapsed']
-    return EntryPredictions(tuple(saved.frame.path), saved.y, saved.groups, ((label, saved.probs),), saved.classes,
+    return EntryPredictions(tuple(saved.table.path), saved.y, saved.groups, ((label, saved.probs),), saved.classes,
                             (collapsed,))
 
 # %% ../../nbs/studies/02_run.ipynb #13b9e350
@@ -110,22 +109,6 @@ def mean_scores(
     for k in ALL_SCORES: means[k] = np.mean([scores[k] for scores in seeds], 0)
     return means
 
-# %% ../../nbs/studies/02_run.ipynb #dfc24149
-def _with_interval(
-    measured: Callable[[np.ndarray], Mapping[str, np.ndarray]], # weights (D, N) -> metric -> (D,)
-    rows: int,
-    groups: Sequence[str], # (N,)
-    draws: int = 1000,
-) -> dict[str, dict[str, float]]: # metric -> value, low, high
-    "Metrics with the interval of drawing rows, groups together"
-    value, ids = measured(np.ones((1, rows))), group_ids(groups, rows)
-    intervals = percentile_intervals([measured(w) for w in bootstrap_weights(ids, draws)], ids.max() + 1)
-    out = {}
-    for k in ALL_SCORES:
-        low, high = intervals[k]
-        out[k] = dict(value=float(value[k][0]), low=float(low), high=float(high))
-    return out
-
 # %% ../../nbs/studies/02_run.ipynb #69d39fae
 def entry_metrics(
     entry: EntryPredictions,
@@ -133,7 +116,7 @@ def entry_metrics(
 ) -> dict[str, dict[str, Any]]: # metric -> value, low, high, seeds
     "An entry's metrics: the mean over its seeds, its interval, and each seed"
     seeds = _seed_scores(entry, np.ones((1, len(entry.y))))
-    out = _with_interval(lambda w: mean_scores(entry, w), len(entry.y), entry.groups, draws)
+    out = with_intervals(lambda w: mean_scores(entry, w), entry.groups, len(entry.y), draws)
     for k, metric in out.items(): metric['seeds'] = [float(s[k][0]) for s in seeds]
     return out
 
@@ -149,7 +132,7 @@ def metric_differences(
     def difference(w: np.ndarray) -> dict[str, np.ndarray]:
         a, b = mean_scores(first, w), mean_scores(second, w)
         return {k: a[k] - b[k] for k in ALL_SCORES}
-    return _with_interval(difference, len(first.y), first.groups, draws)
+    return with_intervals(difference, first.groups, len(first.y), draws)
 
 # %% ../../nbs/studies/02_run.ipynb #5a310fc9
 Trained = Mapping[str, EntryPredictions]  # name of an entry -> its predictions
@@ -452,7 +435,7 @@ def _study_record(name: str, setup: _StudySetup) -> dict[str, Any]:
                 command=command_line('study', [name, setup.source.name], shown))
 
 # %% ../../nbs/studies/02_run.ipynb #0ee14509
-_STUDY_METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1')
+_STUDY_METRICS = MAIN_SCORES
 
 def _table_row(row: Mapping[str, Any]) -> dict[str, Any]:
     "A row of study.csv"

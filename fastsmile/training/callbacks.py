@@ -25,7 +25,8 @@ from fastai.torch_core import get_model
 from safetensors.torch import load_file
 from torch import nn
 
-from ..config.fit import TRACKERS, FitConfig
+from ..config.choices import lower_is_better
+from ..config.fit import FitConfig, TRACKERS
 from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import write_safe_csv
 from ..metrics.calibration import ValidationMetrics
@@ -41,6 +42,7 @@ def _is_frozen_batchnorm(module: nn.Module) -> bool:
     params = list(module.parameters(recurse=False))
     return bool(params) and not any(p.requires_grad for p in params)
 
+# %% ../../nbs/training/04_callbacks.ipynb #65ab0e76
 class FrozenBatchNorm(Callback):
     "BatchNorm layers whose parameters are frozen keep their statistics"
     order = 0  # after `TrainEvalCallback` has put the model into training mode
@@ -96,6 +98,7 @@ def _epoch_line(row: dict) -> str:
             f"macro F1 {row['train_macro_f1']:.3f} / {row['valid_macro_f1']:.3f}  "
             f"balanced accuracy {row['valid_balanced_accuracy']:.3f}  {row['seconds']:.1f} s")
 
+# %% ../../nbs/training/04_callbacks.ipynb #1db1688a
 def _write_history(path: Path, rows: list[dict]):
     "The rows as CSV, atomically; rank 0 alone writes"
     if rank() == 0: write_safe_csv(pd.DataFrame(rows), path)
@@ -174,7 +177,7 @@ class CheckpointSaver(Callback):
     def after_epoch(self):
         if not self.learn.history.trained: return
         row = self.learn.history.rows[-1]
-        value = row[f'valid_{self.monitor}'] * (-1 if self.monitor == 'loss' else 1)  # larger is better
+        value = row[f'valid_{self.monitor}'] * (-1 if lower_is_better(self.monitor) else 1)  # larger is better
         save_weights(self.model, self.folder/'last.safetensors')
         if self.best is None or value > self.best:
             self.best, self.best_epoch = value, row['epoch']
@@ -191,6 +194,7 @@ def _kept_checkpoint(learn: Learner) -> str:
     path = printable(saver.folder/'best.safetensors')
     return f'the weights of the best epoch, {saver.best_epoch}, are kept in {path}'
 
+# %% ../../nbs/training/04_callbacks.ipynb #7b82e2fc
 def _divergence_error(learn: Learner, reason: str) -> SmileError:
     "What happened, what is left, and which options help"
     epoch = f' in epoch {len(learn.history.rows) + 1}' if hasattr(learn, 'history') else ''

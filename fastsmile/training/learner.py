@@ -74,7 +74,7 @@ def plan_training(
     balance = plan_balance(y, len(classes), config.balance, config.training_seed)
     target = target_prior(config.prior, class_prior(y, len(classes)), classes)
     rule = rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))
-    shift, offset = prior_shift(target, balance.prior), decision_offset(rule, target)
+    shift, offset = prior_shift(target, balance.implied_prior), decision_offset(rule, target)
     link = loss_link(*config.parsed().loss)
     return balance, ModelMetadata(target.tolist(), shift.tolist(), offset.tolist(), rule, link=link)
 
@@ -122,9 +122,9 @@ def _validation_metrics(
     metadata: ModelMetadata,
 ) -> ValidationMetrics:
     "How validation is measured: under the shares of the data, with the decision rule of the run"
-    shares = class_prior(balance.draw.labels, len(metadata.prior))
+    shares = class_prior(balance.sampler.labels, len(metadata.prior))
     offset = np.array(metadata.offset) + prior_shift(np.array(metadata.prior), shares)
-    return ValidationMetrics(prior_shift(shares, balance.prior), offset, metadata.link)
+    return ValidationMetrics(prior_shift(shares, balance.implied_prior), offset, metadata.link)
 
 # %% ../../nbs/training/10_learner.ipynb #9aabcbad
 def build_learner(
@@ -139,7 +139,7 @@ def build_learner(
     "The fastai Learner that `fit` trains, and the metadata that its model will carry; raises `OptionError`"
     balance, metadata = plan_training(data.rows, spec.classes, config)
     images, augment = images or prepare_images(data, spec, config), config.effective_augment
-    loaders = LoaderSpec(images, spec.classes, balance.draw, augment, config.bs, device, config.workers)
+    loaders = LoaderSpec(images, spec.classes, balance.sampler, augment, config.bs, device, config.workers)
     dls = make_loaders(data.rows, loaders)
     learn = make_learner(dls, freeze_before(net, config.freeze), path, _validation_metrics(balance, metadata),
                          config.monitor, config.wd, spec.classes, loss=make_loss(*config.parsed().loss, balance),
@@ -552,7 +552,7 @@ def write_balance(
 ):
     "balance.json: the rows of each class, what was planned, what was drawn"
     balance, metadata = plan_training(data.rows, spec.classes, config)
-    rows = np.bincount(balance.draw.labels, minlength=len(spec.classes))
+    rows = np.bincount(balance.sampler.labels, minlength=len(spec.classes))
     drawn = [row for row in learn.history.rows if not np.isnan(row['valid_loss'])]  # a refit draws from more rows
     write_json(path/'balance.json', balance_record(balance, rows, np.array(metadata.prior), spec.classes, drawn))
 

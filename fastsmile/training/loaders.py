@@ -33,7 +33,8 @@ from fastai.vision.augment import RandomErasing, aug_transforms
 from fastai.vision.core import TensorImage
 from torch.utils.data import get_worker_info
 
-from ..config.fields import AUGMENT_CHOICES, parse_choices
+from ..config.choices import parse_choices
+from ..config.fields import AUGMENT_CHOICES
 from ..config.fit import CACHE_MODES
 from ..core.errors import SmileError, check_choice, printable, say
 from ..data.cache import cached_pixels
@@ -201,7 +202,7 @@ class SampledDL(TfmdDL):
         "The rows of the next epoch"
         if self.draw is None or not self.shuffle: return super().get_idxs()
         self.epoch += 1
-        self.last = self.draw.epoch(self.epoch - 1)
+        self.last = self.draw.rows_of_epoch(self.epoch - 1)
         return self.last.tolist()
 
     def wif(self): signal.signal(signal.SIGINT, signal.SIG_IGN)  # in a worker: Ctrl-C is for the main process
@@ -295,6 +296,7 @@ def _preview_rows(
     classes = [int(dls.train_ds[i][1]) for i in at]
     return at[np.argsort(classes, kind='stable')].tolist()
 
+# %% ../../nbs/training/07_loaders.ipynb #ecaa56cd
 def _apply_mixup(
     x: torch.Tensor,         # (n, 3, size, size)
     y: torch.Tensor,         # (n,)

@@ -41,7 +41,8 @@ NONE = [[], 3, None, dict(status=['x']), dict(status='finished', options=[]), di
 def test_a_record_that_is_none(record, run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path/'run')
     (copy/'config.json').write_text(json.dumps(record))
-    for use in (evaluate, calibrate, report, explain, load_run, read_run_config, lambda r: compare([r, run.path]), lambda r: fit('.', FitConfig(resume=str(r)))):
+    for use in (evaluate, calibrate, report, explain, load_run, read_run_config, lambda r: compare([r, run.path]),
+                lambda r: fit('.', FitConfig(resume=str(r)))):
         with pytest.raises(SmileError, match='is not a fastsmile run'): use(copy)
     with pytest.raises(SmileError, match='is not empty'): new_run_folder(str(copy), 'x')
 
@@ -85,7 +86,8 @@ def test_a_box_with_a_number_that_no_picture_has(run, tmp_path):
 
 
 def test_numbers_in_other_scripts_are_none(tmp_path):
-    with pytest.raises(OptionError, match='is no column'): detect_columns([["a", "b"]], ImageFinder(FolderReader(tmp_path)), ColumnChoice("²"), "x.csv", ("image",))
+    with pytest.raises(OptionError, match='is no column'):
+        detect_columns([["a", "b"]], ImageFinder(FolderReader(tmp_path)), ColumnChoice("²"), "x.csv", ("image",))
     with pytest.raises(OptionError, match='is not a shape'): read_source(folder(tmp_path, {'x.bin': b'1' * 168})/'x.bin', FitConfig(raw_shape='5 6,56,3'))
 
 

@@ -84,12 +84,12 @@ def test_workers_draw_alike(data, tiny, tmp_path):
 
 def test_the_run_records_what_was_drawn(run, tiny):
     b = json.loads((run.path/'balance.json').read_text())
-    assert len(b['drawn']) == len(run.history) and sum(b['asked'].values()) == sum(b['rows'].values())
+    assert len(b['drawn']) == len(run.history) and sum(b['planned'].values()) == sum(b['rows'].values())
     for d in b['drawn']:
-        assert all(0 <= b['asked'][c] - d[c] < tiny.bs for c in b['asked'])
-        assert d == dict(epoch=d['epoch'], **{c: int(run.history[f'drawn_{c}'][d['epoch'] - 1]) for c in b['asked']})
+        assert all(0 <= b['planned'][c] - d[c] < tiny.bs for c in b['planned'])
+        assert d == dict(epoch=d['epoch'], **{c: int(run.history[f'drawn_{c}'][d['epoch'] - 1]) for c in b['planned']})
     page = run.report.read_text()
-    assert 'asked an epoch' in page and 'Parameters by stage' in page and 'data:image/jpeg;base64' in page and len(page) < 400_000
+    assert 'planned per epoch' in page and 'Parameters by stage' in page and 'data:image/jpeg;base64' in page and len(page) < 400_000
 
 
 @pytest.mark.parametrize('way', ['class-weight', 'class-weight:effective'])
@@ -129,7 +129,7 @@ def test_calibration_with_and_without_the_way_back(way, loss):
         return torch.tensor(rng.normal(2. * y, 1), dtype=torch.float32)[:, None], y
     (x, y), (fresh, target) = rows(4000, 1), rows(20000, 2)
     plan, value = plan_balance(y, 2, way, 0), 2.0 if loss == 'focal' else None
-    at = np.concatenate([plan.draw.epoch(e) for e in range(3)])
+    at = np.concatenate([plan.sampler.rows_of_epoch(e) for e in range(3)])
     net, crit = torch.nn.Linear(1, 2), make_loss(loss, value, plan)
     opt = torch.optim.LBFGS(net.parameters(), max_iter=50, line_search_fn='strong_wolfe')
     def step():
@@ -142,7 +142,7 @@ def test_calibration_with_and_without_the_way_back(way, loss):
     def error(p):
         cell = (p[:, 1] * 10).astype(int).clip(0, 9)
         return sum(abs((p[:, 1] - target)[cell == b].sum()) for b in range(10)) / len(p)
-    shift = prior_shift(class_prior(y, 2), plan.prior)
+    shift = prior_shift(class_prior(y, 2), plan.implied_prior)
     raw = error(probabilities_from_logits(z, np.zeros(2)))
     honest = error(probabilities_from_logits(z, shift, loss_link(loss, value)))
     assert raw > 0.05 and honest < 0.02
@@ -380,11 +380,11 @@ def test_temperature_and_rules_are_fitted_for_the_prior_that_is_asked_for():
     (y, p), (fresh, q) = rows(4000, 0.1, 1), rows(20000, 0.5, 2)
     w = np.array([0.5 / 0.9, 0.5 / 0.1])[y]
     plain, fair = (fit_calibration(p, y, [.5, .5], CalibrationSettings('macro_f1'), weights=v) for v in (None, w / w.mean()))
-    def loss(c): return -np.log(c.read(q)[1][np.arange(len(fresh)), fresh]).mean()
-    def f1(c): return label_scores(confusion_matrix(fresh, c.read(q)[0], 2))['macro_f1']
+    def loss(c): return -np.log(c.apply(q)[1][np.arange(len(fresh)), fresh]).mean()
+    def f1(c): return label_scores(confusion_matrix(fresh, c.apply(q)[0], 2))['macro_f1']
     def covered(c):
-        label, p = c.read(q)
-        return (p[np.arange(len(p)), label] >= c.confidence).mean()
+        label, p = c.apply(q)
+        return (p[np.arange(len(p)), label] >= c.min_confidence).mean()
     assert loss(fair) < loss(plain) - 0.005 and f1(fair) > f1(plain) + 0.02
     assert abs(covered(fair) - 0.9) < 0.02 < abs(covered(plain) - 0.9)
 
@@ -393,7 +393,7 @@ def test_a_run_under_another_prior_is_fitted_and_measured_under_it(faces, tiny, 
     r = fit(faces, replace(tiny, prior='uniform', decide='balanced', tta='none', calib=0.3, out=str(tmp_path/'r')))
     calib, test = (read_saved_predictions(r.path, k) for k in ('calib', 'test'))
     share = np.array(list(json.loads((r.path/'balance.json').read_text())['rows'].values()), dtype=float)
-    assert np.allclose(calib.mix, share.sum() / share / 3) and np.isclose(calib.weights.mean(), 1)
+    assert np.allclose(calib.class_row_weights, share.sum() / share / 3) and np.isclose(calib.weights.mean(), 1)
     own = r.model.metadata.calibration
     assert np.isclose(own.temperature, fit_temperature(calib.probs, calib.y, calib.weights))
     assert not np.isclose(own.temperature, fit_temperature(calib.probs, calib.y))
@@ -409,7 +409,7 @@ def test_a_run_under_another_prior_is_fitted_and_measured_under_it(faces, tiny, 
     assert 'wins where all classes are equally common' in r.report.read_text() and 'equal shares of all classes' in r.report.read_text()
 
 
-def test_a_run_without_prior_weighs_no_row(run): assert read_saved_predictions(run.path, 'calib').mix == ()
+def test_a_run_without_prior_weighs_no_row(run): assert read_saved_predictions(run.path, 'calib').class_row_weights == ()
 
 
 @pytest.mark.parametrize('collapsed', [True, False])

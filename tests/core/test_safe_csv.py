@@ -41,7 +41,8 @@ def test_one_apostrophe_more_and_one_less(text):
 
 def test_numbers_are_no_formulas():
     assert [escape_formula(v) for v in ('-1', '+1', '-0.5', '-1e-05', -1, -0.5, None)] == ['-1', '+1', '-0.5', '-1e-05', -1, -0.5, None]
-    assert [escape_formula(v) for v in ('=1', '-1+1', '- 1', '@a', '\tx', "'=1", '+a', '-1\n')] == ["'=1", "'-1+1", "'- 1", "'@a", "'\tx", "''=1", "'+a", "'-1\n"]
+    assert [escape_formula(v) for v in ('=1', '-1+1', '- 1', '@a', '\tx', "'=1", '+a', '-1\n')] == [
+        "'=1", "'-1+1", "'- 1", "'@a", "'\tx", "''=1", "'+a", "'-1\n"]
 
 
 @given(st.lists(st.tuples(WRITTEN, WRITTEN, st.floats(-9, 9)), max_size=4), st.tuples(WRITTEN, WRITTEN).filter(lambda t: t[0] != t[1]))
@@ -109,8 +110,8 @@ def test_saved_predictions_come_back(tmp_path, classes, paths):
     write_prediction_table(frame, tmp_path/'predictions_test.csv')
     write_safe_csv(pd.DataFrame(dict(path=paths, label=classes[1], reason='', note='@n')), tmp_path/'table.csv')
     saved = read_saved_predictions(tmp_path, 'test')
-    assert saved.classes == tuple(classes) and saved.frame.path.tolist() == paths and set(saved.frame.target) == {classes[1]}
-    assert set(saved.frame.group) == {'=g'} and set(saved.frame.note) == {'@n'} and (saved.y == 1).all()
+    assert saved.classes == tuple(classes) and saved.table.path.tolist() == paths and set(saved.table.target) == {classes[1]}
+    assert set(saved.table.group) == {'=g'} and set(saved.table.note) == {'@n'} and (saved.y == 1).all()
 
 
 def test_broken_tables_are_refused_in_words(tmp_path):
@@ -145,7 +146,7 @@ def test_the_labels_plus_and_minus_one_survive_the_whole_walk(signs, tmp_path):
     assert dict(zip(table.path, table.label)) == {n: c for n, c, _ in rows} and list(table['=note']) == [v for *_, v in rows]
     saved = read_saved_predictions(run.path, 'test')
     want = {n: c for n, c, _ in rows}
-    assert set(saved.classes) == {'-1', '+1'} and [want[p] for p in saved.frame.path] == saved.frame.target.tolist() and len(saved.frame) > 3
+    assert set(saved.classes) == {'-1', '+1'} and [want[p] for p in saved.table.path] == saved.table.target.tolist() and len(saved.table) > 3
     raw = (run.path/'predictions_test.csv').read_text()
     assert re.search(r",[+-]1,0\.\d+,", raw) and "'-1" not in raw and "'+1" not in raw  # labels as they are
     for f in run.path.rglob('*.csv'): assert danger(f) == [], f.name

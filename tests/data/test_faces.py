@@ -186,7 +186,8 @@ def test_a_face_is_predicted_as_its_crop_would_be(album, run, tmp_path):
     assert [r['label'] for r in rows] == [r['label'] for r in by_hand]
     assert all(abs(a['confidence'] - b['confidence']) < 1e-6 for a, b in zip(rows, by_hand))
     parts = [region_name('group.png', f.crop_box(img.size, 0.15)) for f in find(img)]
-    assert (resize_and_crop(reader.read_image(parts[0]), Preprocessing(size=32)) == resize_and_crop(FolderReader(tmp_path).read_image('0.png'), Preprocessing(size=32))).all()
+    assert (resize_and_crop(reader.read_image(parts[0]), Preprocessing(size=32))
+            == resize_and_crop(FolderReader(tmp_path).read_image('0.png'), Preprocessing(size=32))).all()
 
 
 def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkeypatch):

@@ -80,7 +80,8 @@ def test_rows_are_used_or_set_aside_with_a_reason(layout, tmp_path):
     assert len(source.frame) == OWN_ROWS[layout.name] == len(source.kept) + len(aside)
     assert (source.kept.label != '').all() and source.kept.path.map(source.reader.exists).all()
     if layout.kind == 'csv': assert sorted(aside.reason) == ['no file name', 'no such file', 'unlabelled']
-    if source.reader.stores_files: assert set(source.reader.names()) == set(source.images_without_row) | {p for p in source.frame.path if source.reader.exists(p)}
+    if source.reader.stores_files:
+        assert set(source.reader.names()) == set(source.images_without_row) | {p for p in source.frame.path if source.reader.exists(p)}
 
 
 def test_order_changes_nothing(layout, tmp_path):
@@ -94,7 +95,8 @@ def test_predict_finds_every_image_that_audit_found(layout, tmp_path):
     place = MAKERS[layout.name](tmp_path/'s', 0)
     source = read_source(place)
     if not source.reader.stores_files:  # predict takes no arrays, and says that it does not
-        with pytest.raises(Exception, match='not an image|does not exist|holds no images'): open_inputs(place).reader.read_image(next(iter(open_inputs(place).names)))
+        with pytest.raises(Exception, match='not an image|does not exist|holds no images'):
+            open_inputs(place).reader.read_image(next(iter(open_inputs(place).names)))
         return
     tables = [place] if place.is_file() else sorted(place.glob('*.csv'))
     if not tables: assert set(source.kept.path) <= set(open_inputs(place).names)

@@ -141,7 +141,8 @@ def test_sources_are_read_and_audited(faces, tmp_path):
     folder(tmp_path/'classes', {f'{c}/{i}.png': picture(seed=i + 9 * len(c)) for c in ('yes', 'no') for i in range(3)})
     for where in (faces, faces/'train.csv', tmp_path/'classes'):
         one, two = read_source(where), read_source(f'file://{where}')
-        assert two.frame.equals(one.frame) and two.images_without_row == one.images_without_row and type(one.reader) is FolderReader and type(two.reader) is RemoteFolderReader
+        assert two.frame.equals(one.frame) and two.images_without_row == one.images_without_row
+        assert type(one.reader) is FolderReader and type(two.reader) is RemoteFolderReader
     with zipfile.ZipFile(tmp_path/'faces.zip', 'w') as z:
         for p in faces.rglob('*.*'): z.write(p, p.relative_to(faces).as_posix())
     assert read_source(f'file://{tmp_path}/faces.zip').frame.equals(read_source(tmp_path/'faces.zip').frame)

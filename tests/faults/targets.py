@@ -213,7 +213,8 @@ class Api(Target):
         from fastsmile.serving.service import Service
         from fastsmile.serving.app import make_app
         spec = make_spec('resnet10t', ('a', 'b'), 32, 'squash', '{"channels": [4, 4, 4, 4]}', 'linear', 0.0, None)
-        self.app = make_app(Service(Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), build_network(spec, 'none').eval()), ServeConfig(**self.config)))
+        model = Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), build_network(spec, 'none').eval())
+        self.app = make_app(Service(model, ServeConfig(**self.config)))
         self.loop = asyncio.new_event_loop()
         form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n' + face('PNG') + b'\r\n--x--\r\n'
         multi, raw = b'content-type: multipart/form-data; boundary=x', b'content-type: image/jpeg\r\norigin: http://localhost'

@@ -115,7 +115,8 @@ def test_evidence_in_the_corners_is_a_warning_on_the_page(tmp_path, at, warned):
     spec = make_spec('resnet10t', ['no', 'yes'], size=64)
     model = Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), Window(at=at).eval())
     files = FolderReader(folder(tmp_path/'p', {f'{i}.png': picture(seed=i, size=(64, 64)) for i in range(4)}))
-    album = write_explanations(model, TrainingImages(files, files.names(), ['no', 'yes'] * 2), None, tmp_path/'e', ExplainConfig(methods=('saliency',), neighbours=0),
+    album = write_explanations(model, TrainingImages(files, files.names(), ['no', 'yes'] * 2), None, tmp_path/'e',
+                               ExplainConfig(methods=('saliency',), neighbours=0),
                        (files, files.names()))
     page = render_template('explain.html.j2', dict(run='r', album=inline_explanations(tmp_path/'e')))
     assert (album.corner_share['saliency'] > 0.9) == warned == bool(album.warnings) == ('class="warn"' in page)

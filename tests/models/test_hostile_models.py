@@ -156,7 +156,7 @@ SIZES = [
     (('fastsmile', 'format'), 'x', 'not a fastsmile model'),
     (('fastsmile', 'calibration', 'temperature'), -1, 'calibration'),
     (('fastsmile', 'calibration', 'rule'), '__import__', 'calibration'),
-    (('fastsmile', 'calibration', 'least'), ['x', 'y'], 'not a fastsmile model'),
+    (('fastsmile', 'calibration', 'set_thresholds'), ['x', 'y'], 'not a fastsmile model'),
     (('fastsmile', 'calibration', 'rows'), 3, 'not a fastsmile model'),
     (('fastsmile', 'calibration', 'rows'), ['a'], 'not a fastsmile model'),
     (('fastsmile', 'link'), 'focal:abc', 'not a fastsmile model'),

@@ -41,7 +41,7 @@ def test_the_page_does_not_grow_with_the_pictures(page):
     _, path, ask, tmp = page
     predict(tmp/'faces', replace(ask, html=str(tmp/'small.html'), thumbs=12))
     html = (tmp/'small.html').read_text()
-    assert html.count('<figure') <= 12 and len(html) < len(path.read_text()) / 2 and 'the surest, the least sure' in html
+    assert html.count('<figure') <= 12 and len(html) < len(path.read_text()) / 2 and 'the most confident, the least confident' in html
 
 
 def test_withheld_labels_and_sets_are_shown(page):

@@ -43,7 +43,7 @@ def mean_by_hand(runs, rows, prior):
     for r in runs:
         saved = pd.read_csv(r.path/'predictions_test.csv').set_index('path').loc[rows]
         f = r.model.metadata
-        p = f.calibration.read(saved[[c for c in saved if c.startswith('p_')]].to_numpy())[1] * prior / np.array(f.prior)
+        p = f.calibration.apply(saved[[c for c in saved if c.startswith('p_')]].to_numpy())[1] * prior / np.array(f.prior)
         total = total + p / p.sum(1, keepdims=True) / len(runs)
     return total
 

@@ -32,7 +32,8 @@ def learner(faces, config, path, device='cpu'):
 
 def test_the_run_folder_is_whole(run):
     files = {p.relative_to(run.path).as_posix() for p in run.path.rglob('*') if p.is_file() and p.parent.name != 'explain'}
-    assert files == {'config.json', 'options.toml', 'table.csv', 'training_fingerprints.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png', 'balance.json', 'augmented.jpg',
+    assert files == {'config.json', 'options.toml', 'table.csv', 'training_fingerprints.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png',
+                     'balance.json', 'augmented.jpg',
                      'checkpoints/best.safetensors', 'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json', 'model/README.md',
                      'predictions_calib.csv', 'predictions_valid.csv', 'predictions_test.csv', 'predictions_test_tta.csv', 'metrics.json', 'report.html'}
     assert run.config['status'] == 'finished' and load_run(run.path).metrics == run.metrics
@@ -69,12 +70,12 @@ def test_the_draw_survives_copies_and_workers(faces, tiny, tmp_path):
 def test_balance_none_draws_the_data_as_it_is(faces, tiny, tmp_path):
     learn, data = learner(faces, replace(tiny, balance='none'), tmp_path)
     y = data.rows[data.rows.split == 'train'].label.map(data.classes.index)
-    assert (learn.dls.train.draw.counts == np.bincount(y)).all()
+    assert (learn.dls.train.draw.rows_per_class == np.bincount(y)).all()
 
 
 def test_a_class_that_training_lacks_is_not_drawn():
     draw = make_epoch_sampler([0, 0, 2], 3, 'weighted', 0)
-    assert draw.counts.tolist() == [2, 0, 1] and np.isfinite(class_prior([0, 0, 2], 3)).all()
+    assert draw.rows_per_class.tolist() == [2, 0, 1] and np.isfinite(class_prior([0, 0, 2], 3)).all()
 
 
 def test_probabilities_speak_for_the_data_and_labels_for_the_rule(faces, tiny, tmp_path):

@@ -97,7 +97,7 @@ def test_a_cross_validation_is_measured_on_what_its_folds_held_out(folds, tmp_pa
     assert {'calibration', 'spread'} <= set(run.metrics) and r['tta']['difference']['accuracy']['low'] <= r['tta']['difference']['accuracy']['high']
     saved = read_saved_predictions(run.path, 'oof')
     own = [calibration_from_metadata(read_model_metadata(run.path/f'fold_{k}')) for k in range(3)]
-    each = np.array([own[int(k)].read(p[None], 'balanced')[0][0] for k, p in zip(saved.frame.fold, saved.probs)])  # row by row
+    each = np.array([own[int(k)].apply(p[None], 'balanced')[0][0] for k, p in zip(saved.table.fold, saved.probs)])  # row by row
     other = evaluate(run.path, config=EvaluateConfig(threshold='balanced', draws=200))
     assert other['metrics']['accuracy']['value'] == (each == saved.y).mean() and other['calibration']['temperature'] == np.mean([c.temperature for c in own])
     with pytest.raises(SmileError, match='name a fold'): evaluate(run.path, config=EvaluateConfig(part='valid'))

@@ -136,7 +136,8 @@ def test_every_command_takes_a_probe(probed, run, faces, tmp_path):
 def test_pixels(faces, tmp_path):
     run = probe(faces, ProbeConfig(features='pixels', size=16, probes='knn', k='5,9', distance='euclidean', tta='none', seed=1, out=str(tmp_path/'p')))
     spec = run.model.spec
-    assert (spec.arch, spec.prep.size, spec.head['distance']) == ('smilepixels', 16, 'euclidean') and classifier_head(run.model.net).bank.shape[1] == 16 * 16 * 3
+    assert (spec.arch, spec.prep.size, spec.head['distance']) == ('smilepixels', 16, 'euclidean')
+    assert classifier_head(run.model.net).bank.shape[1] == 16 * 16 * 3
     assert run.comparison is None and run.predict(faces).error.eq('').sum() > 100
     train = pd.read_csv(run.path/'table.csv', keep_default_na=False).query("reason == '' and split == 'train'")
     said = run.predict(faces).set_index('path')
@@ -229,7 +230,8 @@ def test_a_forest_that_leads_nowhere_is_refused(tmp_path):
 
 def test_bf16_leaves_thresholds_and_banks_alone(probed):
     model = one(probed, 'knn').model
-    assert TorchBackend(model, 'auto', 'cpu').precision == 'fp32' and classifier_head(TorchBackend(model, 'bf16', 'cpu').net).bank.equal(classifier_head(model.net).bank)
+    assert TorchBackend(model, 'auto', 'cpu').precision == 'fp32'
+    assert classifier_head(TorchBackend(model, 'bf16', 'cpu').net).bank.equal(classifier_head(model.net).bank)
 
 
 def test_an_opened_probe_is_a_run(probed):

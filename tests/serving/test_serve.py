@@ -73,7 +73,7 @@ def started(model, config=PLAIN):
 def model(run, tmp_path_factory):
     "The tiny run's model, calibrated so that it withholds some labels"
     m, where = load_model(run.path), tmp_path_factory.mktemp('served')/'model'
-    c = replace(m.metadata.calibration, confidence=0.5, temperature=1.3, least=[0.2] * 3, rows=[9, 9, 9])
+    c = replace(m.metadata.calibration, min_confidence=0.5, temperature=1.3, set_thresholds=[0.2] * 3, calib_rows=[9, 9, 9])
     save_bundle(replace(m, metadata=m.metadata.calibrated(c)), where)
     return load_bundle(where)
 
@@ -139,7 +139,8 @@ def test_rows_are_those_of_predict(model, tmp_path, options):
     some = files()
     for n, d in some.items(): (tmp_path/n).write_bytes(d)
     asked = {k: v for k, v in options.items() if k != 'tta'}
-    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), row_format=make_row_format(model, request=RowOptions(**asked))))
+    row_format = make_row_format(model, request=RowOptions(**asked))
+    expected = list(predict_rows(model, FolderReader(tmp_path), list(some), tta=options.get('tta', 'none'), row_format=row_format))
     def rows_of(config):
         service = Service(model, config)
         try: return [r for several in asyncio.run(service.predict([Upload(n, d) for n, d in some.items()])) for r in several]
@@ -185,7 +186,8 @@ def test_64_clients_get_their_own_answers(server, model):
             row, = said['predictions']
             assert status == 200 and row['path'] == name
             assert np.allclose([row[f'p_{c}'] for c in model.spec.classes], expected[name], atol=1e-5)
-    assert service.batcher.batches - before < 4 * 64 and service.limiter.active == service.limiter.bytes_held == service.batcher.expected == 0  # some went together
+    assert service.batcher.batches - before < 4 * 64  # some went together
+    assert service.limiter.active == service.limiter.bytes_held == service.batcher.expected == 0
 
 
 def test_the_explanation_is_that_of_explain(server, model):
@@ -560,7 +562,8 @@ def test_the_api_is_what_its_description_says(model):
         assert about['preprocessing']['size'] == 32 and about['metrics'] == model.metadata.metrics and str(Path(model.path).parent) not in json.dumps(about)
         bad = dict(rows['predictions'][0], confidence=2)
         with pytest.raises(jsonschema.ValidationError): fits('/predict', 'post', 200, dict(predictions=[bad]))  # the description says something
-    assert accuracy_sentence(dict(test=dict(balanced_accuracy=0.5))).startswith('On held-out test images its balanced accuracy is 50%') and accuracy_sentence({}) == ''
+    assert accuracy_sentence(dict(test=dict(balanced_accuracy=0.5))).startswith('On held-out test images its balanced accuracy is 50%')
+    assert accuracy_sentence({}) == ''
 
 
 # a process of its own
