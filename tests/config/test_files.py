@@ -55,7 +55,8 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize('config', [
     FitConfig(), FitConfig(recipe='cnn-b1', bs=64), FitConfig(lr='1e-3', clip=0.5, ema=0.99, refit_all=True), FitConfig(min_confidence=1, valid=0.1),
-    FitConfig(labels='a\udce4.csv', plan='plan.csv'), FitConfig(rename=('a=b', 'c "d"=e\\f'), labels="ö'\u2028\x7f\x01.csv", group_from=r'(.+)_\d+', model_args='{"channels": [8, 8]}')])
+    FitConfig(labels='a\udce4.csv', plan='plan.csv'),
+    FitConfig(rename=('a=b', 'c "d"=e\\f'), labels="ö'\u2028\x7f\x01.csv", group_from=r'(.+)_\d+', model_args='{"channels": [8, 8]}')])
 def test_what_is_written_is_read_again(tmp_path, config):
     write_options(config, tmp_path/'options.toml', 'fastsmile fit faces\nepochs = 9')
     assert FitConfig.from_file(tmp_path/'options.toml') == config
