@@ -61,7 +61,8 @@ def _has_room(folder: Path, size: int, description: str) -> bool:
         return False
     free = shutil.disk_usage(folder).free
     if size <= 0.9 * free: return True
-    say(f'{description} take {size / 2**30:.1f} GiB and {printable(folder)} has {free / 2**30:.1f}. {without}', style='yellow')
+    say(f'{description} take {size / 2**30:.1f} GiB and {printable(folder)} has {free / 2**30:.1f}. {without}',
+        style='yellow')
     return False
 
 # %% ../../nbs/data/13_cache.ipynb #fc27fa27

@@ -18,6 +18,7 @@ import pandas as pd
 from ..core.errors import SmileError, printable
 from ..core.files import read_json, read_safe_csv
 from .faces import NO_FACE, SEVERAL_FACES
+from .images import FORMAT_EXTENSIONS
 from .source import REPEATED_ROW, Source, UNLABELLED, has_no_image, used_rows
 
 # %% ../../nbs/data/10_findings.ipynb #e59b9851
@@ -114,10 +115,6 @@ def table_findings(
             make_finding('label-variant', _spellings(source.label_spellings))]
 
 # %% ../../nbs/data/10_findings.ipynb #052e57ef
-_FORMAT_SUFFIXES = dict(
-    JPEG='.jpg .jpeg .jpe .jfif .jif', MPO='.jpg .jpeg', PNG='.png .apng', WEBP='.webp', BMP='.bmp .dib', GIF='.gif',
-    TIFF='.tif .tiff', PPM='.ppm .pgm .pbm .pnm')
-
 def _wrong_extensions(
     info: pd.DataFrame, # of a `ScanResult`
 ) -> list[dict]:
@@ -125,9 +122,8 @@ def _wrong_extensions(
     out = []
     for name, fmt in zip(info.index, info.format):
         _, dot, ext = name.rpartition('.')
-        if fmt not in _FORMAT_SUFFIXES or not dot or '/' in ext: continue
-        usual = _FORMAT_SUFFIXES[fmt].split()
-        if f'.{ext.lower()}' not in usual: out.append(dict(path=name, why=f'{fmt} named .{ext}'))
+        if fmt not in FORMAT_EXTENSIONS or not dot or '/' in ext: continue
+        if f'.{ext.lower()}' not in FORMAT_EXTENSIONS[fmt]: out.append(dict(path=name, why=f'{fmt} named .{ext}'))
     return out
 
 # %% ../../nbs/data/10_findings.ipynb #d27d225c

@@ -14,6 +14,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -237,9 +238,9 @@ def crop_region(
 
 # %% ../../nbs/data/01_images.ipynb #b7702e3c
 def read_thumbnail(
-    reader,    # where the image is
-    name: str, # its name there
-    size: int, # pixels of the longer side, at most
+    reader: Any, # where the image is
+    name: str,   # its name there
+    size: int,   # pixels of the longer side, at most
 ) -> Image.Image | None:
     "A small copy of an image, RGB; None where it cannot be read"
     try: img = reader.read_image(name, Preprocessing(size=size, crop_mode='border'))

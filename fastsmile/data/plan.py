@@ -7,7 +7,6 @@ __all__ = ['PLAN_COLUMNS', 'plan_copies', 'plan_single_images', 'merge_plans', '
            'note_overridden_actions', 'apply_plan']
 
 # %% ../../nbs/data/11_plan.ipynb #2ff10b1a
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from .duplicates import find_copies, join_groups
 from .findings import FINDING_KINDS, Finding, finding_rows, make_finding
 from .scan import ScanResult
 from .source import CLASS_LEFT_OUT, REPEATED_ROW, UNLABELLED
-from .tables import SPLIT_PRIORITY, label_key, parse_table, read_table_bytes
+from .tables import SPLIT_PRIORITY, label_key, parse_table, read_table_bytes, spellings
 
 # %% ../../nbs/data/11_plan.ipynb #78d7abeb
 PLAN_COLUMNS = ['path', 'action', 'reason', 'group', 'new_label']
@@ -177,12 +176,7 @@ def read_plan(
 # %% ../../nbs/data/11_plan.ipynb #38d7a120
 def _path_in_source(path: str, known: set) -> str:
     "A path of the plan as the source has it"
-    if path in known: return path
-    for encoding in ('cp1252', 'latin-1'):
-        try: decoded = os.fsdecode(path.encode(encoding))
-        except UnicodeEncodeError: continue
-        if decoded in known: return decoded
-    return path
+    return next((name for name in spellings(path) if name in known), path)
 
 # %% ../../nbs/data/11_plan.ipynb #83d6e83f
 def override_plan(

@@ -14,6 +14,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -65,9 +66,7 @@ class FileReader:
     def __init__(self, root: str | Path): self.root = Path(root)
 
     @property
-    def location(self) -> str:
-        "Absolute path or URL, whatever folder a process works in"
-        return str(Path(self.root).absolute())
+    def location(self) -> str: return str(Path(self.root).absolute())
 
     def __getstate__(self) -> dict: return dict(root=self.location)
     def __setstate__(self, state: dict): self.__init__(**state)
@@ -77,9 +76,7 @@ class FileReader:
     def read_bytes(self, name: str) -> bytes: raise NotImplementedError
     def root_files(self) -> list[str]: return sorted(n for n in self.walk() if '/' not in n)
 
-    def names(self) -> list[str]:
-        "Every image below the root, sorted"
-        return sorted(set(self.walk()))
+    def names(self) -> list[str]: return sorted(set(self.walk()))
 
     def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
         "One decoded image, or a region of one; `prep` as in `decode_image`; raises `ImageError` with the reason"
@@ -177,9 +174,7 @@ class ZipReader(FileReader):
     def _open(self) -> zipfile.ZipFile: return open_zip(self.root)
 
     @property
-    def archive(self) -> zipfile.ZipFile:
-        "The open archive of this process"
-        return self._opened.get()
+    def archive(self) -> zipfile.ZipFile: return self._opened.get()
 
     def _members(self) -> Iterator[str]:
         return (i.filename for i in self.archive.infolist() if i.filename and not i.is_dir())
@@ -231,7 +226,7 @@ class ArrayReader:
         shape: tuple[int, ...] | None = None, # (H, W, C) of each image in a file of raw bytes
         keys: Iterable[str] = (),             # the arrays of a .npz, one after the other
     ):
-        self.root, self.shape, self.keys, self._data = Path(root), shape, tuple(keys), None
+        self.root, self.shape, self.keys = Path(root), shape, tuple(keys)
 
     @property
     def location(self) -> str: return str(self.root.absolute())
@@ -239,11 +234,8 @@ class ArrayReader:
     def __getstate__(self) -> dict: return dict(root=self.root.absolute(), shape=self.shape, keys=self.keys)
     def __setstate__(self, state: dict): self.__init__(**state)
 
-    @property
-    def data(self) -> np.ndarray:
-        "The array, memory-mapped unless it is in a .npz; raises `SmileError` where it holds no images"
-        if self._data is None: self._data = _load_image_array(self.root, self.shape, self.keys)
-        return self._data
+    @cached_property
+    def data(self) -> np.ndarray: return _load_image_array(self.root, self.shape, self.keys)
 
     def walk(self) -> Iterator[str]: return map(str, range(len(self.data)))
     def names(self) -> list[str]: return list(self.walk())

@@ -217,6 +217,17 @@ def _plant_broken(s: _SampleWriter):
     for row in odd: row[1] = row[1].upper() if row[1].upper() != row[1] else row[1].lower()
     s.add_flaw('label-variant', [row[0] for row in odd], 'labels in another case')
 
+# %% ../../nbs/data/14_sample.ipynb #fbf1a68a
+def _make_image_folder(root: Path):
+    "Make the folder of images; a `SmileError` where it cannot be made, or something is there already"
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise SmileError(f'{printable(root)} already holds something.',
+                         'Choose a new or empty folder; nothing was changed.')
+    try: (root/'happy_images').mkdir(parents=True)
+    except OSError as e:
+        raise SmileError(f'{printable(root)} cannot be made: {e.strerror}.',
+                         'Choose a folder that can be written.') from None
+
 # %% ../../nbs/data/14_sample.ipynb #922a4a14
 _README = ('Drawn by fastsmile sample. happy_images/<id>.jpg; train.csv and test.csv: id,label without a header;'
            ' flaws.json: what was planted.\n')
@@ -229,11 +240,7 @@ def sample(
     "Draw the sample data set into `where`; raises `SmileError` where something is there already"
     config = options_or(config, SampleConfig, options)
     root = local_path(where)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise SmileError(f'{printable(root)} already holds something.', 'Choose a new or empty folder; nothing was changed.')
-    try: (root/'happy_images').mkdir(parents=True)
-    except OSError as e:
-        raise SmileError(f'{printable(root)} cannot be made: {e.strerror}.', 'Choose a folder that can be written.') from None
+    _make_image_folder(root)
     s = _SampleWriter(root, np.random.default_rng(sub_seed(config.seed, 'sample')), dict(train=[], test=[]))
     _write_faces(s, config.n)
     _plant_duplicates(s, max(1, config.n // 300))

@@ -348,6 +348,19 @@ def _with_extension(reader: Reader, path: str) -> list[str]:
             if reader.exists(name): return [name]
     return []
 
+# %% ../../nbs/data/04_tables.ipynb #4062cefb
+def _path_of(
+    name: str, # in a list
+    finder: ImageFinder,
+    missing: ImageNotFoundError, # why there is no file of exactly this name
+) -> str:
+    "The path of the image that a name stands for; an `ImageError` where there is none"
+    try: match = finder.find(name)
+    except SmileError as e: raise ImageError(e.message) from None  # a folder that cannot be listed
+    if match.reason == NO_SUCH_FILE: raise missing
+    if match.reason: raise ImageError(match.reason)
+    return match.path
+
 # %% ../../nbs/data/04_tables.ipynb #ab17da11
 class ListedReader(FileReader):
     "Images under the names that a list or a table has for them"
@@ -369,15 +382,8 @@ class ListedReader(FileReader):
 
     def read_bytes(self, name: str) -> bytes:
         try: return self.inner.read_bytes(name)
-        except ImageNotFoundError as missing: path = self._path(name, missing)
+        except ImageNotFoundError as missing: path = _path_of(name, self.finder, missing)
         return self.inner.read_bytes(path)
-
-    def _path(self, name: str, missing: ImageNotFoundError) -> str:
-        try: match = self.finder.find(name)
-        except SmileError as e: raise ImageError(e.message) from None  # a folder that cannot be listed
-        if match.reason == NO_SUCH_FILE: raise missing
-        if match.reason: raise ImageError(match.reason)
-        return match.path
 
 # %% ../../nbs/data/04_tables.ipynb #bae1be61
 @dataclass(frozen=True)

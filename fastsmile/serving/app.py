@@ -385,7 +385,7 @@ class _HeadTimeout:
         waits = self.conn.their_state is IDLE
         if waits and not self.head_timer:
             self.head_timer = self.loop.call_later(self.seconds, _close_late, self.transport)
-        if self.head_timer and not waits:
+        elif self.head_timer and not waits:
             self.head_timer.cancel()
             self.head_timer = None
 

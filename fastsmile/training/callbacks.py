@@ -42,6 +42,7 @@ def _is_frozen_batchnorm(module: nn.Module) -> bool:
     params = list(module.parameters(recurse=False))
     return bool(params) and not any(p.requires_grad for p in params)
 
+# %% ../../nbs/training/04_callbacks.ipynb #65ab0e76
 class FrozenBatchNorm(Callback):
     "BatchNorm layers whose parameters are frozen keep their statistics"
     order = 0  # after `TrainEvalCallback` has put the model into training mode
@@ -97,6 +98,7 @@ def _epoch_line(row: dict) -> str:
             f"macro F1 {row['train_macro_f1']:.3f} / {row['valid_macro_f1']:.3f}  "
             f"balanced accuracy {row['valid_balanced_accuracy']:.3f}  {row['seconds']:.1f} s")
 
+# %% ../../nbs/training/04_callbacks.ipynb #1db1688a
 def _write_history(path: Path, rows: list[dict]):
     "The rows as CSV, atomically; rank 0 alone writes"
     if rank() == 0: write_safe_csv(pd.DataFrame(rows), path)
@@ -192,6 +194,7 @@ def _kept_checkpoint(learn: Learner) -> str:
     path = printable(saver.folder/'best.safetensors')
     return f'the weights of the best epoch, {saver.best_epoch}, are kept in {path}'
 
+# %% ../../nbs/training/04_callbacks.ipynb #7b82e2fc
 def _divergence_error(learn: Learner, reason: str) -> SmileError:
     "What happened, what is left, and which options help"
     epoch = f' in epoch {len(learn.history.rows) + 1}' if hasattr(learn, 'history') else ''

@@ -74,6 +74,7 @@ def sync_batchnorms(
     norms = {name: m for name, m in net.named_modules() if isinstance(m, _BatchNorm)}
     return convert_sync_batchnorm(net), norms
 
+# %% ../../nbs/training/09_ddp.ipynb #3867d278
 def restore_batchnorms(
     net: nn.Module,
     norms: dict[str, nn.Module],  # from `sync_batchnorms`
@@ -133,6 +134,7 @@ def _is_training_epoch(learn: Learner) -> bool:
     "Is this an epoch of training that a history counts, and no search?"
     return hasattr(learn, 'history') and learn.history.trained
 
+# %% ../../nbs/training/09_ddp.ipynb #bb6673a0
 def _merge_batches(
     every: list[dict[bool, list]],  # the batches of each process, of training (True) and validation (False)
 ) -> dict[bool, list]:
@@ -150,6 +152,7 @@ class GatherBatches(Callback):
         if not _is_training_epoch(self.learn): return
         self.learn.history.batches = _merge_batches(gather_from_all(self.learn.history.batches))
 
+# %% ../../nbs/training/09_ddp.ipynb #5e922db3
 class ShareHistoryRow(Callback):
     "The history row of rank 0, in all processes"
     order = 60.5  # after History, before CheckpointSaver decides

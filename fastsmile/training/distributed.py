@@ -51,6 +51,7 @@ def _exit_quietly():
     with suppress(KeyboardInterrupt): time.sleep(5)
     raise SystemExit(1)
 
+# %% ../../nbs/training/01_distributed.ipynb #ffa3cef9
 @contextmanager
 def lost_process_errors() -> Iterator[None]:
     "Inside, the error of a lost process becomes a `SmileError` in rank 0, and a quiet exit in the others"

@@ -56,6 +56,7 @@ def _apply_transforms(
     pipeline.split_idx = split
     return pipeline(batch)[0]
 
+# %% ../../nbs/training/08_features.ipynb #8edfb4c1
 def feature_passes(
     dls: DataLoaders, # over images, from `make_loaders`
     views: int,       # augmented views of each training image

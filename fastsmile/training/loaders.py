@@ -296,6 +296,7 @@ def _preview_rows(
     classes = [int(dls.train_ds[i][1]) for i in at]
     return at[np.argsort(classes, kind='stable')].tolist()
 
+# %% ../../nbs/training/07_loaders.ipynb #ecaa56cd
 def _apply_mixup(
     x: torch.Tensor,         # (n, 3, size, size)
     y: torch.Tensor,         # (n,)

@@ -207,6 +207,7 @@ def check_compile(device: str):
         reason = printable(str(e).strip().splitlines()[0])[:200]
         raise OptionError(f'--compile does not work here: {reason}', 'Train without it.') from None
 
+# %% ../../nbs/training/05_precision.ipynb #874b6f27
 @contextmanager
 def compiled_network(
     net: nn.Module,  # its parameters keep their names

@@ -53,6 +53,7 @@ def rng_state() -> tuple[dict, dict]: # tensors, the rest
         for i, state in enumerate(torch.cuda.get_rng_state_all()): tensors[f'rng.cuda.{i}'] = state
     return tensors, dict(numpy=[name, position, has_gauss, gauss], python=random.getstate())
 
+# %% ../../nbs/training/06_resume.ipynb #be1cf691
 def set_rng_state(
     tensors: dict[str, torch.Tensor],
     rest: dict,
@@ -74,6 +75,7 @@ def _all_rng_states() -> tuple[dict, dict]: # tensors, the rest
     for r, (other, _) in enumerate(others, 1): tensors |= _with_prefix(str(r), other)
     return tensors, rest | dict(others=[other for _, other in others])
 
+# %% ../../nbs/training/06_resume.ipynb #9f421c32
 def _set_own_rng_state(
     tensors: dict[str, torch.Tensor],
     rest: dict,
@@ -98,6 +100,7 @@ def _optimizer_state(opt: Optimizer) -> tuple[dict, dict]: # tensors, the rest
         rest.append({k: v for k, v in memory.items() if not isinstance(v, torch.Tensor)})
     return tensors, dict(state=rest, hypers=[_json_numbers(h) for h in opt.hypers])
 
+# %% ../../nbs/training/06_resume.ipynb #bed1b46e
 def _set_optimizer_state(
     opt: Optimizer,
     tensors: dict[str, torch.Tensor],
@@ -178,7 +181,7 @@ def _restore_tensors(learn: Learner, tensors: dict[str, torch.Tensor]):
         ema.average = {name: t.to(learn.dls.device) for name, t in _without_prefix('average', tensors).items()}
     for i, grad in _without_prefix('grad', tensors).items():
         p = learn.opt.all_params()[int(i)][0]
-        p.grad = torch.empty_like(p).copy_(grad)  # a copy: `zero_grad` cannot detach a view, such as a tensor of the file
+        p.grad = torch.empty_like(p).copy_(grad)  # `zero_grad` cannot detach a view, as a tensor of the file is
 
 # %% ../../nbs/training/06_resume.ipynb #2705da23
 def _restore_counters(learn: Learner, rest: dict):

@@ -73,7 +73,7 @@ def started(model, config=PLAIN):
 def model(run, tmp_path_factory):
     "The tiny run's model, calibrated so that it withholds some labels"
     m, where = load_model(run.path), tmp_path_factory.mktemp('served')/'model'
-    c = replace(m.metadata.calibration, confidence=0.5, temperature=1.3, least=[0.2] * 3, rows=[9, 9, 9])
+    c = replace(m.metadata.calibration, min_confidence=0.5, temperature=1.3, set_thresholds=[0.2] * 3, calib_rows=[9, 9, 9])
     save_bundle(replace(m, metadata=m.metadata.calibrated(c)), where)
     return load_bundle(where)
 
