@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image, ImageChops, ImageOps
 
 from ..config.commands import AuditConfig
-from ..config.fields import DataOptions, command_line
+from ..config.fields import DataOptions, command_line, options_or
 from ..core.cluster import cluster_mapper, ray_cluster
 from ..core.errors import say
 from ..core.files import check_run_folder_free, folder_lock, jsonable, new_run_folder, write_text
@@ -180,10 +180,12 @@ def fit_command(
 # %% ../../nbs/reports/05_audit.ipynb #e495d364
 def audit(
     source: str | Path,                # a folder, a zip, a CSV or an array file
-    config: AuditConfig = AuditConfig(),
+    config: AuditConfig | None = None,
     progress: Callable | None = None,  # called with the number of images; returns what is called with those done
+    **options: object,                 # those of `AuditConfig` by name, instead of `config`
 ) -> AuditResult:
     "Scan a source and write down what is wrong; it is never changed. Raises `SmileError` where it cannot be read"
+    config = options_or(config, AuditConfig, options)
     check_run_folder_free(config.out)
     read = read_source(source, config)
     oof = read_out_of_fold(config.suspects) if config.suspects else None
