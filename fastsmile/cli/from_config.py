@@ -113,7 +113,7 @@ class Argument:
         "As a parameter for Typer"
         kind = list[str] if isinstance(self.default, list) else self.type
         show_default = self.default not in (inspect.Parameter.empty, None, [])
-        annotation = Annotated[kind, typer.Argument(help=self.help, show_default=show_default)]
+        annotation = Annotated[kind, typer.Argument(help=self.help, show_default=show_default)]  # type: ignore[valid-type]
         return inspect.Parameter(self.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=self.default,
                                  annotation=annotation)
 

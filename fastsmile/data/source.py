@@ -18,9 +18,9 @@ import pandas as pd
 
 from ..config.fields import SourceOptions, check_unused
 from ..core.errors import OptionError, SmileError, printable
-from ..core.files import check_source_exists, is_url
+from ..core.files import check_source_exists, import_pandas, is_url
 from .images import parse_region
-from .layouts import (ARRAY, CLASS_FOLDERS, NPZ, TABLE_FILE, TABLES, Layout, ReadSource, SourcePlace)
+from .layouts import ARRAY, CLASS_FOLDERS, Layout, NPZ, ReadSource, SourcePlace, TABLES, TABLE_FILE
 from .readers import Reader
 from .tables import NO_FILE_NAME, NO_SUCH_FILE, TABLE_EXTENSIONS, label_key
 
@@ -206,6 +206,7 @@ def read_source(
 ) -> Source:
     "Read a labelled source of any layout; raises `SmileError` where it cannot, or where two layouts fit"
     check_source_exists(source)
+    import_pandas()  # file names may be no UTF-8
     place = SourcePlace(str(source) if is_url(source) else Path(source), options)
     layout = detect_layout(place)
     read = layout.read(place)

@@ -200,6 +200,7 @@ def _fit_distributed(source: object, config: FitConfig) -> Run | None: # None in
         net = freeze_before(build_network(spec, init=options.init), options.freeze)
         learn, _ = build_learner(data, spec, net, options, Path(), device)  # it writes nowhere
         train_learner(learn, options, Path(), resume)
+    return None
 
 # %% ../../nbs/runs/06_fit.ipynb #420b0325
 def _variants_of(data: SplitData, spec: ModelSpec, config: FitConfig) -> list[Variant]:

@@ -70,6 +70,7 @@ def _invalid_reason(
     "Why a trial with these options would not begin"
     try: trial_config(config, params)
     except OptionError as e: return e.message
+    return None
 
 # %% ../../nbs/runs/13_tune.ipynb #bf3a4e17
 _BALANCE_CHOICES = ('none', 'weighted', 'class-weight', 'logit-adjust')

@@ -150,8 +150,8 @@ def _body_reader(
 ) -> _RawBody | FormBody:
     "What reads the body of a request; raises `RequestError` where its headers are enough to refuse it"
     from python_multipart.multipart import parse_options_header
-    kind, parameters = parse_options_header(headers.get('content-type', ''))
-    kind, length = kind.decode('latin-1'), headers.get('content-length', '')
+    content_type, parameters = parse_options_header(headers.get('content-type', ''))
+    kind, length = content_type.decode('latin-1'), headers.get('content-length', '')
     if headers.get('content-encoding', 'identity') != 'identity':
         raise RequestError(415, 'The request is compressed.', 'Send it uncompressed.')
     if length.isascii() and length.isdigit() and int(length) > config.max_bytes: raise _too_large(config)
