@@ -241,9 +241,9 @@ def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
 def _write_member_table(members: _EnsembleMembers, path: Path):
     "candidates.csv: every member, and the ensemble, on the same test rows"
     own = read_saved_predictions(path, 'test')
-    rows = [_member_row(name, run.model, read_saved_predictions(run.path, 'test'), own.frame.path) for name,
+    rows = [_member_row(name, run.model, read_saved_predictions(run.path, 'test'), own.table.path) for name,
             run in zip(members.names, members.runs)]
-    rows.append(_member_row('ensemble', load_bundle(path), own, own.frame.path))
+    rows.append(_member_row('ensemble', load_bundle(path), own, own.table.path))
     write_safe_csv(pd.DataFrame(rows), path/'candidates.csv')
 
 def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Series) -> dict:

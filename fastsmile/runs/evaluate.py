@@ -229,6 +229,6 @@ def evaluate(
     if rows.tta is not None:
         result['tta']['views'] = read_json(run/'config.json')['options']['tta'] if source is None else config.tta
     if out:
-        write_prediction_table(relabel_predictions(rows.single_view.frame, calibration), out/'predictions.csv')
+        write_prediction_table(relabel_predictions(rows.single_view.table, calibration), out/'predictions.csv')
         write_json(out/'metrics.json', result)
     return result | dict(out=str(out) if out else None)
