@@ -19,8 +19,11 @@ def reading_order(wing: str) -> list[str]:
 
 def imports_of(room: Path) -> list[tuple[int, str]]: # line, dotted name
     "Every import of a module, those inside functions too, with relative ones written out"
-    found = []
-    for node in ast.walk(ast.parse((ROOT/room).with_suffix('.py').read_text(encoding='utf-8'))):
+    tree, found = ast.parse((ROOT/room).with_suffix('.py').read_text(encoding='utf-8')), []
+    blocks = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == 'TYPE_CHECKING']
+    for_types = {id(n) for block in blocks for n in ast.walk(block) if isinstance(n, ast.ImportFrom) and not n.level}
+    for node in ast.walk(tree):
+        if id(node) in for_types: continue  # other packages' types are never imported when the code runs
         if isinstance(node, ast.Import): found += [(node.lineno, a.name) for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = '.'.join(room.parts[:-node.level]) + '.' if node.level else ''

@@ -497,8 +497,9 @@ def _guess_roles(roles: dict[str, str | None], names: list[str], rows: list[list
 def _check_roles(roles: dict[str, str | None], names: list[str], first: list[str], need: tuple, name: str):
     "Raise an error where a column that is needed was not found"
     if roles['image'] is None:
-        raise OptionError(f'--image-col is needed: no column of {printable(name)} names images that are there. '
-                          f'It begins with {_joined(first)}.', f'Say which with --image-col; it has: {_joined(names)}.')
+        error = SmileError if 'label' in need else OptionError  # a labelled source is at fault; predict asks for its option
+        raise error(f'--image-col is needed: no column of {printable(name)} names images that are there. '
+                    f'It begins with {_joined(first)}.', f'Say which with --image-col; it has: {_joined(names)}.')
     if 'label' in need and roles['label'] is None and len(names) > 1:
         raise SmileError(f'It is not clear which column of {printable(name)} is the label.',
                          f'Say which with --label-col; it has: {_joined(names)}.')

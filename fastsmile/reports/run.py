@@ -42,12 +42,12 @@ def _compute_text(
     training: dict, # of config.json
 ) -> str:
     "Precision, features that were computed once, and batches in parts; empty where there is nothing to say"
-    parts, features, out = training.get('parts', 1), training.get('features'), ''
+    parts, features, out = training.get('micro_batches', 1), training.get('features'), ''
     if training.get('precision'): out += f"Computed in {training['precision']['note']}. "
     if features:
-        cached = ', by an earlier run' if features['cached'] else ''
+        cached = ', by an earlier run' if features['from_cache'] else ''
         out += ('The features of the frozen network were computed once, of each image as it is and of '
-                f"{features['views']} augmented views ({features['passes']:,} images, "
+                f"{features['views']} augmented views ({features['images']:,} images, "
                 f"{features['seconds']:.0f} seconds{cached}). ")
     if parts > 1: out += f'Memory ran out: each batch was computed in {parts} parts before its step. '
     return out

@@ -124,7 +124,7 @@ def test_predictions_that_all_failed_are_an_error(tmp_path, run, monkeypatch):
     assert [bool(row['error']) for row in csv.DictReader((tmp_path/'predictions.csv').open())] == [True, True]
     folder(tmp_path/'one', {'a.png': picture()})
     r = ask('one')
-    assert r.exit_code == 0 and re.search('1 picture *\n', r.stdout) and '1 picture in' in r.stdout
+    assert r.exit_code == 0 and re.search('1 image *\n', r.stdout) and '1 image in' in r.stdout
     r = ask('one', '--tta', 'foo')
     assert r.exit_code == 2 and "--tta 'foo'" in r.stderr and 'flip' in r.stderr
 

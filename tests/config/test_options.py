@@ -168,8 +168,9 @@ def test_each_refusal_is_reached():
     base = dict(augment='medium', balance='weighted', loss='ce')
     asked = [dict(balance='oversample+undersample'), dict(balance='class-weight+logit-adjust'), dict(balance='augment:9', augment='none'),
              dict(augment='light+strong'), dict(augment='mixup+cutmix'), dict(loss='soft-f1', augment='light+mixup'),
-             dict(loss='soft-f1', balance='class-weight'), dict(loss='bce', balance='logit-adjust'),
-             dict(loss='focal', balance='logit-adjust'), dict(freeze='head', freeze_epochs=2),
+             dict(loss='soft-f1', balance='class-weight'),
+             dict(loss='label-smoothing', balance='logit-adjust'), dict(loss='focal', balance='logit-adjust'), dict(loss='bce', balance='logit-adjust'),
+             dict(freeze='head', freeze_epochs=2),
              dict(freeze='head', spread=5), dict(views='2'), dict(freeze='head', augment='light+mixup'), dict(freeze='head', balance='augment:9'),
              dict(freeze='head', augment='none', views='2'), dict(freeze='head', compile=True),
              dict(refit_all=True, schedule='plateau'), dict(balance='all', lr_sweep='1e-3,1e-2'),

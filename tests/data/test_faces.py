@@ -168,7 +168,7 @@ def test_a_row_per_face(album, run, tmp_path, kw, want):
     ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html'), device='cpu', precision='fp32', **kw)
     done = predict(album, ask)
     rows = rows_of(ask.out)
-    assert [(r['path'], r['face']) for r in rows] == want and (done.rows, done.inputs) == (len(want), 4)
+    assert [(r['path'], r['face']) for r in rows] == want and (done.rows, done.images) == (len(want), 4)
     said = {r['path']: r['error'] for r in rows}
     assert said['none.png'] == 'no face found' and said['broken.jpg'] == 'not an image that can be read'
     assert said['group.png'] == ('more than one face: 3' if kw['faces'] == 'one' else '')
@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(album, run, tmp_path, monkeypa
             predict(names, ask('p.csv'))
         with open(tmp_path/'p.csv.part', 'r+b') as f: f.truncate(cut)
         done = predict(names, ask('p.csv', resume=True))
-        assert (tmp_path/'p.csv').read_bytes() == want and done.inputs == 12
+        assert (tmp_path/'p.csv').read_bytes() == want and done.images == 12
     monkeypatch.setattr(PredictionFile, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt): predict(names, ask('p.csv'))
     with pytest.raises(SmileError, match='faces was'): predict(names, ask('p.csv', resume=True, face_margin=0.3))

@@ -145,7 +145,7 @@ def test_training_torch_and_onnx_see_the_same_bits(prep, tmp_path):
     reader = FolderReader(folder(tmp_path, files))
     rows = pd.DataFrame(dict(path=list(files), label=['a', 'b'] * 4, split=['train'] * 4 + ['valid'] * 4))
     images = PreparedImages(reader, prep, rows.path)
-    draw = plan_balance(np.array([0, 1, 0, 1]), 2, 'none', 0).draw
+    draw = plan_balance(np.array([0, 1, 0, 1]), 2, 'none', 0).sampler
     dls = make_loaders(rows, LoaderSpec(images, ('a', 'b'), draw, bs=4, device='cpu'))
     valid = rows.path[rows.split == 'valid']
     pixels = np.stack([np.asarray(reader.read_image(n)) for n in valid])

@@ -48,7 +48,7 @@ def test_withheld_labels_and_sets_are_shown(page):
     "Rows without a label on purpose have a section of their own, which says what they would have been"
     _, _, ask, tmp = page
     model = load_model(ask.model)
-    unsure = replace(model, metadata=model.metadata.calibrated(replace(model.metadata.calibration, confidence=1.)))
+    unsure = replace(model, metadata=model.metadata.calibrated(replace(model.metadata.calibration, min_confidence=1.)))
     save_bundle(unsure, tmp/'unsure')
     done = predict(tmp/'faces', replace(ask, model=str(tmp/'unsure'), abstain=True, sets=True, html=str(tmp/'w.html'), out=str(tmp/'w.csv')))
     html = (tmp/'w.html').read_text()

@@ -84,7 +84,7 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))
     assert both['metrics']['rows'] == 8 and both['copies'] == r['copies']
     for p in (tmp_path/'s').rglob('[0-9].jpg'): p.unlink()
-    with pytest.raises(SmileError, match='All pictures of the source taught'): evaluate(run.path, tmp_path/'s', ask)
+    with pytest.raises(SmileError, match='All images of the source are training images'): evaluate(run.path, tmp_path/'s', ask)
     old = shutil.copytree(run.path, tmp_path/'old', ignore=shutil.ignore_patterns('training_fingerprints.csv'))  # as an earlier version left it
     said = []
     monkeypatch.setattr('fastsmile.runs.evaluate.say', lambda text, **kw: said.append(text))
