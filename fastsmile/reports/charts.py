@@ -135,7 +135,7 @@ def balance_chart(
         if asked: ax.plot([asked.get(c, 0) for c in have], at + 0.2, '|', color=INK, ms=12, label='requested')
         ax.set_yticks(at, [_escape_mathtext(c) for c in have])
         ax.invert_yaxis()
-        ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
+        ax.figure.legend(frameon=False, fontsize=8, loc='outside upper left', ncols=3, columnspacing=1)
     return svg_chart(draw, 'class balance', size=(4.6, 1.2 + 0.42 * len(have)))
 
 # %% ../../nbs/reports/01_charts.ipynb #1fda25f0
