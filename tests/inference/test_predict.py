@@ -475,7 +475,7 @@ def test_memory_that_runs_out_halves_the_groups(album, run, monkeypatch):
     got = [r['confidence'] for r in predict_rows(run.model, FolderReader(album), names, bs=16, device='cpu')]
     assert all(abs(a - b) < 1e-6 if a != '' else b == '' for a, b in zip(want, got))
     monkeypatch.setattr(TorchBackend, '_forward', lambda self, x: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(SmileError, match='[Nn]ot enough memory'): list(predict_rows(run.model, FolderReader(album), names, device='cpu'))
+    with pytest.raises(SmileError, match='Not enough memory on cpu for one image'): list(predict_rows(run.model, FolderReader(album), names, device='cpu'))
 
 
 def test_threads_are_given_back(album, run):
