@@ -20,7 +20,7 @@ from ..core.system import sub_seed
 from .duplicates import near_pairs
 from .scan import IMAGE_HASHES, ScanResult
 from .source import used_rows
-from .tables import SPLIT_PRIORITY
+from .words import SPLIT_PRIORITY
 
 # %% ../../nbs/data/17_splits.ipynb #c0cb6c73
 def _group_blocks(
