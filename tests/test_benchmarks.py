@@ -115,6 +115,14 @@ def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):
     assert '| scratch | 1 |' in bench('balance.py', '--tables', *args)
 
 
+def test_coverage_writes_a_row_for_each_score_and_makes_its_tables(tmp_path):
+    args = ['--out', tmp_path/'coverage.csv', '--rows', 50, '--only', '50/50, weak']
+    bench('coverage.py', *args, '--trials', 20, '--truth', 20000)
+    bench('coverage.py', *args, '--trials', 2, '--truth', 2000, '--bootstrap')
+    assert (tmp_path/'coverage.csv').read_text().count('50/50, weak') == 2 * 11
+    assert bench('coverage.py', '--tables', '--out', tmp_path/'coverage.csv').count('| 50/50, weak | 50 |') == 2
+
+
 def test_every_script_is_tested():
     text = Path(__file__).read_text()
     assert all(f"bench('{p.name}'" in text for p in BENCHMARKS.glob('*.py'))
