@@ -1,6 +1,7 @@
 "Every script of benchmarks/ runs with tiny arguments, so that none rots: its figures here mean nothing, its output is whole"
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -103,6 +104,8 @@ def test_serve():
 def test_train(people):
     said = bench('train.py', 'scratch', '--data', people, '--epochs', 1, '--bs', 8, '--size', 32, '--workers', 0)
     assert 'fastai' in said and 'fastsmile' in said
+    said = bench('train.py', 'neighbours', '--seconds', 0, '--bs', 2, '--beside', 0)
+    assert len(re.findall(r'^\| .* \| \d+ \|$', said, re.M)) == 3
 
 
 def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):
