@@ -17,11 +17,12 @@ from ..core.errors import SmileError, printable
 from ..core.files import unescape_formula
 from .cells import parse_table, read_table_bytes
 from .duplicates import find_look_alikes, join_groups, picture_groups
+from .finder import spellings
 from .findings import FINDING_KINDS, Finding, finding_rows, make_finding
 from .readers import Reader
 from .scan import ScanResult
 from .source import CLASS_LEFT_OUT, REPEATED_ROW, UNLABELLED
-from .tables import SPLIT_PRIORITY, label_key, spellings
+from .words import SPLIT_PRIORITY, label_key
 
 # %% ../../nbs/data/16_plan.ipynb #78d7abeb
 PLAN_COLUMNS = ['path', 'action', 'reason', 'group', 'new_label']

@@ -26,7 +26,7 @@ from .images import ImageError
 from .readers import Reader
 from .scan import IMAGE_HASHES, ScanResult, VerifiedReader
 from .source import Source, read_source, used_rows
-from .tables import SPLIT_PRIORITY
+from .words import SPLIT_PRIORITY
 
 # %% ../../nbs/data/17_splits.ipynb #c0cb6c73
 def _group_blocks(

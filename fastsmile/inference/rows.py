@@ -191,7 +191,7 @@ def _name_known_classes(
     where: str | Path,
 ) -> 'pd.DataFrame':
     "Rows whose labels are written as the model's; a `SmileError` where none is a class of the model"
-    from fastsmile.data.tables import label_key
+    from fastsmile.data.words import label_key
     written = {label_key(c): c for c in classes}
     rows = rows.assign(label=[written.get(label_key(v), v) for v in rows.label])
     there, model_classes = set(rows.label), set(classes)
