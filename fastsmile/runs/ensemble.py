@@ -166,13 +166,11 @@ def _forest_rows(
     members: _EnsembleMembers,
     config: EnsembleConfig,
 ) -> tuple[pd.DataFrame, _EnsembleMembers]: # the rows that fit the forest; the members, without these in calib
-    "Training rows for features, half of calib for probabilities; a `SmileError` where there are none"
-    rows = members.rows
-    if config.inputs == 'features': return rows[rows.split == 'train'], members
-    calib = rows[rows.split == 'calib']
+    "Half of calib, on which no member was trained; a `SmileError` where it lacks classes"
+    calib = members.rows[members.rows.split == 'calib']
     if calib.label.nunique() < 2:
-        raise SmileError('--inputs probs needs rows of two classes in calib.',
-                         'Train the runs with --calib, or take --inputs features.')
+        raise SmileError('--how forest needs rows of two classes in calib, on which no member was trained.',
+                         'Train the runs with --calib, or take --how mean.')
     half = stratified_group_split(calib.label, calib.group, dict(fit=0.5, calib=0.5), sub_seed(config.seed, 'ensemble'))
     fitting, table = calib[half == 'fit'], members.data.table
     table = table.assign(split=table.split.mask(table.path.isin(fitting.path), 'train'))
@@ -268,10 +266,9 @@ def _ensemble_summary(
     start = f'An ensemble of {len(members.runs)} runs: {who}.'
     if config.how == 'mean':
         return f'{start} Its probabilities are the mean of theirs, each calibrated under the shares of the data.'
-    inputs = 'calibrated probabilities, on half of calib'
-    if config.inputs == 'features': inputs = 'features, on training rows'
+    inputs = 'features' if config.inputs == 'features' else 'calibrated probabilities'
     best = best_probe(candidates, config.monitor).name
-    return (f"{start} {best} reads their {inputs} ({rows:,} rows); it is the best on valid "
+    return (f"{start} {best} reads their {inputs} on half of calib ({rows:,} rows); it is the best on valid "
             f"in {config.monitor.replace('_', ' ')} of {len(candidates)}.")
 
 # %% ../../nbs/runs/14_ensemble.ipynb #c620f289
