@@ -53,6 +53,8 @@ FINDING_KINDS |= {
     'exact-duplicate': FindingKind('warning', 'one is kept', page_title='the same bytes'),
     'near-duplicate': FindingKind('note', 'kept, in one group', page_title='the same image, saved differently'),
     'odd-image': FindingKind('note', 'kept; a plan can drop them', 'keep', 'images unlike the others'),
+    'label-leak': FindingKind('warning', 'kept; a model may learn it instead of the faces, and its scores hide that'),
+    'grey-images': FindingKind('note', 'see --colour'),
     'unlabelled': FindingKind('warning', 'set aside; a plan can label them', 'drop', 'images without a label')}
 
 # %% ../../nbs/data/10_findings.ipynb #e50cf4f5
