@@ -329,6 +329,7 @@ def _trees_opt() -> Any: return opt(300, 'forest: trees', minimum=1, maximum=100
 def _leaf_opt() -> Any:
     return opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
 
+# %% ../../nbs/config/04_commands.ipynb #8cf23172
 @dataclass(frozen=True)
 class CandidateOptions(Options):
     "The probes, and the settings that are tried"

@@ -19,9 +19,10 @@ from typing import TextIO
 
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import is_url
+from ..data.cells import bounded_lines, open_text
 from ..data.images import parse_region
 from ..data.readers import FolderReader, Reader, ZipReader, find_images_at_url, is_image_name, reader_below
-from ..data.tables import ListedReader, bounded_lines, literal_name, open_image_column, open_text
+from ..data.tables import ListedReader, literal_name, open_image_column
 
 # %% ../../nbs/inference/07_inputs.ipynb #e7f1a62e
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from conftest import cheap, folder, picture
 
 import fastsmile.data.archives as archives
-import fastsmile.data.tables as cells
+import fastsmile.data.cells as cells
 from fastsmile.data.archives import MAX_UNPACK_RATIO, open_zip, read_member
 from fastsmile.core.errors import SmileError
 from fastsmile.data.images import ImageError
@@ -196,8 +196,8 @@ def test_a_small_file_of_parquet_that_unpacks_to_gigabytes(tmp_path, monkeypatch
 
 def test_arrays_that_would_fill_the_memory(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path/'a.npz', images=np.zeros((900, 64, 64, 3), np.uint8), labels=np.arange(900))
-    import fastsmile.data.layouts as layouts
-    monkeypatch.setattr(layouts, 'free_memory', lambda: 2**20)
+    import fastsmile.data.arrays as arrays
+    monkeypatch.setattr(arrays, 'free_memory', lambda: 2**20)
     with pytest.raises(SmileError, match='GiB of memory and 0.0 are free'): read_source(tmp_path/'a.npz')
     monkeypatch.undo()
     np.savez_compressed(tmp_path/'bomb.npz', images=np.zeros((2**24, 1, 1), np.uint8))

@@ -9,7 +9,8 @@ from conftest import folder, picture
 from hypothesis import given, settings, strategies as st
 
 from fastsmile.data.source import unify_labels
-from fastsmile.data.tables import label_key, parse_table
+from fastsmile.data.cells import parse_table
+from fastsmile.data.tables import label_key
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.config.fields import SourceOptions
 from fastsmile.data.splits import stratified_group_split, weaker_split_rows
