@@ -95,6 +95,7 @@ class Score:
     equal_classes: bool = False    # every class counts the same: before anything is fitted, the rule is `balanced`
     always_fitted: bool = False    # its class weights are fitted with every calibration
     one_vs_rest: bool = False      # of labels: measured for each class against the rest, too, where the class has rows
+    minimum: float = 0.0           # of labels: the lowest value that it can have; the highest is 1
 
 # %% ../../nbs/config/00_choices.ipynb #84ba9713
 SCORES = dict(
@@ -104,8 +105,8 @@ SCORES = dict(
     macro_f1=Score('macro F1', 'labels', main=True, card=True, monitor='macro_f1', equal_classes=True,
                    always_fitted=True),
     weighted_f1=Score('weighted F1', 'labels'),
-    mcc=Score("Matthews' correlation", 'labels', card=True, always_fitted=True, one_vs_rest=True),
-    kappa=Score("Cohen's kappa", 'labels', one_vs_rest=True),
+    mcc=Score("Matthews' correlation", 'labels', card=True, always_fitted=True, one_vs_rest=True, minimum=-1.0),
+    kappa=Score("Cohen's kappa", 'labels', one_vs_rest=True, minimum=-1.0),
     auc=Score('ROC AUC, one against rest', 'ranking', card=True),
     average_precision=Score('average precision', 'ranking'),
     log_loss=Score('log loss', 'probabilities', lower_is_better=True, card=True, monitor='loss', auto_rule='argmax'),

@@ -18,7 +18,8 @@ from ..core.files import read_json, read_safe_csv, write_text
 from ..inference.outputs import check_replaceable
 from ..metrics.comparison import align_predictions, mcnemar_test
 from ..metrics.predictions import SavedPredictions, fold_folders
-from ..metrics.scores import ALL_SCORES, SCORE_NAMES, evaluate_predictions, paired_difference
+from ..metrics.intervals import evaluate_predictions, paired_difference
+from ..metrics.scores import ALL_SCORES, SCORE_NAMES
 from ..reports.charts import interval_chart
 from ..reports.html import render_template
 from .evaluate import calibration_of_run, load_predictions
@@ -80,7 +81,7 @@ def _compared_rows(
     for name, run, predictions in zip(names, runs, saved):
         calibration, probs = calibration_of_run(run, predictions, EvaluateConfig()), predictions.probs
         label = calibration.apply(probs)[0]
-        m = evaluate_predictions(y, label, probs, saved[0].classes, groups, draws)
+        m = evaluate_predictions(y, label, probs, saved[0].classes, groups)
         row = dict(name=name, path=str(run), metrics={k: m[k] for k in ALL_SCORES}, baseline=m['baseline'],
                    collapsed=m['collapsed'], unmeasured=m['note'], rule=calibration.rule, **_run_costs(run))
         if first is None: first = label, probs

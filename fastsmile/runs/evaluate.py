@@ -203,13 +203,13 @@ def _output_folder(run: Path, source: str | Path | None, config: EvaluateConfig)
 # %% ../../nbs/runs/08_evaluate.ipynb #cf0c396c
 def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
     saved, copies = rows.single_view, list(rows.copies)
-    result = dict(metrics=measure_predictions(saved, calibration, draws=config.draws),
-                  calibration=measure_calibration(saved, calibration, config.draws), copies=copies,
+    result = dict(metrics=measure_predictions(saved, calibration),
+                  calibration=measure_calibration(saved, calibration), copies=copies,
                   left_out=0 if config.anyway else len(copies),
-                  slices={by: measure_slices(saved, calibration, by, config.draws) for by in config.by})
+                  slices={by: measure_slices(saved, calibration, by) for by in config.by})
     if rows.tta is None: return result
     gain = tta_gain(saved, rows.tta, calibration, config.draws)
-    return result | dict(tta=measure_predictions(rows.tta, calibration, draws=config.draws) | dict(difference=gain))
+    return result | dict(tta=measure_predictions(rows.tta, calibration) | dict(difference=gain))
 
 # %% ../../nbs/runs/08_evaluate.ipynb #e9f4d500
 def evaluate(
