@@ -219,13 +219,31 @@ class SourceOptions(Options):
     labels: str | None = opt(
         None, 'CSV, TSV or array file of labels, where it is not next to the images', metavar='FILE')
     image_col: str | None = opt(None, 'column of the file name or id', metavar='COL')
-    label_col: str | None = opt(None, 'column of the class', metavar='COL')
+    label_col: str | None = opt(
+        None, 'column of the class; several with a number of votes each as a,b,c', metavar='COL')
     split_col: str | None = opt(
-        None, 'column of train / valid / test; none: ignore any such column', metavar='COL')
+        None, 'column of train / valid / test, in words, as 0 / 1 / 2, as is_valid or as folds; none: no splits are named',
+        metavar='COL')
     group_col: str | None = opt(
         None, 'column of the person: one group is never on both sides of a split', metavar='COL')
     group_from: str | None = opt(
-        None, r"regular expression whose first (group) in the file name is the group, e.g. '(.+)_\d+'", metavar='REGEX')
+        None, r"regular expression whose first (group) in the file name, or else in the path, is the group, "
+        r"e.g. '(.+)_\d+'", metavar='REGEX')
+    group_level: int | None = opt(
+        None, 'level of the folders that are named for the group: 1 is the outermost, -1 the one that holds the image',
+        minimum=-20, maximum=20, metavar='N')
+    label_from: str | None = opt(
+        None, r"regular expression whose first (group) in the file name, or else in the path, is the class, "
+        r"e.g. '\.([A-Z]{2})\d'", metavar='REGEX')
+    label_level: int | None = opt(
+        None, 'level of the folders that are named for the class: 1 is the outermost, -1 the one that holds the image',
+        minimum=-20, maximum=20, metavar='N')
+    label_map: str | None = opt(
+        None, 'names of classes that the labels only number: JSON {0: smile}, a CSV of number and name, or a name a line',
+        metavar='FILE')
+    min_agreement: float | None = opt(
+        None, 'leave rows out in which a smaller share of the votes is for the label, where the label is in columns of votes',
+        minimum=0.0, maximum=1.0, metavar='SHARE')
     raw_shape: str | None = opt(
         None, 'height,width,channels of each image where the source is a file of raw bytes', metavar='H,W,C')
     rename: tuple[str, ...] = opt((), 'rename a class, or merge it into another; repeatable', metavar='OLD=NEW')

@@ -28,7 +28,7 @@ from .plan import apply_plan, merge_plans, note_overridden_actions, override_pla
 from .plan import plan_single_images, read_plan
 from .scan import IMAGE_HASHES, ImageScanner, ScanResult, VerifiedReader, data_fingerprint, scan_images
 from .source import Source, UNLABELLED, used_or_unlabelled, used_rows
-from .splits import TRAINING_FINGERPRINTS_FILE, assign_splits, find_training_copies
+from .splits import TRAINING_FINGERPRINTS_FILE, TrainingSource, assign_splits, find_training_copies
 from .splits import read_training_fingerprints, run_options, stratified_group_split, training_fingerprints
 from .splits import write_training_fingerprints
 
@@ -65,7 +65,7 @@ def _apply_findings(
     usable = frame[(frame.reason == '') & (frame.path.map(error) == '')]
     if oof is not None: single.append(suspect_finding(usable, oof))
     near = IMAGE_HASHES[config.hash].max_distance if config.near is None else config.near
-    copies, plan = plan_copies(usable, scan, near)
+    copies, plan = plan_copies(usable, scan, near, source.reader)
     proposed = plan = merge_plans(plan, plan_single_images(single))
     if edited is not None: plan = override_plan(proposed, edited, set(frame.path))
     table = apply_plan(frame, plan, error)
@@ -269,7 +269,8 @@ def _set_aside_leaked_rows(
         return data
     options = run_options(run)
     if options.get('hash', 'phash') != config.hash: fingerprints = fingerprints.assign(hash='')
-    copies = find_training_copies(fingerprints, audited.scan, config.hash, options.get('near'))
+    copies = find_training_copies(fingerprints, audited.scan, audited.source.reader,
+                                  TrainingSource(run, fingerprints), config.hash, options.get('near'))
     inherited = fingerprints[~fingerprints.digest.isin(data.training_fingerprints.digest)]
     inherited = inherited.assign(path=f'{printable(run)}: ' + inherited.path)
     both = pd.concat([data.training_fingerprints, inherited], ignore_index=True)
