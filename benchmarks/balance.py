@@ -28,7 +28,8 @@ import pandas as pd
 from fastsmile import FitConfig, Run, fit, load_run, read_source
 from fastsmile.metrics.calibration import apply_temperature
 from fastsmile.core.files import write_text
-from fastsmile.metrics.scores import bootstrap_intervals, estimate_scores
+from fastsmile.metrics.intervals import score_intervals
+from fastsmile.metrics.scores import estimate_scores
 from fastsmile.config.fields import SourceOptions
 from fastsmile.data.splits import stratified_group_split
 from fastsmile.metrics.scores import MAIN_SCORES
@@ -120,7 +121,7 @@ def fold_line(kind: str, rows: pd.DataFrame, kept: Path) -> str:
     calibrated = np.concatenate([apply_temperature(raw[made.temperature == t], t) for t in made.temperature.unique()])
     cells, ones = [], np.ones((1, len(y)))
     for k, p in (('balanced_accuracy', raw), ('auc', raw), ('ece', raw), ('ece', calibrated)):
-        low, high = bootstrap_intervals(y, pred, p, made.group)[0][k]
+        low, high = score_intervals(y, pred, p, made.group).overall[k]
         cells.append(f'{estimate_scores(y, pred, p, ones)[0][k][0]:.4f} ({low:.4f} to {high:.4f})')
     return f'| {kind} | {len(rows)} | {b.mean():.4f} | {b.min():.4f} to {b.max():.4f} | {" | ".join(cells)} | {rows.ece_after.max():.4f} |'
 

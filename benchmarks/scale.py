@@ -115,9 +115,9 @@ def listing(n: int):
 
 def duplicates(n: int):
     "groups of copies, by bytes and by look"
-    from fastsmile.data.duplicates import find_copies
+    from fastsmile.data.duplicates import find_look_alikes
     seen = made_scan(n)
-    return lambda: len(np.unique(find_copies(seen, 16)[1]))
+    return lambda: len(np.unique(find_look_alikes(seen, 16)[1]))
 
 
 def audit(n: int):

@@ -4,6 +4,7 @@
     python benchmarks/train.py finetune --data DIR --weights FILE    # mobilenetv2_100, 96 px, one epoch of the head and four of everything
     python benchmarks/train.py frozen --data DIR --rows 1000         # densenet161, 64 px, the network frozen, 15 epochs of the head
     python benchmarks/train.py ranks --data DIR --rows 3000 --epochs 3  # fit in one process, and under torchrun in one for each core
+    python benchmarks/train.py neighbours                            # a step of resnet10t, 64 px: alone, beside busy loops, beside another training
 
 DIR holds smiles.zip and smiles.csv. Rows are divided by person, once, for both. By hand means what somebody who knows fastai writes: DataLoaders from a
 DataFrame with workers, `aug_transforms`, a timm architecture in `Learner` (scratch) or `vision_learner`, `fit_one_cycle` or `fine_tune`, the macro F1 as a
@@ -229,13 +230,48 @@ def ranks(case: Case) -> str:
     return '\n'.join([f'{case.arch}, {case.size} px, {case.epochs} epochs, batches of {case.bs}', '', head, '|---|---|---|---|---|---|---|', *lines])
 
 
+STEP = """
+import time, fastsmile, timm, torch
+net, batch = timm.create_model('resnet10t', num_classes=3), torch.randn({bs}, 3, 64, 64)
+opt, times, end = torch.optim.AdamW(net.parameters()), [], time.monotonic() + {seconds}
+while len(times) < 5 or time.monotonic() < end:
+    start = time.monotonic()
+    net(batch).logsumexp(1).mean().backward()
+    opt.step()
+    opt.zero_grad()
+    times.append(time.monotonic() - start)
+print(1000 * sorted(times[2:])[len(times[2:]) // 2])
+"""
+LOOP = 'while True: pass'
+WAITING = {'spinning, OpenMP\'s default': dict(GOMP_SPINCOUNT='300000'), 'fastsmile\'s default': {}, 'sleeping at once': dict(OMP_WAIT_POLICY='PASSIVE')}
+
+
+def step_time(env: dict, beside: list[str], seconds: float, bs: int) -> float:
+    "Milliseconds of a training step (median) while the programs of `beside` run with the same settings"
+    code, start = STEP.format(seconds=seconds, bs=bs), lambda c: subprocess.Popen([sys.executable, '-c', c], env=env, stdout=subprocess.DEVNULL)
+    others = [start(c.format(seconds=3600, bs=bs)) for c in beside]
+    try: return float(subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True, text=True).stdout)
+    finally:
+        for o in others: o.kill()
+
+
+def neighbours(seconds: float, bs: int, most: int) -> str:
+    "A step alone and beside others (at most `most` of them), by how OpenMP's threads wait, as Markdown"
+    cases = {'alone': [], 'beside one busy loop': [LOOP], 'beside two': [LOOP, LOOP], 'beside another training': [STEP]}
+    cases = {k: beside for k, beside in cases.items() if len(beside) <= most}
+    clean = {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'OMP_NUM_THREADS')}
+    lines = [f'| {name} | ' + ' | '.join(f'{step_time(clean | waiting, beside, seconds, bs):.0f}' for beside in cases.values()) + ' |'
+             for name, waiting in WAITING.items()]
+    return '\n'.join([f'milliseconds of a step, batches of {bs}', '', f'| | {" | ".join(cases)} |', '|---' * (len(cases) + 1) + '|', *lines])
+
+
 def main():
     if sys.argv[1:2] == ['--one']:
         print(json.dumps(CONTENDERS[sys.argv[2]](Case(**json.loads(sys.argv[3])))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('case', choices=[*CASES, 'ranks'])
-    parser.add_argument('--data', required=True, type=Path, help='the folder of smiles.zip and smiles.csv')
+    parser.add_argument('case', choices=[*CASES, 'ranks', 'neighbours'])
+    parser.add_argument('--data', type=Path, help='the folder of smiles.zip and smiles.csv')
     parser.add_argument('--weights', default='', help='a file of weights for the architecture')
     parser.add_argument('--rows', type=int, help='so many rows, drawn by chance')
     parser.add_argument('--rounds', type=int, default=1)
@@ -245,7 +281,11 @@ def main():
     parser.add_argument('--still', action='store_true',
                         help='by hand, the BatchNorm of a frozen network is not trained either: fastai does, unless it is told not to')
     for name in ('epochs', 'bs', 'size', 'workers'): parser.add_argument(f'--{name}', type=int)
+    parser.add_argument('--beside', type=int, default=2, help='most programs beside the step of neighbours')
+    parser.add_argument('--seconds', type=float, default=10, help='how long each figure of neighbours is measured')
     args = parser.parse_args()
+    if args.case == 'neighbours': return print(neighbours(args.seconds, args.bs or 64, args.beside))
+    if not args.data: parser.error(f'{args.case} needs --data DIR')
     case = replace(CASES.get(args.case, CASES['scratch']), weights=args.weights and str(Path(args.weights).absolute()), weighted=args.weighted,
                    still=args.still, options=args.options, **{k: getattr(args, k) for k in ('epochs', 'bs', 'size', 'workers') if getattr(args, k) is not None})
     if args.case == 'finetune' and not args.weights: parser.error('finetune needs --weights FILE')

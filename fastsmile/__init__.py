@@ -6,8 +6,16 @@
     run.predict('new faces', tta=True)
 
 Names are loaded when they are first used, so that `fastsmile --help` imports neither torch nor pandas.
+
+Import fastsmile before torch: OpenMP, which torch computes with, reads its settings when it is loaded. Its threads wait for each other by spinning;
+where another program takes their core they spin for nothing, and beside another training a step takes twenty times as long. Here they spin shortly and
+then sleep (benchmarks/README.md has the figures). Whoever set one of these variables keeps it.
 """
+import os
 from importlib import import_module
+
+_WAITING = dict(GOMP_SPINCOUNT='2000', KMP_BLOCKTIME='1')  # of GNU's OpenMP, turns of the loop; of Intel's and LLVM's, milliseconds
+if not os.environ.keys() & {*_WAITING, 'OMP_WAIT_POLICY'}: os.environ.update(_WAITING)
 
 _ROOMS = {
     'core.errors': ['SmileError', 'OptionError'],

@@ -1,6 +1,7 @@
 "Every script of benchmarks/ runs with tiny arguments, so that none rots: its figures here mean nothing, its output is whole"
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -103,6 +104,8 @@ def test_serve():
 def test_train(people):
     said = bench('train.py', 'scratch', '--data', people, '--epochs', 1, '--bs', 8, '--size', 32, '--workers', 0)
     assert 'fastai' in said and 'fastsmile' in said
+    said = bench('train.py', 'neighbours', '--seconds', 0, '--bs', 2, '--beside', 0)
+    assert len(re.findall(r'^\| .* \| \d+ \|$', said, re.M)) == 3
 
 
 def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):
@@ -110,6 +113,14 @@ def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):
     assert 'scratch/0' in bench('balance.py', '--list', *args)
     bench('balance.py', '--only', 'scratch/0', '--epochs', 1, *args)
     assert '| scratch | 1 |' in bench('balance.py', '--tables', *args)
+
+
+def test_coverage_writes_a_row_for_each_score_and_makes_its_tables(tmp_path):
+    args = ['--out', tmp_path/'coverage.csv', '--rows', 50, '--only', '50/50, weak']
+    bench('coverage.py', *args, '--trials', 20, '--truth', 20000)
+    bench('coverage.py', *args, '--trials', 2, '--truth', 2000, '--bootstrap')
+    assert (tmp_path/'coverage.csv').read_text().count('50/50, weak') == 2 * 11
+    assert bench('coverage.py', '--tables', '--out', tmp_path/'coverage.csv').count('| 50/50, weak | 50 |') == 2
 
 
 def test_every_script_is_tested():

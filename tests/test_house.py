@@ -1,4 +1,5 @@
 "The house: no import runs up the wings, rooms of a wing import only earlier ones, and heavy packages stay where they belong"
+import os
 import ast
 import re
 import subprocess
@@ -91,3 +92,12 @@ def loaded_by(code: str) -> set[str]:
 ])
 def test_import_budgets(code, absent):
     assert not loaded_by(code) & absent
+
+
+@pytest.mark.parametrize('given, spins', [({}, '2000'), (dict(GOMP_SPINCOUNT='77'), '77'), (dict(OMP_WAIT_POLICY='ACTIVE'), '30000000000')])
+def test_threads_of_openmp_spin_shortly_unless_the_user_set_it(given, spins):
+    waiting = ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'OMP_WAIT_POLICY')
+    env = {k: v for k, v in os.environ.items() if k not in waiting} | given | dict(OMP_DISPLAY_ENV='verbose')
+    told = subprocess.run([sys.executable, '-c', 'import fastsmile, torch'], capture_output=True, text=True, env=env, check=True).stderr
+    if 'GOMP_SPINCOUNT' not in told: pytest.skip('this torch does not compute with the OpenMP of GNU')
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told

@@ -53,6 +53,8 @@ def clean() -> bool:
 def main() -> int:
     quiet = os.environ | dict(FASTSMILE_QUIET='1', PYTHONWARNINGS='ignore::FutureWarning,ignore::DeprecationWarning')
     quiet['OMP_NUM_THREADS'] = '1'  # two notebooks, two tests at a time: threads of theirs would fight
+    quiet['TERM'] = 'dumb'  # the same checks wherever they run
+    quiet.pop('PYTHONDONTWRITEBYTECODE', None)  # the modules are compiled once, not in each of a hundred processes
     steps = dict(lint=lambda: run('ruff', 'check', '--quiet', '.'),
                  types=lambda: run('mypy', '--no-error-summary'),
                  agree=agree, clean=clean, readme=lambda: run(sys.executable, 'tools/readme.py', '--check'),

@@ -44,6 +44,7 @@ def expand_bare_flags(
         if is_last or args[i + 1] not in accepted and not _is_mistyped(args, i + 1): out.append(default)
     return out
 
+# %% ../../nbs/cli/03_commands.ipynb #9438c8e2
 def _is_mistyped(args: Sequence[str], i: int) -> bool:
     "Is it no path either, where the command has been given one already?"
     return i > 2 and not args[1].startswith('-') and args[i].isalnum() and not os.path.exists(args[i])
@@ -65,9 +66,11 @@ def _sample(folder: str, config: SampleConfig) -> tuple:
     from fastsmile.data.sample import sample
     return sample_output(sample(folder, config))
 
+# %% ../../nbs/cli/03_commands.ipynb #1a965259
 _SOURCE = Argument('source', 'folder, zip, CSV or array file of labelled images', '.')
 _SOURCE_OR_URL = Argument('source', f'{_SOURCE.help}, or a URL (s3://...)', '.')
 
+# %% ../../nbs/cli/03_commands.ipynb #14703f8e
 @command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces; '
          'fastsmile audit s3://bucket/faces --ray 10.0.0.1:6379', _SOURCE_OR_URL)
 def _audit(source: str, config: AuditConfig) -> tuple:
@@ -101,6 +104,7 @@ def _probe(source: str, config: ProbeConfig) -> tuple:
     with ProgressBar('features') as start: run = probe(source, config, start)
     return candidates_output(run)
 
+# %% ../../nbs/cli/03_commands.ipynb #1b2ec0eb
 @command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60; '
          'fastsmile tune faces --space lr,balance,loss --sampler random', _SOURCE)
 def _tune(source: str, config: TuneConfig) -> tuple:
@@ -118,6 +122,7 @@ def _archs(pattern: str, config: ArchsConfig) -> tuple:
     rows, total = list_archs(pattern or None, config.limit)
     return archs_tables(rows, total), rows
 
+# %% ../../nbs/cli/03_commands.ipynb #fe2821d3
 @command('cache', CacheConfig, 'fastsmile cache --clear')
 def _cache(config: CacheConfig) -> tuple:
     "Resized images that later runs need not decode again: where they are, how large; --clear deletes them"
@@ -160,6 +165,7 @@ def _serve(run: str | None, config: ServeConfig) -> tuple:
     done = serve(run, config, lambda url, server: print(url, flush=True))
     return [f'{done["requests"]} requests answered, {done["pictures"]} images in {done["batches"]} batches.'], done
 
+# %% ../../nbs/cli/03_commands.ipynb #35ae750a
 @command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: '
          'fastsmile predict folder/ --engine onnx --model runs/resnet18',
          Argument('run', 'a finished run, or a model folder'))
@@ -180,6 +186,7 @@ def _evaluate(run: str, source: str | None, config: EvaluateConfig) -> tuple:
     r = evaluate(run, source, config)
     return evaluation_tables(r), r
 
+# %% ../../nbs/cli/03_commands.ipynb #71a713f8
 @command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', _RUN)
 def _calibrate(run: str, config: CalibrateConfig) -> tuple:
     "Fit temperature, decision rule, abstention and prediction sets of a finished run again, on calib"
@@ -196,6 +203,7 @@ def _report(run: str, config: ReportConfig) -> tuple:
     page = report(run, config)
     return [f'report: {printable(page)}'], dict(report=str(page))
 
+# %% ../../nbs/cli/03_commands.ipynb #2c2344ee
 @command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion; '
          'fastsmile explain runs/resnet18 party.jpg --faces', _RUN,
          Argument('images', 'images or folders to explain; without any, the rows that measured the run', []))
@@ -215,6 +223,7 @@ def _ensemble(runs: list[str], config: EnsembleConfig) -> tuple:
     with ProgressBar('predicting with the members') as start: run = ensemble(runs, config, start)
     return candidates_output(run)
 
+# %% ../../nbs/cli/03_commands.ipynb #d6881ab1
 @command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
          Argument('runs', 'two finished run folders or more; the first is what the others are compared against', []))
 def _compare(runs: list[str], config: CompareConfig) -> tuple:
@@ -234,6 +243,7 @@ def _study(name: str, source: str, config: StudyConfig) -> tuple:
     r = study(name, source, config)
     return study_tables(r), r
 
+# %% ../../nbs/cli/03_commands.ipynb #5828721b
 @command('demo', DemoConfig, 'fastsmile demo --out /tmp/demo')
 def _demo(config: DemoConfig) -> tuple:
     "Sample faces, audit, training, report and prediction, in a minute or two without network"

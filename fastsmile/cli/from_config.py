@@ -31,6 +31,7 @@ def _typer_options(
     "One keyword parameter per field, annotated for Typer"
     return [_typer_option(f) for f in fields(config)]
 
+# %% ../../nbs/cli/02_from_config.ipynb #8e70c29c
 def _typer_option(f: Field) -> inspect.Parameter:
     "A field as a keyword parameter"
     kind, default = f.type, default_of(f)
@@ -39,9 +40,11 @@ def _typer_option(f: Field) -> inspect.Parameter:
     option = typer.Option(*_flags(f), help=f.metadata['help'], metavar=f.metadata['metavar'], show_default=show_default)
     return _keyword(f.name, default, Annotated[kind, option])
 
+# %% ../../nbs/cli/02_from_config.ipynb #76bd3353
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
+# %% ../../nbs/cli/02_from_config.ipynb #56db5411
 def _flags(f: Field) -> list[str]:
     "The long flag of an option, and its short one where it has one"
     short = f.metadata['short_flag']
@@ -56,6 +59,7 @@ def _remember_single_value_flags(command: str, config: type[Options]):
         if f.type not in (tuple[str, ...], bool): _SINGLE_VALUE_FLAGS[command] += _flags(f)
     if hasattr(config, 'from_file'): _SINGLE_VALUE_FLAGS[command].append('--config')
 
+# %% ../../nbs/cli/02_from_config.ipynb #539e89c8
 def check_repeated_flags(
     args: list[str], # as typed
 ):
@@ -71,6 +75,7 @@ def _report_smile_error(e: SmileError) -> int:
     if e.hint: say(e.hint)
     return 2 if isinstance(e, OptionError) else 1
 
+# %% ../../nbs/cli/02_from_config.ipynb #5c7cf523
 def _report_interrupt(e: KeyboardInterrupt) -> int:
     details = [e.message, e.hint] if isinstance(e, Interrupted) else []
     say(' '.join(filter(None, ['stopped.', *details])), style='bold')
@@ -101,6 +106,7 @@ app = typer.Typer(
     context_settings=dict(help_option_names=['-h', '--help']),
     help='From a messy folder of faces to a smile classifier that can be trusted. Begin with: fastsmile demo')
 
+# %% ../../nbs/cli/02_from_config.ipynb #db9e341a
 @dataclass(frozen=True)
 class Argument:
     "What is given before the options, by its position"
@@ -152,6 +158,7 @@ def _print_outcome(
     else: _print_shown(shown)
     if code and code[0]: raise typer.Exit(code[0])
 
+# %% ../../nbs/cli/02_from_config.ipynb #5f857968
 def _print_shown(shown: list): # of Rich tables and text
     "Print to standard output"
     from rich.console import Console

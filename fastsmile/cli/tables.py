@@ -71,11 +71,13 @@ def _format_figure(v: float | None) -> str:
     "A number with three decimals; nothing where it was not measured"
     return '' if v is None or v != v else f'{v:.3f}'
 
+# %% ../../nbs/cli/01_tables.ipynb #329999a5
 def _value_and_interval(m: dict[str, float | None]) -> list[str]:
     "A value and its interval, for a table"
     low, high = _format_figure(m['low']), _format_figure(m['high'])
     return [_format_figure(m['value']), f'{low} to {high}' if low else '']
 
+# %% ../../nbs/cli/01_tables.ipynb #059e849e
 def _score_title(name: str) -> str:
     "The title of a score in a narrow column"
     return name.replace('_', ' ').replace('f1', 'F1')
@@ -96,6 +98,7 @@ def metrics_tables(metrics: dict) -> list: # of Rich tables and text
              rich_table('classes', ['class', 'precision', 'recall', 'F1', 'rows'], map(_class_cells, m['per_class']))]
     return [*shown, m['note']] if m.get('note') else shown
 
+# %% ../../nbs/cli/01_tables.ipynb #0b28a999
 def _class_cells(c: dict) -> list: # of text
     "Precision, recall, F1 and rows of a class"
     return [c['label'], *(_format_figure(c[k]) for k in ('precision', 'recall', 'f1')), int(c['support'])]
@@ -115,6 +118,7 @@ def calibration_lines(
     if costs: lines.insert(0, f"mean cost {costs['cost']:.3f}, of the most probable class {costs['argmax']:.3f}")
     return lines
 
+# %% ../../nbs/cli/01_tables.ipynb #b1db651c
 def _same_rule(c: dict) -> str: # '' where there is none
     "The plain rule with the same class weights as the one that was chosen"
     weights = {r['rule']: r['weights'] for r in c['rules']}
@@ -132,6 +136,7 @@ def _abstention_line(a: dict) -> str:
                     f"accuracy {a['accuracy']:.3f} (all rows {total['accuracy']:.3f}), "
                     f"balanced {a['balanced_accuracy']:.3f} ({total['balanced_accuracy']:.3f})")
 
+# %% ../../nbs/cli/01_tables.ipynb #f0db6ad3
 def _sets_line(s: dict, classes: list[str]) -> str:
     "How often a prediction set holds the true class"
     shares = [f"{name} {b['covered']:.1%}" for name, b in zip(classes, s['by_class']) if b['covered'] is not None]
@@ -154,6 +159,7 @@ def _classes_table(per_class: list[dict]) -> Table:
     columns = ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows']
     return rich_table('classes', columns, map(_class_cells_with_interval, per_class))
 
+# %% ../../nbs/cli/01_tables.ipynb #0f02ad03
 def _class_cells_with_interval(c: dict) -> list: # of text
     label, precision, recall, f1, support = _class_cells(c)
     interval = '{:.3f} to {:.3f}'.format(*c['intervals']['f1']) if c['support'] else 'not measured'
@@ -170,6 +176,7 @@ def _tta_table(tta: dict) -> Table:
     title = f"with test-time augmentation ({tta['views']})"
     return rich_table(title, ['', 'value', 'difference', '95% interval'], rows)
 
+# %% ../../nbs/cli/01_tables.ipynb #3dcecc3e
 def _slice_tables(
     column: str,
     rows: list[dict],
@@ -207,6 +214,7 @@ def comparison_tables(
     if r['note']: shown.append(r['note'])
     return [*shown, *(run['words'] for run in r['runs'][1:]), f"page: {printable(r['page'])}"]
 
+# %% ../../nbs/cli/01_tables.ipynb #f722fcc8
 def _comparison_rows(runs: list[dict]) -> list[list]:
     "A row for each score, then one for each cost; a column for each run"
     from fastsmile.metrics.scores import SCORE_NAMES
@@ -229,6 +237,7 @@ def fit_output(
     if rows: result['comparison'] = rows
     return [*compared, *metrics_tables(run.metrics), _verdict_line(run.metrics), *paths], result
 
+# %% ../../nbs/cli/01_tables.ipynb #0dfd2e67
 def _verdict_line(metrics: dict) -> Text:
     "The verdict; in red where the model is of no use"
     from rich.text import Text
@@ -259,6 +268,7 @@ def _trainings_table(run: Run) -> tuple[list, list]: # Rich tables; the rows of 
     if not has_epochs: columns.remove('epochs')
     return [rich_table(title, columns, lines)], rows
 
+# %% ../../nbs/cli/01_tables.ipynb #1490a7f0
 def _training_cells(r: dict, monitor: str, has_epochs: bool, seeds: int) -> list:
     "The cells of one training, or of its repetitions with other seeds"
     name = f"{r['variant']} (collapsed)" if r['collapsed'] else r['variant']
@@ -276,6 +286,7 @@ def _member_cells(
     scores = [_value_in_brackets(row, k) for k in ('balanced_accuracy', 'macro_f1')]
     return [f"{row['model']} ({network})", row['rows'], *scores, f"{float(row['log_loss']):.3f}"]
 
+# %% ../../nbs/cli/01_tables.ipynb #c773e6ab
 def _value_in_brackets(row: dict[str, str], score: str) -> str:
     value, low, high = (float(row[k]) for k in (score, f'{score}_from', f'{score}_to'))
     return f'{value:.3f} ({low:.2f} to {high:.2f})'
@@ -294,6 +305,7 @@ def candidates_output(
     rows = table.to_dict('records')
     return [_candidates_table(title, list(table), rows[:max_rows]), *shown], result | dict(tried=rows)
 
+# %% ../../nbs/cli/01_tables.ipynb #7217b063
 def _candidates_table(title: str, columns: list[str], rows: list[dict]) -> Table: # rows: all text
     "Candidates as they are; members of an ensemble with intervals"
     from fastsmile.reports.run import short_number
@@ -305,6 +317,7 @@ def _candidates_table(title: str, columns: list[str], rows: list[dict]) -> Table
 # %% ../../nbs/cli/01_tables.ipynb #b20e92fd
 def _plural(n: int, noun: str) -> str: return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
+# %% ../../nbs/cli/01_tables.ipynb #b12e4004
 def _labels_table(done: PredictionSummary) -> Table:
     "How many rows have which label"
     title, good = _plural(done.images, 'image'), max(1, done.rows - done.failed)
@@ -312,6 +325,7 @@ def _labels_table(done: PredictionSummary) -> Table:
     rows = [(c, n, f'{n / good:.1%}') for c, n in done.labels.items()]
     return rich_table(title, ['label', 'rows', 'share'], rows)
 
+# %% ../../nbs/cli/01_tables.ipynb #7285af72
 def _error_tables(done: PredictionSummary, max_rows: int = 10) -> list: # of Rich tables and text
     "The first errors, and how many more there are"
     if not done.failed: return []
@@ -326,6 +340,7 @@ def _known_line(done: PredictionSummary) -> str:
     if not done.conflicting: return line
     return f'{line}; {done.conflicting} did not: their known labels are contradictory, or no class of the model'
 
+# %% ../../nbs/cli/01_tables.ipynb #2c5e8a54
 def _speed_line(done: PredictionSummary) -> str:
     "How many rows were predicted in what time"
     fresh = done.rows - done.resumed
@@ -379,6 +394,7 @@ def archs_tables(
     rest = total - len(rows)
     return [table, f'and {rest} more: a narrower pattern, or --limit {total}.'] if rest else [table]
 
+# %% ../../nbs/cli/01_tables.ipynb #c11d1af7
 def cache_output(
     folder: Path,
     files: int,
@@ -399,6 +415,7 @@ def sample_output(
     return [f'{images} faces in {printable(root)}; flaws.json lists what is wrong with them.',
             f'Next: fastsmile fit {shell_quote(root)}'], dict(path=str(root), images=images)
 
+# %% ../../nbs/cli/01_tables.ipynb #218821fd
 def explain_tables(
     r: dict, # from `explain`
 ) -> list: # of Rich tables and text
@@ -437,6 +454,7 @@ def study_tables(
     if own: shown.append(f"own method, chosen on valid: {own['name']}")
     return [*shown, f"page: {printable(r['path'])}/study.html"]
 
+# %% ../../nbs/cli/01_tables.ipynb #09f88456
 def _entry_cells(e: dict, metric: str, seeds: int) -> tuple:
     "An entry of a report: its own figure, and the mean here"
     if not e['measured']: return e['name'], '', 'failed', '', ''

@@ -95,6 +95,7 @@ class Score:
     equal_classes: bool = False    # every class counts the same: before anything is fitted, the rule is `balanced`
     always_fitted: bool = False    # its class weights are fitted with every calibration
     one_vs_rest: bool = False      # of labels: measured for each class against the rest, too, where the class has rows
+    minimum: float = 0.0           # of labels: the lowest value that it can have; the highest is 1
 
 # %% ../../nbs/config/00_choices.ipynb #84ba9713
 SCORES = dict(
@@ -104,20 +105,22 @@ SCORES = dict(
     macro_f1=Score('macro F1', 'labels', main=True, card=True, monitor='macro_f1', equal_classes=True,
                    always_fitted=True),
     weighted_f1=Score('weighted F1', 'labels'),
-    mcc=Score("Matthews' correlation", 'labels', card=True, always_fitted=True, one_vs_rest=True),
-    kappa=Score("Cohen's kappa", 'labels', one_vs_rest=True),
+    mcc=Score("Matthews' correlation", 'labels', card=True, always_fitted=True, one_vs_rest=True, minimum=-1.0),
+    kappa=Score("Cohen's kappa", 'labels', one_vs_rest=True, minimum=-1.0),
     auc=Score('ROC AUC, one against rest', 'ranking', card=True),
     average_precision=Score('average precision', 'ranking'),
     log_loss=Score('log loss', 'probabilities', lower_is_better=True, card=True, monitor='loss', auto_rule='argmax'),
     brier=Score('Brier score', 'probabilities', lower_is_better=True),
     ece=Score('calibration error', 'probabilities', lower_is_better=True, card=True))
 
+# %% ../../nbs/config/00_choices.ipynb #3cd8611a
 def scores_where(
     test: Callable[[Score], Any],
 ) -> tuple[str, ...]:
     "The names of the scores whose entry passes `test`, in the order of the registry"
     return tuple(name for name, score in SCORES.items() if test(score))
 
+# %% ../../nbs/config/00_choices.ipynb #26b3096e
 MONITORED_METRICS = tuple(SCORES[name].monitor for name in scores_where(lambda s: s.monitor))
 
 # %% ../../nbs/config/00_choices.ipynb #d67b1354
@@ -129,6 +132,7 @@ def monitored_score(
         if score.monitor == monitor != '': return name
     raise OptionError(f'--monitor {monitor!r} is not known.', f'Accepted: {", ".join(MONITORED_METRICS)}.')
 
+# %% ../../nbs/config/00_choices.ipynb #53741722
 def lower_is_better(
     monitor: str, # one of `MONITORED_METRICS`
 ) -> bool:
@@ -145,6 +149,7 @@ class Loss:
     no_logit_adjust: str = ''         # why `--balance logit-adjust` does not go with it; empty: it does
     note: str = ''                    # a sentence about its probabilities for the report
 
+# %% ../../nbs/config/00_choices.ipynb #70b2a5dd
 _BENT_LOGITS = ('The loss bends the adjusted logits, and the way back to the class shares of the data would bend '
                 'unadjusted ones; take ce.')
 LOSSES = {
@@ -155,4 +160,6 @@ LOSSES = {
                                         'trust their order, not their size.'),
     'bce': Loss(link='sigmoid', no_logit_adjust='The adjustment is one of a softmax over the classes; '
                                                 'bce has a sigmoid for each.')}
+
+# %% ../../nbs/config/00_choices.ipynb #297a1888
 LOSS_CHOICES = {word: loss.value for word, loss in LOSSES.items()}

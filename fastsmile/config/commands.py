@@ -206,7 +206,8 @@ class EvaluateConfig(SourceOptions):
     coverage: float | None = opt(
         None, 'withhold the least confident labels so that this share of calib gets one', minimum=0.05, maximum=1.0)
     min_confidence: float | None = opt(None, 'withhold labels below this probability', minimum=0.0, maximum=1.0)
-    draws: int = opt(1000, 'draws of the bootstrap', minimum=100, maximum=100000)
+    draws: int = opt(
+        1000, 'draws of the bootstrap, which gives the difference that --tta makes its interval', minimum=100, maximum=100000)
     tta: str = opt('flip', 'test-time augmentation measured next to none, where SOURCE is predicted', choices=TTA_MODES)
     bs: int = batch_size_opt()
     device: str | None = device_opt()
@@ -283,7 +284,8 @@ class CompareConfig(Options):
     "Options of `compare`"
     part: str = opt('test', 'which saved predictions', choices=('test', 'valid'))
     anyway: bool = opt(False, 'compare runs whose rows differ, on the rows that they share, and report it')
-    draws: int = opt(1000, 'draws of the bootstrap', minimum=100, maximum=100000)
+    draws: int = opt(
+        1000, 'draws of the bootstrap and of the permutation test', minimum=100, maximum=100000)
     out: str = opt('compare.html', 'the page', metavar='FILE')
 
 # %% ../../nbs/config/04_commands.ipynb #a2c6cb61
@@ -329,6 +331,7 @@ def _trees_opt() -> Any: return opt(300, 'forest: trees', minimum=1, maximum=100
 def _leaf_opt() -> Any:
     return opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
 
+# %% ../../nbs/config/04_commands.ipynb #8cf23172
 @dataclass(frozen=True)
 class CandidateOptions(Options):
     "The probes, and the settings that are tried"

@@ -53,6 +53,7 @@ def flag(
     "The option of the field `name`: `image_col` is `--image-col`"
     return '--' + name.replace('_', '-')
 
+# %% ../../nbs/config/01_fields.ipynb #8f5567d9
 def default_of(
     f: Field, # made by `opt`
 ) -> Any:
@@ -65,6 +66,7 @@ def _range_text(low: float | None, high: float | None) -> str:
     if high is None: return f'{low} or more'
     return f'{high} or less' if low is None else f'from {low} to {high}'
 
+# %% ../../nbs/config/01_fields.ipynb #f95e735c
 def _check_value(f: Field, value: Any) -> None:
     "Raise an `OptionError` for an empty value, an unknown word, or a number out of range"
     name, low, high = flag(f.name), f.metadata['minimum'], f.metadata['maximum']
@@ -95,6 +97,7 @@ class Options:
         "All options with their values"
         return asdict(self)
 
+# %% ../../nbs/config/01_fields.ipynb #cf91071b
 def _check_requirements(options: Options) -> None:
     "Raise an `OptionError` for an option that needs another one, which is not given"
     given = [f for f in fields(options) if getattr(options, f.name) != default_of(f)]
@@ -172,10 +175,12 @@ def seed_opt(
     "The option for a seed, in the range that torch accepts"
     return opt(default, help, minimum=0, maximum=2**63 - 1)
 
+# %% ../../nbs/config/01_fields.ipynb #d138ae89
 def device_opt() -> Any:
     "The option `device`"
     return opt(None, 'cpu, cuda, cuda:1, mps (default: best available)')
 
+# %% ../../nbs/config/01_fields.ipynb #120534e8
 def batch_size_opt(
     default: int | None = 64,
     help: str = 'images in a batch',
@@ -195,6 +200,7 @@ def faces_opt(
             f'where a photograph with several is set aside; --faces alone means {bare}')
     return opt('none', help, choices=FACE_MODES)
 
+# %% ../../nbs/config/01_fields.ipynb #b2c815d4
 def face_margin_opt() -> Any:
     "The option `face_margin`"
     help = ("margin around a face's box on each side, as a share of its longer side; below 0 is tighter "
@@ -212,13 +218,31 @@ class SourceOptions(Options):
     labels: str | None = opt(
         None, 'CSV, TSV or array file of labels, where it is not next to the images', metavar='FILE')
     image_col: str | None = opt(None, 'column of the file name or id', metavar='COL')
-    label_col: str | None = opt(None, 'column of the class', metavar='COL')
+    label_col: str | None = opt(
+        None, 'column of the class; several with a number of votes each as a,b,c', metavar='COL')
     split_col: str | None = opt(
-        None, 'column of train / valid / test; none: ignore any such column', metavar='COL')
+        None, 'column of train / valid / test, in words, as 0 / 1 / 2, as is_valid or as folds; none: no splits are named',
+        metavar='COL')
     group_col: str | None = opt(
         None, 'column of the person: one group is never on both sides of a split', metavar='COL')
     group_from: str | None = opt(
-        None, r"regular expression whose first (group) in the file name is the group, e.g. '(.+)_\d+'", metavar='REGEX')
+        None, r"regular expression whose first (group) in the file name, or else in the path, is the group, "
+        r"e.g. '(.+)_\d+'", metavar='REGEX')
+    group_level: int | None = opt(
+        None, 'level of the folders that are named for the group: 1 is the outermost, -1 the one that holds the image',
+        minimum=-20, maximum=20, metavar='N')
+    label_from: str | None = opt(
+        None, r"regular expression whose first (group) in the file name, or else in the path, is the class, "
+        r"e.g. '\.([A-Z]{2})\d'", metavar='REGEX')
+    label_level: int | None = opt(
+        None, 'level of the folders that are named for the class: 1 is the outermost, -1 the one that holds the image',
+        minimum=-20, maximum=20, metavar='N')
+    label_map: str | None = opt(
+        None, 'names of classes that the labels only number: JSON {0: smile}, a CSV of number and name, or a name a line',
+        metavar='FILE')
+    min_agreement: float | None = opt(
+        None, 'leave rows out in which a smaller share of the votes is for the label, where the label is in columns of votes',
+        minimum=0.0, maximum=1.0, metavar='SHARE')
     raw_shape: str | None = opt(
         None, 'height,width,channels of each image where the source is a file of raw bytes', metavar='H,W,C')
     rename: tuple[str, ...] = opt((), 'rename a class, or merge it into another; repeatable', metavar='OLD=NEW')
@@ -304,11 +328,13 @@ def ray_opt() -> Any:
             'machine')
     return opt(None, help, metavar='local|auto|HOST:PORT')
 
+# %% ../../nbs/config/01_fields.ipynb #402edcc3
 def actors_opt() -> Any:
     "The option `actors`"
     help = 'processes of --ray, each with --workers CPUs (default: as many as the cluster has room for)'
     return opt(None, help, minimum=1, maximum=10000, requires='ray')
 
+# %% ../../nbs/config/01_fields.ipynb #8d6392f5
 def check_ray_address(
     address: str | None, # as given to `--ray`
 ) -> None:
@@ -330,6 +356,8 @@ BALANCE_CHOICES = SAMPLING_CHOICES | _LOSS_ADJUSTMENTS
 _AUGMENT_STRENGTHS: dict[str, ChoiceValue | None] = dict.fromkeys(('none', 'light', 'medium', 'strong'))
 _MIX_CHOICES = {'mixup': ChoiceValue(0.4, 0.01, 10.0), 'cutmix': ChoiceValue(1.0, 0.01, 10.0)}
 AUGMENT_CHOICES = _AUGMENT_STRENGTHS | {'cutout': ChoiceValue(0.5)} | _MIX_CHOICES
+
+# %% ../../nbs/config/01_fields.ipynb #83e660e0
 SCHEDULE_CHOICES = {'one-cycle': None, 'flat-cosine': None, 'plateau': ChoiceValue(12, 1, 10_000, integer=True)}
 INIT_CHOICES = ('default', 'kaiming', 'xavier')
 POOL_CHOICES = ('avg', 'catavgmax')
@@ -363,6 +391,7 @@ def parse_rates(
     return parse_number_list('--lr-sweep', text, float, _SMALLEST_RATE, 10, at_least=2,
                              accepted='two or more different numbers above 0, e.g. 1e-5,1e-4,1e-3,1e-2')
 
+# %% ../../nbs/config/01_fields.ipynb #ec770e6a
 def is_learning_rate(
     text: str, # as given to `--lr`
 ) -> bool:
@@ -381,10 +410,12 @@ class HeadChoice:
 def _parse_widths(text: str, accepted: str) -> dict:
     return dict(hidden=parse_number_list('--head', text, maximum=16384, distinct=False, accepted=accepted))
 
+# %% ../../nbs/config/01_fields.ipynb #1fcc6438
 HEADS = {
     'linear': HeadChoice('linear', 'linear'),
     'mlp': HeadChoice('mlp:W,W', 'mlp: and widths from 1 to 16384, e.g. mlp:1024 or mlp:512,512', _parse_widths)}
 
+# %% ../../nbs/config/01_fields.ipynb #ea1d5f94
 def parse_head(
     text: str, # linear, or mlp:WIDTH,WIDTH
 ) -> dict:     # kind and settings, as `models.heads` takes them; empty for linear
@@ -406,6 +437,7 @@ def parse_word_list(
     if len(set(words)) == len(words): return words
     raise OptionError(f'{name} {text!r} lists a word twice.', f'Accepted: {", ".join(choices)}, joined by commas.')
 
+# %% ../../nbs/config/01_fields.ipynb #4f2163cd
 def _parse_views(
     text: str | None, # a number, or fresh
 ) -> int | None: # augmented views of each image in addition to the plain one; None: new ones in every epoch
@@ -454,6 +486,7 @@ class Incompatible:
     applies: Callable[[ParsedChoices], Any]  # true where they are combined
     reason: str
 
+# %% ../../nbs/config/01_fields.ipynb #84276686
 def _both(chosen: Mapping[str, Any], words: Mapping[str, Any]) -> bool:
     "Are several of these words chosen?"
     return len(chosen.keys() & words.keys()) > 1
@@ -478,6 +511,7 @@ def _no_logit_adjust(word: str) -> Incompatible:
     return Incompatible(f'--loss {word} with logit-adjust', lambda c: c.loss[0] == word and 'logit-adjust' in c.balance,
                         LOSSES[word].no_logit_adjust)
 
+# %% ../../nbs/config/01_fields.ipynb #046875da
 _LOSS_RULES = (
     Incompatible(f'--loss {_BATCH_LOSSES} with mixup or cutmix', lambda c: not LOSSES[c.loss[0]].per_row and c.mixes,
                  f'Mixing interpolates the loss of single images; {_BATCH_LOSSES} is a loss of a whole batch.'),
@@ -513,6 +547,7 @@ def _compares_or_refits(c: ParsedChoices) -> bool:
     "Do the options ask for several trainings, or for a second one?"
     return not c.balance or c.lr_sweep or c.seeds > 1 or c.refit_all
 
+# %% ../../nbs/config/01_fields.ipynb #973c65a4
 _COMPARISON_RULES = (
     Incompatible('--refit-all with --schedule plateau', lambda c: c.refit_all and c.schedule[0] == 'plateau',
                  'The plateau is detected on valid, and a refit has no valid left.'),
@@ -525,6 +560,7 @@ _COMPARISON_RULES = (
     Incompatible('--test with --folds', lambda c: c.test_given and c.folds,
                  'Each fold is the test part once; --folds 5 holds out a fifth each time.'))
 
+# %% ../../nbs/config/01_fields.ipynb #815aaa12
 INCOMPATIBLE_OPTIONS = _BALANCE_RULES + _LOSS_RULES + _FREEZE_RULES + _COMPARISON_RULES
 
 # %% ../../nbs/config/01_fields.ipynb #7d870f2f

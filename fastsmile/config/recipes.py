@@ -35,6 +35,7 @@ def _parse_toml(
         raise OptionError(f'{where} is not a TOML file: {printable(e)}.',
                           'Write one option a line, e.g. epochs = 5.') from None
 
+# %% ../../nbs/config/02_recipes.ipynb #2346b4a3
 def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     "A TOML file of a user; raises `OptionError` where it cannot be read"
     where = local_path(path)
@@ -80,6 +81,7 @@ def _check_options(
     annotations = {f.name: f.type for f in fields(cls)}
     return {k: _typed_value(k, v, annotations[k], where) for k, v in options.items()}
 
+# %% ../../nbs/config/02_recipes.ipynb #af167ac3
 def read_options(
     cls: type[Options],          # whose options the file holds
     path: str | PathLike[str],   # a TOML file
@@ -97,6 +99,7 @@ def _toml_value(value: bool | int | float | str | tuple[str, ...]) -> str:
     if isinstance(value, tuple): return '[' + ', '.join(map(_toml_value, value)) + ']'
     return repr(value)
 
+# %% ../../nbs/config/02_recipes.ipynb #f5257bbc
 def options_toml(
     options: Options,
     leave_out: tuple[str, ...] = (), # options that are not written
@@ -125,6 +128,7 @@ class Recipe:
     assumed: dict[str, str] = field(default_factory=dict)  # option that the report leaves open -> why it has this value
     differs: str = ''          # what we do differently
 
+# %% ../../nbs/config/02_recipes.ipynb #9015b09b
 _RECIPE_FOLDER = Path(fastsmile.__file__).parent/'recipes'
 
 def _load_recipes() -> dict[str, Recipe]: # name -> recipe, by report
@@ -135,6 +139,7 @@ def _load_recipes() -> dict[str, Recipe]: # name -> recipe, by report
         recipes[file.stem] = Recipe(options=options, **options.pop('recipe'))
     return dict(sorted(recipes.items(), key=lambda named: (named[1].report, named[0])))
 
+# %% ../../nbs/config/02_recipes.ipynb #a2628e25
 RECIPES = _load_recipes()
 
 # %% ../../nbs/config/02_recipes.ipynb #3f39d924
@@ -143,6 +148,7 @@ def _assumed_text(name: str, value: Any, why: str) -> str:
     shown = value if isinstance(value, str) else f'{value:g}'
     return f'{name} {shown} ({why})'
 
+# %% ../../nbs/config/02_recipes.ipynb #5f3a4dc5
 def describe_recipe(
     name: str, # one of `RECIPES`
 ) -> str:

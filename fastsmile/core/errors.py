@@ -61,6 +61,7 @@ def printable_lines(text: str) -> str:
     "`text` made printable line by line, so that newlines stay"
     return '\n'.join(map(printable, text.split('\n')))
 
+# %% ../../nbs/core/01_errors.ipynb #670bfada
 def shell_quote(path: str | os.PathLike) -> str:
     "A path as a shell takes it"
     return shlex.quote(printable(path))
@@ -82,6 +83,7 @@ _WRITE_ERRNO_NAMES = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM', '
                       'ENAMETOOLONG')
 _WRITE_ERRNOS = {getattr(errno, name) for name in _WRITE_ERRNO_NAMES if hasattr(errno, name)}
 
+# %% ../../nbs/core/01_errors.ipynb #0b3a414e
 def write_failure_reason(
     e: BaseException | None,
 ) -> str: # '' where the error is about something else
@@ -96,6 +98,7 @@ def write_failure_reason(
 class WriteError(SmileError):
     "A file that cannot be written: no space, or no permission"
 
+# %% ../../nbs/core/01_errors.ipynb #b8dc51e7
 _FREE_SPACE_HINT = 'The existing file is unchanged: free some space, or choose another path.'
 
 @contextmanager

@@ -38,6 +38,7 @@ def is_url(where: object) -> bool:
     "Is it a URL such as s3://bucket/faces, which fsspec opens? A drive of Windows is none"
     return bool(re.match(r'([a-z][a-z0-9+]+::)*[a-z][a-z0-9+]+://', str(where)))
 
+# %% ../../nbs/core/02_files.ipynb #b0c8f9f5
 def local_path(path: str | os.PathLike) -> Path:
     "A path to write to; raises a `SmileError` where it is a URL"
     if not is_url(path): return Path(path)
@@ -51,6 +52,7 @@ def absolute_source(
     "The source as another command can open it from another folder: a URL as it is, else the absolute path"
     return str(source) if is_url(source) else str(Path(source).absolute())
 
+# %% ../../nbs/core/02_files.ipynb #179d4672
 def check_source_exists(
     where: str | os.PathLike, # a path or a URL
 ):
@@ -69,6 +71,7 @@ def try_lock(
     except OSError as e: return False if e.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
+# %% ../../nbs/core/02_files.ipynb #ba1ca12b
 def _try_lock_windows(fd: int) -> bool:
     "Lock a byte far behind the end: a locked part cannot be read by others"
     import msvcrt
@@ -96,6 +99,7 @@ def _unlock_in_forks(
     _LOCKED_FILES.add(file)
     return file
 
+# %% ../../nbs/core/02_files.ipynb #26ca552e
 @cache
 def _register_fork_hook():
     if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_close_locked_files)
@@ -119,6 +123,7 @@ def _locked_temp_file(folder: Path, suffix: str) -> tuple[int, Path]:
     os.close(fd)
     return fd, Path(path)
 
+# %% ../../nbs/core/02_files.ipynb #80d31348
 def _temp_folder(part: Path) -> Path:
     "The folder that may belong to a temporary file"
     return part.with_suffix('.dir')
@@ -213,6 +218,7 @@ def json_text(
     text = json.dumps(jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False)
     return re.sub(f'[{CONTROL_CHARS}]', lambda m: f'\\u{ord(m[0]):04x}', text)
 
+# %% ../../nbs/core/02_files.ipynb #a081acc0
 def write_json(
     path: str | os.PathLike,
     obj: Any, # anything JSON can hold; paths and NumPy numbers are turned into it
@@ -303,6 +309,7 @@ def _folder_taken_error(path: Path) -> SmileError:
         hint += f' To resume the unfinished run in it: fastsmile fit --resume {shell_quote(path)}'
     return SmileError(f'{printable(path)} is not empty.', hint)
 
+# %% ../../nbs/core/02_files.ipynb #ca74d7b3
 def check_run_folder_free(
     out: str | os.PathLike | None, # the folder that was asked for
 ):
@@ -328,6 +335,7 @@ def new_run_folder(
         else: return path
     raise _folder_taken_error(path)
 
+# %% ../../nbs/core/02_files.ipynb #f6b4f535
 def _run_folder_names(name: str, root: Path) -> list[Path]:
     "Names to try, the first by the time alone"
     base = root/f'{re.sub(r"[^A-Za-z0-9_.-]+", "-", name)}-{datetime.now():%Y%m%d-%H%M%S}'
@@ -360,6 +368,7 @@ def escape_formula(
     if not isinstance(cell, str) or not _FORMULA_START.match(cell): return cell
     return cell if _NUMBER_CELL.fullmatch(cell) else f"'{cell}"
 
+# %% ../../nbs/core/02_files.ipynb #35476648
 def unescape_formula(
     cell: str, # from a file that fastsmile wrote
 ) -> str:
@@ -392,6 +401,7 @@ def write_safe_csv(
     with atomic_write(path) as temp, open(temp, 'w', **CSV_OPEN_ARGS) as f:
         cells.to_csv(LineFeedWriter(f), index=False, lineterminator='\r\n')
 
+# %% ../../nbs/core/02_files.ipynb #cbee5c2b
 def _escape_column(column: 'Series') -> 'Series':
     "A column of text, harmless; any other as it is"
     if column.dtype.kind != 'O': return column
@@ -412,6 +422,7 @@ def read_safe_csv(
     frame = pd.DataFrame(rows, columns=head, dtype=str)
     return frame.apply(_as_numbers) if numbers and len(frame) else frame
 
+# %% ../../nbs/core/02_files.ipynb #db8788b1
 def _read_rows(path: str | os.PathLike) -> list[list[str]]:
     "The rows that are not empty, as text"
     try:
@@ -419,6 +430,7 @@ def _read_rows(path: str | os.PathLike) -> list[list[str]]:
     except OSError as e: raise SmileError(f'{printable(path)} cannot be read: {e.strerror}.') from None
     except csv.Error as e: raise SmileError(f'{printable(path)} cannot be read as a table: {printable(e)}.') from None
 
+# %% ../../nbs/core/02_files.ipynb #87f2a71e
 def _as_numbers(column: 'Series') -> 'Series':
     "A column of text as numbers, where it holds nothing else"
     try: return import_pandas().to_numeric(column.replace('', float('nan')))

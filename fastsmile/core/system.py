@@ -32,6 +32,7 @@ def free_memory() -> int: # bytes
     except (OSError, ValueError): pass  # no container, or one without a limit
     return min(limits, default=4 * 1024**3)
 
+# %% ../../nbs/core/03_system.ipynb #7899e69f
 def _reclaimable_cache() -> int: # bytes
     "Cached files of the container, which it gives back where memory is needed"
     try: return int((CGROUP/'memory.stat').read_text().split('\ninactive_file ')[1].split()[0])
@@ -54,6 +55,7 @@ def default_batch_size(
     while best > 1 and best * image_bytes * threads > free / 4: best //= 2
     return best if device != 'cpu' or not total else _equal_batch_size(total, best, threads)
 
+# %% ../../nbs/core/03_system.ipynb #a631bec0
 def _equal_batch_size(total: int, most: int, threads: int) -> int:
     "The size, at most `most`, with which each of `threads` gets the same number of batches"
     rounds = math.ceil(total / (most * threads))

@@ -72,6 +72,7 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally: logging.disable(before)
 
+# %% ../../nbs/inference/11_export.ipynb #9d1c4c79
 def _exporter_message(e: Exception) -> str:
     "The exporter's error without colours, in whole words"
     return shorten(re.sub(r'\x1b\[[\d;]*m', '', str(e)), 300, placeholder=' ...')
@@ -108,6 +109,7 @@ class ExportFormat:
     load: Callable[[Path], Model]          # of a file
     default_path: Callable[[Path], Path]   # of a model folder's file
 
+# %% ../../nbs/inference/11_export.ipynb #76ff2722
 EXPORT_FORMATS = {
     'onnx': ExportFormat('.onnx', ('onnx', 'onnxscript', 'onnxruntime'), write_onnx, load_onnx, onnx_path)}
 
@@ -121,6 +123,7 @@ def _list_run_images(run: Path) -> tuple: # reader, names
     except SmileError: return None, []
     return reader, rows.path.tolist()
 
+# %% ../../nbs/inference/11_export.ipynb #4de4b8a5
 def _read_some(
     reader: object,
     names: list[str],
@@ -162,6 +165,7 @@ def _batched_logits(backend: Backend, images: np.ndarray) -> np.ndarray: # (n, C
     parts = np.split(images, [end for end in _CHECK_BATCH_ENDS if end < len(images)])
     return np.concatenate([backend.logits(part) for part in parts])
 
+# %% ../../nbs/inference/11_export.ipynb #b28da83a
 def _compare_backends(
     model: Model,       # the original
     exported: Model,

@@ -109,11 +109,13 @@ def _axis_position(value: float, largest: float, length: float) -> float:
     "Pixels from the chart's corner"
     return 32 + value / largest * (length - 55)
 
+# %% ../../nbs/reports/05_audit.ipynb #9571343b
 def _size_circle(width: int, height: int, images: int, most: int, largest: int) -> str:
     x, y = _axis_position(width, largest, _CHART_WIDTH), _CHART_HEIGHT - _axis_position(height, largest, _CHART_HEIGHT)
     radius = 2 + 8 * (images / most) ** .5
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{width} x {height}: {images}</title></circle>'
 
+# %% ../../nbs/reports/05_audit.ipynb #ea1d3169
 def _size_tick(value: int, largest: int) -> str:
     x, y = _axis_position(value, largest, _CHART_WIDTH), _CHART_HEIGHT - _axis_position(value, largest, _CHART_HEIGHT)
     return (f'<text x="{x:.0f}" y="{_CHART_HEIGHT - 8}" text-anchor="middle">{value}</text>'

@@ -76,6 +76,7 @@ _DECISION_RULE_TEXTS = dict(
              'it need not be the most probable one.',
     cost='The label is the one with the least expected cost; it need not be the most probable one.')
 
+# %% ../../nbs/reports/03_card.ipynb #1f89f82d
 def decision_rule_text(
     calibration: dict, # as measured: rule, and what its `rules` weigh
 ) -> str:
@@ -120,6 +121,7 @@ def _interpretation_text(options: dict, calibration: dict) -> str:
 CARD_SCORES = {name: SCORES[name].title for name in scores_where(lambda score: score.card)}
 RULE_SCORES = {name: title for name, title in CARD_SCORES.items() if SCORES[name].kind == 'labels'}  # of a decision rule
 
+# %% ../../nbs/reports/03_card.ipynb #ddcdd0ba
 def _starting_point_text(
     config: dict, # config.json
 ) -> str:
@@ -130,6 +132,7 @@ def _starting_point_text(
     start = 'random weights' if weights == 'none' else f'pretrained weights ({Path(weights).name})'
     return f'Trained from {start}.'
 
+# %% ../../nbs/reports/03_card.ipynb #b365f70e
 def _model_index(name: str, config: dict, metrics: dict, split: str) -> list:
     "The hub's `model-index`: results that machines read"
     data = dict(name=printable(Path(config['source']).name), type='image-folder', split=split)
@@ -143,6 +146,7 @@ def _code_fence(text: str) -> str:
     "What encloses code in Markdown: more backticks than there are in it"
     return '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
 
+# %% ../../nbs/reports/03_card.ipynb #db7bab5b
 def _yaml_head(name: str, config: dict, metrics: dict, split: str) -> str:
     "The card's head; JSON values are YAML"
     head = dict(library_name='timm', pipeline_tag='image-classification',

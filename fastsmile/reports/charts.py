@@ -29,6 +29,7 @@ def _escape_html(text: object) -> str:
     from markupsafe import escape
     return str(escape(printable(text)))
 
+# %% ../../nbs/reports/01_charts.ipynb #dcd7daff
 def _escape_mathtext(text: object) -> str:
     "Text that matplotlib draws as it is: no formulas"
     return printable(text).replace('$', r'\$')
@@ -39,6 +40,7 @@ _CHART_STYLE = dict.fromkeys(['text.color', 'axes.edgecolor', 'axes.labelcolor',
     'svg.fonttype': 'none', 'svg.hashsalt': 'fastsmile', 'axes.spines.top': False, 'axes.spines.right': False,
     'font.size': 9, 'font.family': 'sans-serif'}
 
+# %% ../../nbs/reports/01_charts.ipynb #e15e3092
 def _inline_svg(svg: str, title: str) -> str:
     "An SVG file as an element of a page: the page's ink, a title, and ids that differ between the charts of one page"
     svg = svg[svg.index('<svg'):].replace(INK, 'currentColor')
@@ -62,6 +64,7 @@ def svg_chart(
         fig.savefig(file, format='svg', transparent=True, metadata=dict(Date=None, Creator=None))
     return _inline_svg(file.getvalue(), title)
 
+# %% ../../nbs/reports/01_charts.ipynb #d27857ca
 def save_figure(
     fig: 'Figure',
     path: Path, # .png
@@ -74,6 +77,7 @@ def integer_axis(ax: 'Axes'):
     "Ticks at whole numbers, for epochs and trials"
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
+# %% ../../nbs/reports/01_charts.ipynb #5bbf876b
 def draw_history(
     ax: 'Axes',
     history: pd.DataFrame, # a row per epoch
@@ -117,6 +121,7 @@ def draw_lr_find(
     ax.set_title('learning-rate search', fontsize=9)
     ax.legend(frameon=False, fontsize=8)
 
+# %% ../../nbs/reports/01_charts.ipynb #79613cf2
 def lr_find_chart(curve: pd.DataFrame) -> str:
     "The learning-rate search of each phase, as SVG"
     return svg_chart(lambda ax: draw_lr_find(ax, curve), 'learning-rate search')
@@ -146,6 +151,7 @@ def _draw_reliability(ax: 'Axes', bins: list[dict], colour: str, label: str):
     ax.plot(confidence, accuracy, color=colour, lw=1, alpha=0.7)
     ax.scatter(confidence, accuracy, s=8 + 60 * rows / max(1, rows.sum()), color=colour, label=label)
 
+# %% ../../nbs/reports/01_charts.ipynb #27ed3f0a
 def reliability_chart(
     before: list[dict], # confidence, accuracy, rows of each bin
     after: list[dict],  # the same after temperature scaling

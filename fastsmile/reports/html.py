@@ -28,10 +28,12 @@ def _format_score(value: float | None) -> str:
     "Three decimals; empty where there is no value"
     return '' if value is None or value != value else f'{value:z.3f}'
 
+# %% ../../nbs/reports/02_html.ipynb #f9e5af54
 def _format_percent(share: float | None) -> str:
     "A share as a percentage; empty where there is none"
     return '' if share is None else f'{100 * share:.1f}%'
 
+# %% ../../nbs/reports/02_html.ipynb #94060cf9
 def _quote_markdown(text: str) -> str: # Markup
     "Text inside code of Markdown"
     from markupsafe import Markup, escape
@@ -50,6 +52,7 @@ def _show_control_characters(value: object) -> object:
     "What a template fills in: text shows its control characters; finished markup and numbers are as they are"
     return printable_lines(value) if isinstance(value, str) and not hasattr(value, '__html__') else value
 
+# %% ../../nbs/reports/02_html.ipynb #dda5cd99
 def _template_source(name: str) -> str: return _environment().loader.get_source(_environment(), name)[0]
 
 def _script(name: str) -> str: # Markup
@@ -72,6 +75,7 @@ def _environment():
     env.filters |= dict(plain=printable, quoted=_quote_markdown, f3=_format_score, pct=_format_percent)
     return env
 
+# %% ../../nbs/reports/02_html.ipynb #b09ea810
 def render_template(
     template: str, # in fastsmile/templates
     context: dict,
@@ -155,6 +159,7 @@ def _image_name(row: dict) -> str:
     "The image of a row: where it is a face, that region of its photograph"
     return region_name(row['path'], tuple(int(row[k]) for k in 'xywh')) if row.get('face') else row['path']
 
+# %% ../../nbs/reports/02_html.ipynb #4754389c
 def _gallery_card(row: dict, thumbnails: Thumbnails) -> dict:
     "What the page says about one row"
     probs = {k[2:]: float(v) for k, v in row.items() if k.startswith('p_') and v != ''}

@@ -202,6 +202,7 @@ def _trials_context(
     for row in table.to_numpy().tolist(): rows.append([short_number(v) for v in row])
     return dict(title=training['table_caption'], columns=[c.replace('_', ' ') for c in table], rows=rows)
 
+# %% ../../nbs/reports/04_run.ipynb #f0e6d957
 def _comparison_rows(run: Path, monitor: str) -> list[dict] | None:
     "The trainings that were compared on the same split; None where there was one"
     path = run/'comparison.csv'
@@ -240,6 +241,7 @@ class _TrainingSection:
     tried: dict | None      # a table of what was tried on valid
     monitor: str            # the score that chose the epoch
 
+# %% ../../nbs/reports/04_run.ipynb #8fb50d5b
 def _training_section(run: Path, config: dict) -> _TrainingSection:
     "From config.json and the files of the run folder"
     model, monitor, sheet = config['model'], config['options']['monitor'], run/'augmented.jpg'
@@ -260,10 +262,12 @@ class _RunRecord:
     origin: dict            # versions, seed, data fingerprint
     options: dict           # those that are set
 
+# %% ../../nbs/reports/04_run.ipynb #3cea9d8c
 def _format_time(time: str | None) -> str:
     "A time as people write it"
     return datetime.fromisoformat(time).strftime('%Y-%m-%d %H:%M %Z') if time else ''
 
+# %% ../../nbs/reports/04_run.ipynb #3734a290
 def _run_record(config: dict) -> _RunRecord:
     "From config.json"
     options = config['options']

@@ -31,7 +31,7 @@ from ..inference.torch_backend import TorchBackend
 from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import class_prior, decision_offset, resolve_decision_rule, rule_before_fitting
 from ..metrics.predictions import SavedPredictions, calibration_settings, read_saved_predictions
-from ..metrics.scores import evaluate_predictions
+from ..metrics.intervals import evaluate_predictions
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.ensemble import build_ensemble

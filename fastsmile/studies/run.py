@@ -28,7 +28,8 @@ from ..data.audit import SplitData, audit_and_split
 from ..data.source import read_source
 from ..data.splits import stratified_group_split
 from ..metrics.predictions import read_saved_predictions
-from ..metrics.scores import ALL_SCORES, MAIN_SCORES, SCORE_NAMES, estimate_scores, with_intervals
+from ..metrics.intervals import with_intervals
+from ..metrics.scores import ALL_SCORES, MAIN_SCORES, SCORE_NAMES, estimate_scores
 from ..models.device import device_description, pick_device
 from ..reports.charts import interval_chart
 from ..reports.html import escape_markdown, render_template

@@ -111,11 +111,13 @@ def _plain_settings(module: nn.Module) -> list[tuple]:
     plain = {k: v for k, v in vars(module).items() if isinstance(v, str | int | float | bool)}
     return sorted((k, v) for k, v in plain.items() if k != 'training')
 
+# %% ../../nbs/training/08_features.ipynb #81679d58
 def _body_settings(net: nn.Module) -> list[tuple]:
     "The modules before the head and their settings: a pooling layer has no weights, but changes the features"
     head = {id(m) for m in classifier_head(net).modules()}
     return [(name, type(m).__name__, _plain_settings(m)) for name, m in net.named_modules() if id(m) not in head]
 
+# %% ../../nbs/training/08_features.ipynb #122b4717
 def _body_digest(net: nn.Module) -> str:
     "A digest of the weights before the head"
     head, digest = {id(p) for p in classifier_head(net).parameters()}, sha256()
@@ -195,6 +197,7 @@ class FeatureSummary:
     seconds: float
     from_cache: bool  # did an earlier run compute them?
 
+# %% ../../nbs/training/08_features.ipynb #edc473d8
 def _compute_or_read(
     path: Path | None,   # in the cache; None: nothing is saved
     shape: tuple,        # (rows of all passes, F)

@@ -8,7 +8,8 @@ from fastsmile.metrics.calibration import (
     INVERSE_LINKS, CalibrationSettings, apply_temperature, fit_calibration, fit_rule, fit_set_thresholds, fit_temperature,
     invert_link, loss_link, split_link,
 )
-from fastsmile.metrics.scores import confusion_matrix, evaluate_predictions, label_scores
+from fastsmile.metrics.intervals import evaluate_predictions
+from fastsmile.metrics.scores import confusion_matrix, label_scores
 
 
 def sharp(n, seed, factor=2.5, prior=(.6, .25, .15)):
@@ -23,7 +24,7 @@ def test_temperature_mends_the_calibration_error():
     y, p = sharp(600, 1)
     ty, tp = sharp(4000, 2)
     t = fit_temperature(p, y)
-    def ece(q): return evaluate_predictions(ty, q.argmax(1), q, 'abc', draws=10)['ece']['value']
+    def ece(q): return evaluate_predictions(ty, q.argmax(1), q, 'abc')['ece']['value']
     assert 2 < t < 3 and ece(tp) > 0.08 and ece(apply_temperature(tp, t)) < 0.03
     assert fit_temperature(np.array([[1., 0., 0.]]), np.array([0])) > 0.3  # a single certain row moves little
 
