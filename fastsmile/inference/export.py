@@ -46,14 +46,15 @@ def _onnx_metadata(
 ) -> dict: # name -> JSON
     "What an ONNX file says of its model"
     p, m, c = model.spec.prep, model.metadata, model.metadata.calibration
-    prepare = (f'RGB, upright; {p.crop_mode} to {p.size} x {p.size} ({p.interpolation}, crop_pct {p.crop_pct:g}); '
+    grey = 'turned grey (ITU-R BT.601), three equal channels; ' if p.grey else ''
+    prepare = (f'RGB, upright; {p.crop_mode} to {p.size} x {p.size} ({p.interpolation}, crop_pct {p.crop_pct:g}); {grey}'
                '/ 255, - mean, / std; float32, N x 3 x H x W')
     decide = (f'logits through {m.link}, + shift, softmax: p; then p ** (1 / temperature), normalised; '
               'label: argmax of log p + offset of the rule')
     entries = {
         'labels': list(model.spec.classes),
         'preprocessing': dict(steps=prepare, size=p.size, mean=p.mean, std=p.std, interpolation=p.interpolation,
-                              crop_mode=p.crop_mode, crop_pct=p.crop_pct),
+                              crop_mode=p.crop_mode, crop_pct=p.crop_pct, grey=p.grey),
         'decision': dict(steps=decide, link=m.link, shift=m.shift, temperature=c.temperature, rule=c.rule,
                          offsets=c.offsets, cost=c.costs),
         'calibration': c.as_dict(),
@@ -72,6 +73,7 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally: logging.disable(before)
 
+# %% ../../nbs/inference/11_export.ipynb #9d1c4c79
 def _exporter_message(e: Exception) -> str:
     "The exporter's error without colours, in whole words"
     return shorten(re.sub(r'\x1b\[[\d;]*m', '', str(e)), 300, placeholder=' ...')
@@ -108,6 +110,7 @@ class ExportFormat:
     load: Callable[[Path], Model]          # of a file
     default_path: Callable[[Path], Path]   # of a model folder's file
 
+# %% ../../nbs/inference/11_export.ipynb #76ff2722
 EXPORT_FORMATS = {
     'onnx': ExportFormat('.onnx', ('onnx', 'onnxscript', 'onnxruntime'), write_onnx, load_onnx, onnx_path)}
 
@@ -121,6 +124,7 @@ def _list_run_images(run: Path) -> tuple: # reader, names
     except SmileError: return None, []
     return reader, rows.path.tolist()
 
+# %% ../../nbs/inference/11_export.ipynb #4de4b8a5
 def _read_some(
     reader: object,
     names: list[str],
@@ -162,6 +166,7 @@ def _batched_logits(backend: Backend, images: np.ndarray) -> np.ndarray: # (n, C
     parts = np.split(images, [end for end in _CHECK_BATCH_ENDS if end < len(images)])
     return np.concatenate([backend.logits(part) for part in parts])
 
+# %% ../../nbs/inference/11_export.ipynb #b28da83a
 def _compare_backends(
     model: Model,       # the original
     exported: Model,
@@ -208,7 +213,7 @@ def export(
                          'as it is.')
     out = _export_path(config, kind, model)
     images, origin = _load_check_images(model, run, config.check)
-    say(f'exporting {model.spec.arch}, {model.spec.prep.size} px, opset {config.opset}')
+    say(f'exporting {model.spec.arch}, {model.spec.prep.summary}, opset {config.opset}')
     with atomic_write(out) as tmp:
         kind.write(model, read_json(Path(model.path)/'config.json'), tmp, config.opset)
         difference = _compare_backends(model, kind.load(tmp), images)

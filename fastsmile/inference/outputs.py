@@ -39,6 +39,7 @@ def output_format(
     raise OptionError(f'--out {printable(path)} has an extension that is not known.',
                       'Accepted: .csv, .jsonl for JSON lines, .parquet.')
 
+# %% ../../nbs/inference/08_outputs.ipynb #33418354
 def row_to_json(row: dict) -> str:
     "A row as a line of JSON: what is empty is null, but for the error"
     return json.dumps({k: None if v == '' and k != 'error' else v for k, v in row.items()}, ensure_ascii=False)
@@ -52,12 +53,14 @@ class _CompleteLines:
             self.at += len(line)
             if line.endswith(b'\n'): yield line.decode('utf-8', 'surrogateescape')
 
+# %% ../../nbs/inference/08_outputs.ipynb #cb003253
 def _csv_rows(lines: _CompleteLines, columns: list[str]) -> Iterator[dict]:
     table = csv.reader(lines)
     if [unescape_formula(c) for c in next(table, [])] != columns: return
     for cells in table:
         if len(cells) == len(columns): yield dict(zip(columns, map(unescape_formula, cells)))
 
+# %% ../../nbs/inference/08_outputs.ipynb #d9d98387
 def _jsonl_rows(lines: _CompleteLines, columns: list[str]) -> Iterator[dict]:
     for line in lines:
         try: row = json.loads(line)
@@ -81,12 +84,14 @@ def read_prediction_rows(
 def _is_text(column: str) -> bool:
     return not (column == 'confidence' or column in FACE_COLUMNS or column.startswith(('p_', 'raw_', 'calibrated_')))
 
+# %% ../../nbs/inference/08_outputs.ipynb #48394495
 def _parquet_column(rows: list[dict], column: str) -> list:
     "Values as Parquet takes them; a name that is no Unicode is escaped"
     values = [row[column] for row in rows]
     if _is_text(column): return [str(v).encode('utf-8', 'backslashreplace').decode() for v in values]
     return [None if v == '' else float(v) for v in values]
 
+# %% ../../nbs/inference/08_outputs.ipynb #8e86638e
 def write_parquet(
     part: str | Path,   # JSON lines
     path: str | Path,   # .parquet
@@ -107,6 +112,7 @@ def _file_head(path: Path) -> str:
     "The first few thousand characters of a file"
     with open(path, 'rb') as f: return f.read(1 << 16).decode('utf-8-sig', 'replace')
 
+# %% ../../nbs/inference/08_outputs.ipynb #7b3ae13e
 def _csv_columns(path: Path) -> list[str]: return next(csv.reader(_file_head(path).splitlines()), [])
 
 def _jsonl_columns(path: Path) -> list[str]:
@@ -126,6 +132,7 @@ class _OwnFile:
     name: str                     # for messages
     is_ours: Callable[[Path], bool]
 
+# %% ../../nbs/inference/08_outputs.ipynb #606f8867
 def _has_prediction_columns(read_columns: Callable) -> Callable:
     return lambda path: {'path', 'label', 'confidence', 'error'} <= set(read_columns(path))
 
@@ -165,6 +172,7 @@ class PredictionSummary:
     run_info: dict = field(default_factory=dict)  # model, precision, views, what the probabilities are
     images: int = 0       # fewer than rows where a row is a face
 
+# %% ../../nbs/inference/08_outputs.ipynb #9435616c
 _MAX_ERRORS = 1000
 WITHHELD_LABEL = 'withheld'  # what a row counts as where no label was given on purpose
 
@@ -220,6 +228,7 @@ def resume_settings(
     where = _settings_path(path)
     return read_json(where) if where.exists() else {}
 
+# %% ../../nbs/inference/08_outputs.ipynb #6d46c787
 def _check_settings(
     path: str | Path, # where the rows go
     settings: dict,   # of this run
@@ -342,6 +351,7 @@ def _publish(part: PredictionFile):
     _settings_path(part.path).unlink(missing_ok=True)
     part.file.close()
 
+# %% ../../nbs/inference/08_outputs.ipynb #a4b0269e
 def _close_part(part: PredictionFile, error: BaseException | None):
     try: part.file.close()
     except OSError as late: error = error or late  # closing tries a write again that failed

@@ -47,6 +47,7 @@ def _is_known_host(
     try: return bool(ipaddress.ip_address(name))
     except ValueError: return name == 'localhost' or name in {a.lower() for a in allowed}
 
+# %% ../../nbs/serving/04_app.ipynb #662b4579
 def _is_cross_site(
     headers: Mapping[str, str], # of the request, by lower-case name
 ) -> bool:
@@ -77,6 +78,7 @@ def _check_head(
     if method not in ('GET', 'HEAD') and _is_cross_site(headers): raise RequestError(403, 'Cross-site request refused.')
     if _has_unexpected_body(scope, headers): raise RequestError(413, f'A {method} with a body.')
 
+# %% ../../nbs/serving/04_app.ipynb #b4252d95
 def _has_unexpected_body(scope: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
     "Does a request bring a body where none is read?"
     return scope['method'] != 'POST' and (headers.get('content-length', '0') != '0' or 'transfer-encoding' in headers)
@@ -87,6 +89,7 @@ _SECURITY_HEADERS = [(k.encode(), v.encode()) for k, v in {
     'referrer-policy': 'same-origin', 'cache-control': 'no-store', 'cross-origin-resource-policy': 'same-origin',
     'cross-origin-opener-policy': 'same-origin', 'permissions-policy': 'camera=(self), microphone=()'}.items()]
 
+# %% ../../nbs/serving/04_app.ipynb #29ed9687
 class _Exchange:
     "One request and its response, and how far they are"
     def __init__(self, receive: Callable, send: Callable, has_body: bool):
@@ -117,6 +120,7 @@ async def _drain_body(exchange: _Exchange, seconds: float = 0.5):
                 more = message['type'] == 'http.request' and message.get('more_body')
     except TimeoutError: pass
 
+# %% ../../nbs/serving/04_app.ipynb #54246412
 def _as_request_error(e: Exception) -> RequestError:
     "A refusal as it is; anything else is reported on the terminal, and becomes one"
     if isinstance(e, RequestError): return e
@@ -157,9 +161,11 @@ def json_response(
     from starlette.responses import Response
     return Response(text.encode('utf-8', 'backslashreplace'), status, headers, 'application/json')
 
+# %% ../../nbs/serving/04_app.ipynb #94674fc5
 def _error_response(e: RequestError) -> 'Response':
     return json_response(row_to_json(dict(error=e.message, hint=e.hint)), e.status, e.headers)
 
+# %% ../../nbs/serving/04_app.ipynb #3b271131
 def _html_response(
     request: 'Request',
     info: PageInfo,
@@ -180,6 +186,7 @@ def _check_parameters(request: 'Request', *names: str):
         if k in names: continue
         raise RequestError(422, f'{k[:80]!r} is not a parameter of this address.', f'Accepted: {", ".join(names)}.')
 
+# %% ../../nbs/serving/04_app.ipynb #cbce02b4
 def _explain_parameters(request: 'Request', methods: Sequence[str]) -> tuple[str, str | None, int]:
     "Method, label and face of a request; raises a `RequestError`"
     _check_parameters(request, 'method', 'label', 'face', 'name')
@@ -204,6 +211,7 @@ _COLUMN_TEXTS = dict(
     set='every label of the prediction set, joined by |', face='of the faces in this file, the largest is 1',
     x='left edge of the face in pixels', y='its upper edge')
 
+# %% ../../nbs/serving/04_app.ipynb #a1e68ec1
 def _column_schema(column: str, classes: Sequence[str]) -> dict:
     "One column of a row as a JSON schema"
     numbers = {'confidence', 'face_score', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
@@ -324,6 +332,7 @@ async def _asset(request: 'Request') -> 'Response':
     name = request.url.path[1:]
     return Response(read_asset(name), media_type=_ASSET_TYPES[name])
 
+# %% ../../nbs/serving/04_app.ipynb #91aa6fe2
 async def _not_found(request: 'Request', e: Any):
     "Raised again, so that `_RequestGuard` ends a connection whose body nobody reads"
     path = printable(request.url.path)[:200]
@@ -431,6 +440,7 @@ def _h11_with_timeouts(
     from uvicorn.protocols.http.h11_impl import H11Protocol
     return type('H11WithTimeouts', (_HeadTimeout, _WriteTimeout, _HalfClosed, H11Protocol), dict(seconds=seconds))
 
+# %% ../../nbs/serving/04_app.ipynb #965d3447
 def _listening_socket(
     host: str,
     port: int,
@@ -458,6 +468,7 @@ def _catch_stop_signals() -> Iterator[None]:
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
+# %% ../../nbs/serving/04_app.ipynb #556147b0
 def _check_serve_extra():
     "Raises a `SmileError` where the packages of the extra are missing"
     from importlib.util import find_spec
@@ -482,7 +493,7 @@ def _make_server(service: Service) -> Any: # a uvicorn.Server
 def _say_start(model: Model, service: Service, host: str):
     "The model, and what its owner should know"
     engine, config = service.engine, service.config
-    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px), '
+    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.summary}), '
         f'{engine.precision} on {engine.device}{engine.engine_name}')
     warn_face_options(model.metadata.origin, config)
     if config.explain != 'none' and not service.methods:

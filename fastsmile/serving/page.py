@@ -18,6 +18,7 @@ CONTENT_SECURITY_POLICY = '; '.join((
     "default-src 'none'", "img-src 'self' blob: data:", "script-src 'self'", "style-src 'self'", "connect-src 'self'",
     "form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'"))
 
+# %% ../../nbs/serving/02_page.ipynb #fd13b74e
 @cache
 def read_asset(
     name: str, # serve.css, serve.js, openapi.json
@@ -37,6 +38,7 @@ class PageInfo:
     max_files: int
     max_bytes: int
 
+# %% ../../nbs/serving/02_page.ipynb #ad7be8a3
 def format_percent(
     p: float, # from 0 to 1
 ) -> str:
@@ -66,6 +68,7 @@ _ERROR_TEXTS = {  # the beginning of a row's error -> a title, and what helps
     'more than one': ('There is more than one face', 'Show one at a time.'),
     'more than': ('This image is too large', 'Make it smaller and send it again.')}
 
+# %% ../../nbs/serving/02_page.ipynb #3448ca10
 def _error_text(error: str) -> _RowText:
     "An error in words"
     title, hint = 'There is no prediction for this file', ''
@@ -91,6 +94,7 @@ def _row_text(
               'which is less than this model wants before it gives a label.')
     return _RowText('Not sure', detail, '', probs, caption)
 
+# %% ../../nbs/serving/02_page.ipynb #f6540640
 def _class_probabilities(row: dict[str, Any]) -> tuple[tuple, bool]: # (class, probability)...; are they calibrated?
     "Probabilities of the classes, the most probable first; the calibrated ones where there are any"
     is_calibrated = any(k.startswith('calibrated_') for k in row)
@@ -107,6 +111,7 @@ def _probability_bar(p: float) -> Any: # an element of FastHTML's
     return Svg(Rect(width='100', height='8', cls='all'), Rect(width=f'{100 * p:.1f}', height='8', cls='part'),
                viewBox='0 0 100 8', preserveAspectRatio='none', aria_hidden='true')
 
+# %% ../../nbs/serving/02_page.ipynb #04a7f882
 def _probability_table(text: _RowText) -> Any: # an element of FastHTML's
     "The probabilities of the classes"
     from fasthtml.common import Caption, Table, Tbody, Td, Th, Tr
@@ -133,6 +138,7 @@ def _result_article(
                    aria_label=label, data_number=number, data_label=row['label'] or row.get('withheld', ''),
                    data_face=face or 1, data_ok=str(int(text.predicted)), tabindex='-1')
 
+# %% ../../nbs/serving/02_page.ipynb #d9ba8317
 def result_articles(
     rows: list[list[dict[str, Any]]], # of each file
 ) -> list: # of elements
@@ -169,6 +175,7 @@ def _upload_form(info: PageInfo) -> Any: # an element of FastHTML's
                 aria_label='Images to predict', data_files=info.max_files, data_bytes=info.max_bytes,
                 data_squash=str(int(info.squashed)))
 
+# %% ../../nbs/serving/02_page.ipynb #0c80e64a
 def _method_choice(methods: tuple[str, ...]) -> Any: # an element of FastHTML's
     from fasthtml.common import Label, Option, Select
     options = [Option(_METHOD_TITLES[m], value=m) for m in (*methods, 'none')]
@@ -182,6 +189,7 @@ def _camera_dialog() -> Any: # an element of FastHTML's
     take, close = Button('Take the picture', type='button', id='take'), Button('Close', type='button', id='close')
     return Dialog(film, Div(take, close, cls='row'), id='booth', aria_label='Camera')
 
+# %% ../../nbs/serving/02_page.ipynb #8e4c34db
 def _labels_text(labels: tuple[str, ...]) -> str:
     "The labels in a sentence"
     if len(labels) > _MAX_CLASS_ROWS: return f'one of {len(labels)} labels'
@@ -203,6 +211,7 @@ def full_page(
                               Main(_upload_form(info), P(id='status', role='status'), section, _camera_dialog()),
                               Footer(P(privacy), P(model))), lang='en')
 
+# %% ../../nbs/serving/02_page.ipynb #598f8eec
 def _head() -> Any: # an element of FastHTML's
     from fasthtml.common import Head, Link, Meta, Script, Title
     return Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),

@@ -45,6 +45,7 @@ class _Task:
     item: Any
     future: Future = field(default_factory=Future)
 
+# %% ../../nbs/serving/03_service.ipynb #cabb1c48
 _STOP = _Task(list, 'the end')
 
 def _run_batch(
@@ -121,6 +122,7 @@ def _explanation_methods(
     if first == 'none' or not has_gradients: return ()
     return first, *(m for m in SERVED_EXPLANATIONS if m not in ('none', first))
 
+# %% ../../nbs/serving/03_service.ipynb #dcfbbc73
 def _png_bytes(
     image: np.ndarray, # (h, w, 3), uint8
 ) -> bytes:
@@ -180,6 +182,7 @@ class _Predictor(_ServedModel):
     async def _row(self, image: LoadedImage) -> dict:
         return await asyncio.wrap_future(self.batcher.submit(self.job.rows, image))
 
+# %% ../../nbs/serving/03_service.ipynb #bd953dc0
 def _with_name(images: list[LoadedImage], name: str) -> list[LoadedImage]:
     return [replace(image, name=name) for image in images]
 
@@ -253,12 +256,13 @@ def accuracy_sentence(
         return '' if accuracy is None else f'On {images} its balanced accuracy is {format_percent(accuracy)}.'
     return ''
 
+# %% ../../nbs/serving/03_service.ipynb #21fd4b25
 def page_info(
     service: Service,
 ) -> PageInfo:
     "What the page needs to know of the model"
     spec, config = service.model.spec, service.config
-    return PageInfo(model=f'{spec.arch} at {spec.prep.size} pixels', labels=spec.classes,
+    return PageInfo(model=f'{spec.arch} at {spec.prep.summary}', labels=spec.classes,
                     accuracy=accuracy_sentence(service.model.metadata.metrics), methods=service.methods,
                     squashed=spec.prep.crop_mode == 'squash' and config.faces == 'none',
                     max_files=config.max_files, max_bytes=config.max_bytes)

@@ -70,12 +70,14 @@ _MAX_NAME_LENGTH = 255  # characters of a file name that are kept
 ACCEPTED_BODIES = ('Send a form (multipart/form-data) with one file or more, or the bytes of one image as image/jpeg, '
                    'image/png, ... or application/octet-stream.')
 
+# %% ../../nbs/serving/01_uploads.ipynb #cf637e60
 @dataclass(frozen=True)
 class Upload:
     "A file as it was sent"
     name: str   # text, never a path
     data: bytes
 
+# %% ../../nbs/serving/01_uploads.ipynb #b121021f
 class _RawBody:
     "The body is one file"
     def __init__(self, name: str): self.name, self.data = name[:_MAX_NAME_LENGTH], bytearray()
@@ -161,6 +163,7 @@ def _body_reader(
     if not parameters.get(b'boundary'): raise RequestError(422, 'The form names no boundary.', ACCEPTED_BODIES)
     return FormBody(parameters[b'boundary'], config.max_files, config.max_bytes)
 
+# %% ../../nbs/serving/01_uploads.ipynb #6b93e0a4
 def _too_large(config: ServeConfig) -> RequestError:
     message = f'The request has more than {config.max_bytes:,} bytes.'
     return RequestError(413, message, 'Send fewer or smaller files at once.')
@@ -192,6 +195,7 @@ def _available_formats() -> list[str]:
     Image.init()
     return [f for f in _ALLOWED_FORMATS if f in Image.OPEN]
 
+# %% ../../nbs/serving/01_uploads.ipynb #89861a19
 def _check_upload(
     data: bytes,
 ) -> int: # pixels, where that is known

@@ -84,6 +84,7 @@ def _peak_memory(
     except ImportError: return float('nan')  # Windows
     return getrusage(RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
+# %% ../../nbs/training/04_callbacks.ipynb #83b47f62
 def _cost_columns(history: 'History', targets: np.ndarray) -> dict:
     "Learning rate, time and memory of an epoch, and how many rows of each class were drawn"
     drawn = zip(history.classes, np.bincount(targets, minlength=len(history.classes)))
@@ -156,6 +157,7 @@ def save_weights(
     "Write the model's parameters and statistics, atomically; rank 0 alone writes"
     if rank() == 0: write_tensors(get_model(model).state_dict(), path)
 
+# %% ../../nbs/training/04_callbacks.ipynb #66676f63
 def load_weights(
     model: nn.Module,
     path: Path,        # from `save_weights`
@@ -272,6 +274,7 @@ def _float_state(model: nn.Module) -> dict[str, torch.Tensor]:
     "Parameters and statistics that can be averaged: those of floating point"
     return {name: t for name, t in get_model(model).state_dict().items() if t.is_floating_point()}
 
+# %% ../../nbs/training/04_callbacks.ipynb #51f6115e
 def _copy_state(model: nn.Module, state: dict[str, torch.Tensor]):
     "Copy tensors by name into a model"
     with torch.no_grad():
@@ -353,6 +356,7 @@ def _is_search_or_prediction(learn: Learner) -> bool:
     "Is this a search of the learning rate, or a prediction, of which nothing is tracked?"
     return hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds')
 
+# %% ../../nbs/training/04_callbacks.ipynb #ec2a64f0
 class _TrackHistory(Callback):
     "Send the numbers of the history after each epoch"
     order = 62.5  # after History and WeightEMA, before EarlyStopping, which may end the phase
@@ -426,8 +430,10 @@ def _wandb_callbacks(path: Path, options: dict) -> Iterator[list[Callback]]:
 # %% ../../nbs/training/04_callbacks.ipynb #32e4669e
 def _no_callbacks(path: Path, options: dict) -> AbstractContextManager: return nullcontext([])
 
+# %% ../../nbs/training/04_callbacks.ipynb #73aa001a
 TRACKER_CALLBACKS = dict(none=_no_callbacks, tensorboard=_tensorboard_callbacks, wandb=_wandb_callbacks)
 
+# %% ../../nbs/training/04_callbacks.ipynb #3fb3ddf9
 @contextmanager
 def tracked_training(
     learn: Learner,
@@ -442,6 +448,7 @@ def tracked_training(
 class TrialPruned(Exception):
     "This trial is not worth more epochs"
 
+# %% ../../nbs/training/04_callbacks.ipynb #77a42b1a
 class TrialReporter(Callback):
     "Report each epoch of a trial; raises `TrialPruned` where the trial should end"
     order = 101  # after the state is on disk

@@ -160,6 +160,7 @@ class ShareHistoryRow(Callback):
         if not _is_training_epoch(self.learn): return
         self.learn.history.rows[-1] = from_rank_zero(lambda: self.learn.history.rows[-1])
 
+# %% ../../nbs/training/09_ddp.ipynb #7aafd9de
 class ShareNonFiniteLoss(Callback):
     "A loss that is not finite in one process becomes NaN in all, so that they stop at the same step"
     order = -6  # before StopOnDivergence

@@ -25,6 +25,7 @@ def world_size() -> int:
     "How many processes train together"
     return dist.get_world_size() if _long_wait_groups else 1
 
+# %% ../../nbs/training/01_distributed.ipynb #7eb649a8
 def rank() -> int:
     "The number of this process; rank 0 alone writes files and messages"
     return dist.get_rank() if _long_wait_groups else 0
@@ -34,6 +35,7 @@ def local_rank() -> int:
     "The number of this process on its machine"
     return int(os.environ.get('LOCAL_RANK', 0)) if _long_wait_groups else 0
 
+# %% ../../nbs/training/01_distributed.ipynb #a3deac27
 def local_world_size() -> int:
     "How many processes train together on this machine"
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if _long_wait_groups else 1
@@ -76,10 +78,12 @@ def _check_accelerate():
         raise OptionError('Training in several processes needs Accelerate.',
             'Install it: pip install "fastsmile[distributed]".') from None
 
+# %% ../../nbs/training/01_distributed.ipynb #747fa529
 def _backend() -> str:
     "What carries tensors between processes, for each kind of device"
     return 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() and dist.is_nccl_available() else 'gloo'
 
+# %% ../../nbs/training/01_distributed.ipynb #3e3fbe7c
 @contextmanager
 def _quiet_unless_first() -> Iterator[None]:
     "Inside, only rank 0 prints messages"
@@ -122,6 +126,7 @@ def from_rank_zero(
     if result[0] is None: _exit_quietly()
     return result[0][0]
 
+# %% ../../nbs/training/01_distributed.ipynb #6164b8eb
 def gather_from_all(
     value: object,  # of this process; it is pickled
 ) -> list:
@@ -151,6 +156,7 @@ def average_over_ranks(
     with torch.no_grad():
         for t, mean in zip(tensors, means): t.copy_(mean.view_as(t))
 
+# %% ../../nbs/training/01_distributed.ipynb #e3fa912a
 def sum_over_ranks(
     t: torch.Tensor,
 ) -> torch.Tensor:

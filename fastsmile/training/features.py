@@ -29,7 +29,7 @@ from ..data.cache import CACHE_VERSION, cache_dir, cached_array
 from ..models.device import DTYPES, free_device_memory, inference_copy, is_out_of_memory
 from ..models.factory import param_groups
 from ..models.heads import classifier_head, feature_shape, without_head
-from .loaders import SampledDL
+from .loaders import RandomGrey, SampledDL
 
 # %% ../../nbs/training/08_features.ipynb #a1d648dc
 class FeatureNetwork(nn.Module):
@@ -111,11 +111,13 @@ def _plain_settings(module: nn.Module) -> list[tuple]:
     plain = {k: v for k, v in vars(module).items() if isinstance(v, str | int | float | bool)}
     return sorted((k, v) for k, v in plain.items() if k != 'training')
 
+# %% ../../nbs/training/08_features.ipynb #81679d58
 def _body_settings(net: nn.Module) -> list[tuple]:
     "The modules before the head and their settings: a pooling layer has no weights, but changes the features"
     head = {id(m) for m in classifier_head(net).modules()}
     return [(name, type(m).__name__, _plain_settings(m)) for name, m in net.named_modules() if id(m) not in head]
 
+# %% ../../nbs/training/08_features.ipynb #122b4717
 def _body_digest(net: nn.Module) -> str:
     "A digest of the weights before the head"
     head, digest = {id(p) for p in classifier_head(net).parameters()}, sha256()
@@ -134,8 +136,9 @@ def feature_cache_file(
     images = dls.train.rows.images
     digests = [list(map(images.digests.get, dl.rows.names)) for dl in dls]
     if images.cache in ('memory', 'none') or not all(map(all, digests)): return None
+    grey = [t.share for t in dls.train.after_batch.fs if isinstance(t, RandomGrey)]
     key = [CACHE_VERSION, _body_settings(net), asdict(images.prep), digests, _body_digest(net), precision,
-           augmentation_key if augmentation_key[0] else 0]
+           [*augmentation_key, *grey] if augmentation_key[0] else 0]
     return cache_dir()/'features'/f'{sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy'
 
 # %% ../../nbs/training/08_features.ipynb #a7c75342
@@ -195,6 +198,7 @@ class FeatureSummary:
     seconds: float
     from_cache: bool  # did an earlier run compute them?
 
+# %% ../../nbs/training/08_features.ipynb #edc473d8
 def _compute_or_read(
     path: Path | None,   # in the cache; None: nothing is saved
     shape: tuple,        # (rows of all passes, F)

@@ -35,12 +35,13 @@ from ..core.errors import OptionError, say
 from ..core.files import atomic_write, write_json, write_safe_csv
 from ..core.system import graceful_interrupt, seed_everything, sub_seed
 from ..data.audit import SplitData
+from ..data.domain import Domain, grey_draws
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, loss_link, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..models.device import keep_freed_memory
 from ..models.factory import build_network, count_parameters, freeze_before, make_spec, needs_fastsmile
 from ..models.factory import param_groups, stage_table, trainable_names
-from ..models.spec import ModelMetadata, ModelSpec
+from ..models.spec import ModelMetadata, ModelSpec, spec_for_domain
 from .balance import BalancePlan, balance_record, plan_balance
 from .callbacks import CheckpointSaver, EarlyStopping, FrozenBatchNorm, History, LiveProgress
 from .callbacks import ReduceOnPlateau, SkipValidation, StopOnDivergence, StopOnInterrupt
@@ -57,11 +58,13 @@ from .resume import STATE_FILE, SkipFinishedEpochs, StateSaver, restore_learner
 # %% ../../nbs/training/10_learner.ipynb #59863447
 def spec_from_config(
     config: FitConfig,
-    classes: Sequence[str],  # the labels, in the order of the outputs
+    classes: Sequence[str],    # the labels, in the order of the outputs
+    domain: Domain = Domain(), # of the training images, once that is known
 ) -> ModelSpec:
     "The network that the options describe; raises `OptionError`"
-    return make_spec(config.arch, classes, config.size, config.resize, config.model_args, config.head,
-                     config.dropout, config.pool)
+    spec = make_spec(config.arch, classes, config.size, config.resize, config.model_args, config.head, config.dropout,
+                     config.pool)
+    return spec_for_domain(spec, domain, config.colour)
 
 # %% ../../nbs/training/10_learner.ipynb #9f7c60e6
 def plan_training(
@@ -139,7 +142,8 @@ def build_learner(
     "The fastai Learner that `fit` trains, and the metadata that its model will carry; raises `OptionError`"
     balance, metadata = plan_training(data.rows, spec.classes, config)
     images, augment = images or prepare_images(data, spec, config), config.effective_augment
-    loaders = LoaderSpec(images, spec.classes, balance.sampler, augment, config.bs, device, config.workers)
+    loaders = LoaderSpec(images, spec.classes, balance.sampler, augment, config.bs, device, config.workers,
+                         grey_draws(data.domain, config.colour))
     dls = make_loaders(data.rows, loaders)
     learn = make_learner(dls, freeze_before(net, config.freeze), path, _validation_metrics(balance, metadata),
                          config.monitor, config.wd, spec.classes, loss=make_loss(*config.parsed().loss, balance),
@@ -173,6 +177,7 @@ class _LossRecorder(Callback):
     def after_batch(self):
         if self.training: self.steps.append((self.opt.hypers[-1]['lr'], float(self.loss.detach())))
 
+# %% ../../nbs/training/10_learner.ipynb #0c84b673
 class _InMemoryLRFinder(LRFinder):
     "fastai's search, with the weights kept in memory: of several processes, only one would find fastai's file"
     name = 'lr_finder'  # by which other callbacks know a search
@@ -223,6 +228,7 @@ class LRSuggestion:
     message: str         # how it was found, a sentence
     curve: pd.DataFrame  # lr, loss, smooth of each step
 
+# %% ../../nbs/training/10_learner.ipynb #5a8dc4a5
 _PAUSED_IN_SEARCH = History | CheckpointSaver | StopOnDivergence | EarlyStopping | WeightEMA | LiveProgress
 
 def find_lr(
@@ -250,6 +256,7 @@ class TrainingPhase:
     frozen: bool      # is the head alone trained?
     spread: float     # the first group's learning rate is the head's divided by this
 
+# %% ../../nbs/training/10_learner.ipynb #55b14892
 def plan_phases(
     epochs: int,             # with everything trained that is not frozen for good
     freeze_epochs: int,      # with the head alone, before
@@ -302,11 +309,13 @@ class TrainedPhase:
         "How the learning rate came about, a sentence"
         return self.search.message if self.search else f'Learning rate {self.lr:g}, as given.'
 
+# %% ../../nbs/training/10_learner.ipynb #d1055d24
 def _lr_to_json(trained: TrainedPhase) -> dict:
     "A learning rate and its search as JSON holds them"
     if trained.search is None: return dict(lr=trained.lr, message=None, curve=None)
     return dict(lr=trained.lr, message=trained.search.message, curve=trained.search.curve.to_numpy().tolist())
 
+# %% ../../nbs/training/10_learner.ipynb #78fe89e0
 def _lr_from_json(
     phase: TrainingPhase,
     saved: dict,           # from `_lr_to_json`
@@ -322,6 +331,7 @@ def _reset_optimizer(learn: MemorySafeLearner, phase: TrainingPhase):
     learn.opt = None
     (learn.freeze if phase.frozen else learn.unfreeze)()
 
+# %% ../../nbs/training/10_learner.ipynb #f9531f78
 def _choose_lr(
     learn: MemorySafeLearner,
     phase: TrainingPhase,
@@ -393,6 +403,7 @@ def _phases_from_config(config: FitConfig) -> list[TrainingPhase]:
     spread = config.spread or (10 if pretrained else 1)
     return plan_phases(config.epochs, freeze_epochs, spread, config.freeze == 'head')
 
+# %% ../../nbs/training/10_learner.ipynb #54bec83d
 def _add_callbacks(learn: MemorySafeLearner, config: FitConfig):
     "Add the callbacks of the options, and a progress display on a terminal"
     learn.add_cbs(optional_callbacks(learn.dls, config.ema, config.accumulate, config.clip, config.patience))
@@ -453,6 +464,7 @@ def _write_lr_find(trained: list[TrainedPhase], path: Path):
     curves = [t.search.curve.assign(phase=t.phase.name, taken=t.lr) for t in trained if t.search]
     if curves and rank() == 0: write_safe_csv(pd.concat(curves), path/'lr_find.csv')
 
+# %% ../../nbs/training/10_learner.ipynb #99662eb0
 def _phase_records(learn: MemorySafeLearner, trained: list[TrainedPhase]) -> list[dict]:
     "What the report says of the phases"
     ran = [row['phase'] for row in learn.history.rows]

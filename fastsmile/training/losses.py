@@ -25,6 +25,7 @@ def _label_smoothing(z: torch.Tensor, y: torch.Tensor, e: float) -> torch.Tensor
     "Cross-entropy against targets that give e to all classes together (Szegedy et al., 2016)"
     return F.cross_entropy(z, y, reduction='none', label_smoothing=e)
 
+# %% ../../nbs/training/03_losses.ipynb #c4bf901a
 def _focal(z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
     "Cross-entropy times (1 - p)^gamma: what is already right counts less (Lin et al., 2017)"
     ce = F.cross_entropy(z, y, reduction='none')
@@ -35,6 +36,7 @@ def _binary_cross_entropy(z: torch.Tensor, y: torch.Tensor, _) -> torch.Tensor:
     targets = F.one_hot(y, z.shape[1]).to(z.dtype)
     return F.binary_cross_entropy_with_logits(z, targets, reduction='none').sum(1)
 
+# %% ../../nbs/training/03_losses.ipynb #fef31334
 ROW_LOSSES = {'ce': _cross_entropy, 'label-smoothing': _label_smoothing, 'focal': _focal, 'bce': _binary_cross_entropy}
 
 # %% ../../nbs/training/03_losses.ipynb #65370e16

@@ -91,6 +91,7 @@ class PrecisionChoice:
     speedup: float | None = None  # of the lower precision over fp32; None where nothing was timed
     note: str = ''                # for the report
 
+# %% ../../nbs/training/05_precision.ipynb #baf0373c
 def choose_precision(
     learn: Learner,
     requested: str,  # one of `PRECISIONS`
@@ -148,6 +149,7 @@ def _free_batch_memory(learn: Learner):
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
+# %% ../../nbs/training/05_precision.ipynb #ee7a2649
 def _accumulations(learn: Learner) -> list[Callback]: # at most one
     "The callback that adds up gradients before a step"
     return learn.cbs.filter(lambda cb: isinstance(cb, GradientAccumulation))

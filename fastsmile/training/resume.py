@@ -36,6 +36,7 @@ def _with_prefix(
     "The tensors named `prefix.name`"
     return {f'{prefix}.{name}': t for name, t in tensors.items()}
 
+# %% ../../nbs/training/06_resume.ipynb #d381f238
 def _without_prefix(
     prefix: str,
     tensors: dict[str, torch.Tensor],
@@ -92,6 +93,7 @@ def _json_numbers(hyper: dict) -> dict:
     "The settings of a parameter group, with NumPy's numbers as Python's"
     return {name: float(v) if isinstance(v, np.floating) else v for name, v in hyper.items()}
 
+# %% ../../nbs/training/06_resume.ipynb #0da90872
 def _optimizer_state(opt: Optimizer) -> tuple[dict, dict]: # tensors, the rest
     "What a fastai optimizer remembers of each parameter, and the settings of its groups"
     tensors, rest = {}, []
@@ -126,6 +128,7 @@ def write_state(
     "Write a state atomically; rank 0 alone writes"
     if rank() == 0: write_tensors(tensors, path, dict(state=json.dumps(rest | dict(format=STATE_FORMAT))))
 
+# %% ../../nbs/training/06_resume.ipynb #0d851964
 def read_state(
     path: Path, # state.safetensors
 ) -> tuple[dict, dict] | None: # tensors, the rest; None where there is no file
@@ -144,6 +147,7 @@ def read_state(
 # %% ../../nbs/training/06_resume.ipynb #b873bbe0
 def _callbacks(learn: Learner, kind: type[Callback]) -> list: return learn.cbs.filter(lambda cb: isinstance(cb, kind))
 
+# %% ../../nbs/training/06_resume.ipynb #8530e0bd
 def _learner_tensors(learn: Learner) -> dict[str, torch.Tensor]:
     "Weights, averaged weights and accumulated gradients"
     tensors = _with_prefix('model', get_model(learn.model).state_dict())
