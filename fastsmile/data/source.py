@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'SOURCE_KINDS', 'COLUMN_OPTIONS', 'UNLABELLED', 'REPEATED_ROW', 'CLASS_LEFT_OUT', 'detect_layout',
-           'unify_labels', 'used_rows', 'used_or_unlabelled', 'has_no_image', 'Source', 'read_source']
+           'unify_labels', 'used_rows', 'used_or_unlabelled', 'has_no_image', 'read_label_map', 'Source', 'read_source']
 
 # %% ../../nbs/data/11_source.ipynb #2dd0bd01
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,15 +20,19 @@ from ..config.fields import SourceOptions, check_unused
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import check_source_exists, import_pandas, is_url
 from .images import parse_region
-from .arrays import ARRAY, NPZ
-from .folders import CLASS_FOLDERS
-from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE
+from .annotations import read_cells
+from .arrays import ARRAY, NPZ, PARQUET_IMAGES, PIXEL_TABLE
+from .cells import read_table_bytes
+from .finder import NO_FILE_NAME, NO_SUCH_FILE
+from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, name_code_hint, path_values
+from .layouts import LABEL_FILES, Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE
 from .readers import Reader
-from .tables import NO_FILE_NAME, NO_SUCH_FILE, TABLE_EXTENSIONS, label_key
+from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
+from .words import SPLIT_PRIORITY, label_key, split_of
 
 # %% ../../nbs/data/11_source.ipynb #94e96f95
-LAYOUTS = (NPZ, ARRAY, TABLE_FILE, CLASS_FOLDERS, TABLES)
-SOURCE_KINDS = {layout.kind: layout.description for layout in LAYOUTS}  # --layout: what that is
+LAYOUTS = (LABELS_IN_PATHS, NPZ, ARRAY, PIXEL_TABLE, PARQUET_IMAGES, TABLE_FILE, CLASS_FOLDERS, TABLES, LABEL_FILES)
+SOURCE_KINDS = dict(csv='a table of labels', folders='class folders', array='an array')  # --layout: what that is
 COLUMN_OPTIONS = ('image_col', 'label_col', 'split_col', 'group_col')
 
 def detect_layout(
@@ -37,6 +41,7 @@ def detect_layout(
     "The layout of a source; raises `SmileError` where there is none, or where two fit"
     found = []
     for layout in LAYOUTS:
+        if layout.fallback and found: break
         how = layout.detect(place)
         if how and layout.decisive: return layout
         if how: found.append((layout, how))
@@ -110,26 +115,43 @@ def _set_aside(frame: pd.DataFrame, rows: pd.Series, reason: str):
     "Give rows that have no reason yet this one, in place"
     frame.loc[rows & (frame.reason == ''), 'reason'] = reason
 
-# %% ../../nbs/data/11_source.ipynb #ab5bc4f6
-def _group_from_regex(regex: str) -> Callable[[str], str]:
-    "A function from a file name to its group; names that do not match have none"
-    try: pattern = re.compile(regex)
-    except re.error as e:
-        raise OptionError(f'--group-from {regex!r} is not a regular expression: {e}.',
-                          r"Example: '(.+)_\d+'.") from None
-    if not pattern.groups:
-        raise OptionError(f'--group-from {regex!r} has no (group).',
-                          r"Put the part that names who is shown in brackets: '(.+)_\d+'.")
-    def group(path: str) -> str:
-        found = pattern.search(PurePosixPath(path).stem)
-        return (found[1] or '') if found else ''
-    return group
+# %% ../../nbs/data/11_source.ipynb #09f94445
+def _map_of_cells(cells: pd.DataFrame) -> dict[str, str]:
+    "Number -> name from a table of two columns, in either order, or from a name a line"
+    rows = [[c.strip() for c in row] for row in cells.values.tolist()]
+    if cells.shape[1] == 1: return {str(i): row[0] for i, row in enumerate(rows)}
+    is_code = [sum(bool(re.fullmatch('-?[0-9]+', row[i])) for row in rows) for i in (0, 1)]
+    code, name = (0, 1) if is_code[0] >= is_code[1] else (1, 0)
+    return {row[code]: row[name] for row in rows}
+
+def read_label_map(
+    path: str, # `--label-map`
+) -> dict[str, str]: # label in the source -> name
+    "The names of classes; raises `SmileError` where the file holds none"
+    if not Path(path).is_file(): raise SmileError(f'--label-map {printable(path)} does not exist.', 'Pass JSON, a CSV or a list of names.')
+    data = read_table_bytes(Path(path))
+    try: found = json.loads(data)
+    except ValueError: return _map_of_cells(read_cells(data, Path(path).name).cells)
+    if isinstance(found, list): return {str(i): str(name) for i, name in enumerate(found)}
+    if not isinstance(found, dict) or any(isinstance(v, dict | list) for v in found.values()):
+        raise SmileError(f'--label-map {printable(path)} is not a map of numbers to names.', 'Accepted: {"0": "neutral", "1": "smile"}.')
+    by_name = all(isinstance(v, int) for v in found.values()) and not all(re.fullmatch('-?[0-9]+', k) for k in found)
+    return {str(v): k for k, v in found.items()} if by_name else {k: str(v) for k, v in found.items()}
+
+def _mapped_labels(labels: pd.Series, path: str) -> pd.Series:
+    "The labels under their names; an `OptionError` where the map lacks one"
+    names = {label_key(k): v for k, v in read_label_map(path).items()}
+    lacking = sorted({label for label in labels if label and label_key(label) not in names})
+    if not lacking: return labels.map(lambda label: names.get(label_key(label), ''))
+    raise OptionError(f'--label-map {printable(path)} has no name for {", ".join(map(printable, lacking[:8]))}.',
+                      f'It names: {", ".join(map(printable, list(names)[:20]))}.')
 
 # %% ../../nbs/data/11_source.ipynb #99bb1e27
 def _clean_rows(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
-    "Tidy labels, classes and groups of a fresh frame, and mark what is set aside; the spellings of each class"
+    "Tidy labels and classes of a fresh frame, and mark what is set aside; the spellings of each class"
     frame = frame.astype(str)
     frame['label'], spellings = unify_labels(frame.label)
+    if options.label_map: frame['label'] = _mapped_labels(frame.label, options.label_map)
     _rename_classes(frame, options.rename)
     _set_aside(frame, frame.label == '', UNLABELLED)
     keys = frame.label.map(label_key)
@@ -140,7 +162,6 @@ def _clean_rows(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.DataFra
     _set_aside(frame, frame.duplicated(['path', 'label', 'split']), REPEATED_ROW)
     rows = frame.label.map(frame[frame.reason == ''].label.value_counts()).fillna(0)
     _set_aside(frame, rows < options.min_count, f'class with fewer than {options.min_count} rows')
-    if options.group_from: frame['group'] = frame.path.map(_group_from_regex(options.group_from))
     return frame, spellings
 
 # %% ../../nbs/data/11_source.ipynb #c596aa4a
@@ -161,10 +182,10 @@ class Source:
         return used_rows(self.frame)
 
 # %% ../../nbs/data/11_source.ipynb #3500d955
-def _source_notes(kind: str, frame: pd.DataFrame, options: SourceOptions) -> list[str]:
+def _source_notes(description: str, frame: pd.DataFrame, options: SourceOptions) -> list[str]:
     "How the source was understood, for the person to check"
     classes = frame[frame.label != ''].label.nunique()
-    notes = [f'Read as {SOURCE_KINDS[kind]}: {len(frame)} rows, {classes} {"class" if classes == 1 else "classes"}.']
+    notes = [f'Read as {description}: {len(frame)} rows, {classes} {"class" if classes == 1 else "classes"}.']
     given = frame[frame.split != ''].split.value_counts()
     if len(given): notes.append('The source names splits: ' + ', '.join(f'{s} {n}' for s, n in given.items()) + '.')
     groups = frame[frame.group != ''].group
@@ -173,18 +194,70 @@ def _source_notes(kind: str, frame: pd.DataFrame, options: SourceOptions) -> lis
         notes.append(f'{groups.nunique()} groups over {len(groups)} rows stay together{column}.')
     return notes
 
+# %% ../../nbs/data/11_source.ipynb #613c7c6b
+_MAX_NUMBERS, _MAX_FRACTIONS = 50, 10  # of numeric classes; of those that are not whole numbers
+_FEW_ROWS = 3                          # of a class, on average, below which many classes are none
+
+def _is_number(label: str) -> bool: return bool(re.fullmatch(r'[-+]?[0-9]*[.,]?[0-9]+(e[-+]?[0-9]+)?', label.lower()))
+
+def _check_classes(frame: pd.DataFrame, what: str):
+    "A `SmileError` where the labels are measures, or say something else in nearly every row"
+    labels = frame.label[frame.label != '']
+    different, n = set(labels), len(labels)
+    numbers = {label for label in different if _is_number(label)}
+    is_measure = len(numbers) > 0.9 * len(different) and (
+        len(numbers) > _MAX_NUMBERS or len(numbers) > max(7, n / 2)
+        or len(numbers) > _MAX_FRACTIONS and any(set('.,') & set(label) and float(label.replace(',', '.')) % 1 for label in numbers))
+    hint = 'Name the classes with another --label-col (or --label-from, --label-level), or make classes of the numbers first.'
+    if is_measure:
+        raise SmileError(f'{what} holds {len(numbers)} different numbers in {n} rows: a measure, not classes.', hint)
+    if len(different) > max(20, n / _FEW_ROWS):
+        some = ', '.join(map(printable, sorted(different)[:4]))
+        raise SmileError(f'{what} holds {len(different)} different values in {n} rows ({some} ...): names or texts, not classes.', hint)
+
+# %% ../../nbs/data/11_source.ipynb #27714da9
+_LFW_NAME = re.compile(r"[A-Z][\w'.-]*(?:_[A-Z][\w'.-]*)+_\d+")
+
+def _person_note(frame: pd.DataFrame) -> list[str]:
+    "A hint at `--group-from` where most names of files seem to name who is shown, some of them several times"
+    if (frame.group != '').any() or frame.empty: return []
+    for pattern, regex in ((_LFW_NAME, r'(.+)_\d+'), (re.compile(r'S\d{2,4}[_-].+'), r'^(S\d+)[_-]'),
+                           (re.compile(r'(?:subject|person|user|id)[_-]?\d+[_-].+', re.IGNORECASE), r'^([A-Za-z]+[_-]?\d+)')):
+        stems = [s for s in (PurePosixPath(p).stem for p in frame.path) if pattern.fullmatch(s)]
+        people = {re.search(regex, s)[1] for s in stems}
+        if len(stems) > len(frame) / 2 and 1 < len(people) < len(stems):
+            return [f"Names such as {printable(stems[0])} may say who is shown: --group-from '{regex}' keeps each person in one split."]
+    return []
+
+# %% ../../nbs/data/11_source.ipynb #9f216994
+def _splits_in_names(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.Series, list[str]]:
+    "The splits with which all names of files begin, where nothing else names them; a sentence"
+    none = frame.split, []
+    if (frame.split != '').any() or options.split_col or frame.empty: return none
+    starts = [re.match(r'([A-Za-z]+)[ _-]*[0-9]', PurePosixPath(p).name) for p in frame.path]
+    splits = pd.Series([split_of(m[1]) if m else '' for m in starts], index=frame.index)
+    if (splits == '').any() or splits.nunique() < 2 or 'train' not in set(splits): return none
+    said = ', '.join(sorted(set(splits), key=lambda s: SPLIT_PRIORITY[s]))
+    return splits, [f'The names of all files begin with a split ({said}): it is kept. --split-col {NO_SPLIT_COLUMN} says that it is none.']
+
 # %% ../../nbs/data/11_source.ipynb #d940efcc
-def _check_layout_options(place: SourcePlace, kind: str):
-    "An `OptionError` where an option says nothing about a source of this kind"
-    options, what = place.options, SOURCE_KINDS[kind]
-    if options.layout not in ('auto', kind):
+_PATH_OPTIONS = ('label_from', 'label_level')
+
+def _check_layout_options(place: SourcePlace, layout: Layout):
+    "An `OptionError` where an option says nothing about a source of this layout"
+    options, what = place.options, layout.description
+    if options.layout not in ('auto', layout.kind):
         raise OptionError(f'--layout {options.layout}: {printable(place.source)} is read as {what}.',
                           'Leave --layout out, or pass another source.')
-    if kind != 'csv':
-        check_unused(options, COLUMN_OPTIONS, f'with {what}',
-                          'A table has columns: pass it with --labels FILE, or leave the option out.')
+    if layout.kind != 'csv':
+        names = [n for n in COLUMN_OPTIONS if not (n == 'split_col' and options.split_col == NO_SPLIT_COLUMN)]
+        if layout.kind != 'array' or layout in (NPZ, ARRAY):
+            check_unused(options, names, f'with {what}',
+                         'A table has columns: pass it with --labels FILE, or leave the option out.')
+            check_unused(options, ['min_agreement'], f'with {what}', 'It is for columns of votes.')
     hint = 'Leave the option out, or pass another source.'
-    if kind == 'folders': check_unused(options, ['labels'], 'with --layout folders', hint)
+    if layout != LABELS_IN_PATHS: check_unused(options, _PATH_OPTIONS, f'with {what}, which has the labels', hint)
+    if layout.kind == 'folders': check_unused(options, ['labels'], f'with {what}' if layout == LABELS_IN_PATHS else 'with --layout folders', hint)
     if place.extension in TABLE_EXTENSIONS: check_unused(options, ['labels'], 'with a table as the source', hint)
     if place.extension == '.npz':
         check_unused(options, ['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
@@ -193,13 +266,30 @@ def _check_layout_options(place: SourcePlace, kind: str):
 def _check_has_rows(read: ReadSource, source: str | Path):
     "A `SmileError` where no row was found"
     if not read.frame.empty: return
-    folders = {PurePosixPath(n).parent.as_posix() for n in read.reader.names()}
+    names = read.reader.names()
+    folders = {PurePosixPath(n).parent.as_posix() for n in names}
+    splits = sorted({part for f in folders for part in f.split('/') if split_of(part)})
     alone = ''
-    if len(folders) == 1 and folders != {'.'}:
+    if splits:
+        alone = (f': {", ".join(map(printable, splits))} are folders of splits, not classes, and there are no class folders '
+                 'in them and no table of labels')
+    elif len(folders) == 1 and folders != {'.'}:
         alone = (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, '
                  'and no table is next to it')
+    hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
     raise SmileError(f'{printable(source)} has no labelled images{alone}.',
-                     'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with labels.')
+                     'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with labels. ' + hint)
+
+# %% ../../nbs/data/11_source.ipynb #286636bd
+def _paths_obeyed(frame: pd.DataFrame, layout: Layout, options: SourceOptions) -> tuple[pd.DataFrame, list[str]]:
+    "The rows with the groups and splits that their paths name; how, in sentences"
+    frame, notes = frame.copy(), []
+    if layout.kind == 'folders' and options.split_col == NO_SPLIT_COLUMN: frame['split'] = ''
+    if options.group_from or options.group_level is not None:
+        frame['group'], note = path_values(options.group_from, options.group_level, 'group', frame.path)
+        notes.append(note)
+    frame['split'], said = _splits_in_names(frame, options)
+    return frame, notes + said + _person_note(frame)
 
 # %% ../../nbs/data/11_source.ipynb #a486f8c7
 def read_source(
@@ -212,10 +302,12 @@ def read_source(
     place = SourcePlace(str(source) if is_url(source) else Path(source), options)
     layout = detect_layout(place)
     read = layout.read(place)
-    _check_layout_options(place, layout.kind)
+    _check_layout_options(place, layout)
     _check_has_rows(read, place.source)
     used = {parse_region(path)[0] for path in read.frame.path}
     without_row = sorted(set(read.reader.names()) - used) if read.reader.stores_files else []
     frame, spellings = _clean_rows(read.frame, options)
-    notes = _source_notes(layout.kind, frame, options) + list(read.notes)
+    frame, notes = _paths_obeyed(frame, layout, options)
+    _check_classes(frame, read.label_name)
+    notes = _source_notes(layout.description, frame, options) + list(read.notes) + notes
     return Source(str(place.source), layout.kind, read.reader, frame, without_row, spellings, notes)

@@ -16,7 +16,7 @@ from ..config.fields import options_or
 from ..core.errors import SmileError
 from ..core.files import read_json, read_safe_csv, write_text
 from ..inference.outputs import check_replaceable
-from ..metrics.comparison import align_predictions, mcnemar_test
+from ..metrics.comparison import align_predictions, holm_adjust, paired_test
 from ..metrics.predictions import SavedPredictions, fold_folders
 from ..metrics.intervals import evaluate_predictions, paired_difference
 from ..metrics.scores import ALL_SCORES, SCORE_NAMES
@@ -55,42 +55,53 @@ def _run_costs(run: Path) -> dict: # of `RUN_COSTS`
                 device=first['training']['device'], images_per_second=speed)
 
 # %% ../../nbs/runs/11_compare.ipynb #8a2b7add
+def _verdict(row: dict, first: str, p: float) -> str: # p, adjusted
+    "Better, worse, or not clearly different"
+    if p >= 0.05: return f'not clearly different from {first}'
+    return f"{'better' if row['difference']['balanced_accuracy']['value'] > 0 else 'worse'} than {first}"
+
 def _describe_difference(
-    row: dict,  # of a run: name, difference, mcnemar, collapsed
+    row: dict,  # of a run: name, difference, paired_test, collapsed
     first: str, # the name of the first run
+    others: int = 1, # runs that are compared against the first
+    by: str = 'row', # or person
 ) -> str:
-    "The paired tests in two sentences"
-    d, m = row['difference']['balanced_accuracy'], row['mcnemar']
-    verdict = f'not clearly different from {first}'
-    if d['low'] > 0: verdict = f'better than {first}'
-    if d['high'] < 0: verdict = f'worse than {first}'
+    "The paired tests in a few sentences"
+    d, test = row['difference']['balanced_accuracy'], row['paired_test']
     collapse = f" {row['name']} has collapsed: it predicts one class for nearly all rows." if row['collapsed'] else ''
-    return (f"{row['name']} is {verdict} in balanced accuracy: {d['value']:+.3f} "
-            f"({d['low']:+.3f} to {d['high']:+.3f}). It alone is right on {m['only_two']} rows, {first} alone on {m['only_one']} "
-            f"(McNemar's exact test, p = {m['p']:.2g}).{collapse}")
+    holm = f"; {test['adjusted']:.2g} with Holm's correction for {others} comparisons" if others > 1 else ''
+    return (f"{row['name']} is {_verdict(row, first, test['adjusted'])} in balanced accuracy: {d['value']:+.3f} "
+            f"({d['low']:+.3f} to {d['high']:+.3f}; permutation test by {by}, p = {test['balanced_accuracy']:.2g}{holm}). "
+            f"It alone is right on {test['only_two']} rows, {first} alone on {test['only_one']}.{collapse}")
 
 # %% ../../nbs/runs/11_compare.ipynb #8ed1779c
+def _measured_run(name: str, run: Path, saved: SavedPredictions) -> tuple[dict, tuple]: # row; its predictions
+    "Scores and costs of a run; labels (N,) and probabilities (N, C)"
+    calibration, probs = calibration_of_run(run, saved, EvaluateConfig()), saved.probs
+    label = calibration.apply(probs)[0]
+    m = evaluate_predictions(saved.y, label, probs, saved.classes, saved.groups)
+    row = dict(name=name, path=str(run), metrics={k: m[k] for k in ALL_SCORES}, baseline=m['baseline'],
+               collapsed=m['collapsed'], unmeasured=m['note'], rule=calibration.rule, **_run_costs(run))
+    return row, (label, probs)
+
+# %% ../../nbs/runs/11_compare.ipynb #7432926f
 def _compared_rows(
     names: list[str],
     runs: list[Path],
     saved: list[SavedPredictions], # on the same rows
-    draws: int, # of the bootstrap
+    draws: int, # of the bootstrap and of the permutation test
 ) -> list[dict]: # of each run; of all but the first the paired tests against it
     "Scores and costs of each run, and how it differs from the first"
-    y, groups, out, first = saved[0].y, saved[0].groups, [], None
-    for name, run, predictions in zip(names, runs, saved):
-        calibration, probs = calibration_of_run(run, predictions, EvaluateConfig()), predictions.probs
-        label = calibration.apply(probs)[0]
-        m = evaluate_predictions(y, label, probs, saved[0].classes, groups)
-        row = dict(name=name, path=str(run), metrics={k: m[k] for k in ALL_SCORES}, baseline=m['baseline'],
-                   collapsed=m['collapsed'], unmeasured=m['note'], rule=calibration.rule, **_run_costs(run))
-        if first is None: first = label, probs
-        else:
-            row['mcnemar'] = mcnemar_test(y, first[0], label)
-            row['difference'] = paired_difference(y, first, (label, probs), groups, draws)
-            row['words'] = _describe_difference(row, names[0])
-        out.append(row)
-    return out
+    y, groups = saved[0].y, saved[0].groups
+    (row, first), *others = [_measured_run(*one) for one in zip(names, runs, saved)]
+    for other, predictions in others:
+        other['paired_test'] = paired_test(y, first[0], predictions[0], groups, draws)
+        other['difference'] = paired_difference(y, first, predictions, groups, draws)
+    adjusted = holm_adjust([other['paired_test']['balanced_accuracy'] for other, _ in others])
+    for (other, _), p in zip(others, adjusted):
+        other['paired_test']['adjusted'] = p
+        other['words'] = _describe_difference(other, names[0], len(others), 'person' if any(groups) else 'row')
+    return [row, *(other for other, _ in others)]
 
 # %% ../../nbs/runs/11_compare.ipynb #113ed2ef
 def _check_runs(runs: list[Path]):

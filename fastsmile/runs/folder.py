@@ -190,7 +190,7 @@ def _read_run_data(run: Run) -> 'SplitData':
     from fastsmile.data.splits import digests_by_path, read_training_fingerprints
     table, source = read_safe_csv(run.path/'table.csv'), read_source(run.config['source'], run.options)
     return SplitData(source, table, [], run.config['origin']['data'],
-                     digests=digests_by_path(read_training_fingerprints(run.path)))
+                     digests=digests_by_path(read_training_fingerprints(run.path)), domain=run.model.metadata.domain)
 
 # %% ../../nbs/runs/01_folder.ipynb #f47b8eef
 def _build_run_learner(run: Run) -> 'Learner':

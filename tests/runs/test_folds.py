@@ -122,7 +122,7 @@ def test_a_cross_validation_is_compared_with_another_and_calibrated_again(folds,
     assert both['rows'] == run.metrics['test']['rows'] and second['metrics']['accuracy']['value'] == m['test']['accuracy']['value']
     before = pd.read_csv(run.path/'predictions_oof.csv')
     changed = ((before.label == before.target) != (made.label == made.target)).sum()
-    assert second['mcnemar']['only_one'] + second['mcnemar']['only_two'] == changed and int(first['seconds']) >= 0
+    assert second['paired_test']['only_one'] + second['paired_test']['only_two'] == changed and int(first['seconds']) >= 0
     with pytest.raises(SmileError, match='rows of these runs differ'): compare([run.path, run.path/'fold_0'], CompareConfig(out=str(tmp_path/'c.html')))
     (copy/'report.html').unlink()
     assert 'calibration' in report(copy, ReportConfig(keep_pictures=True)).read_text()
