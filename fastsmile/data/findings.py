@@ -51,8 +51,12 @@ FINDING_KINDS |= {
     'split-leak': FindingKind('error', 'kept in one split only (test before valid before train)',
                               page_title='the same image in two splits'),
     'exact-duplicate': FindingKind('warning', 'one is kept', page_title='the same bytes'),
-    'near-duplicate': FindingKind('note', 'kept, in one group', page_title='the same image, saved differently'),
+    'look-alike': FindingKind('warning', 'kept, in one group; review their labels',
+                              page_title='images that look alike, with different labels'),
+    'near-duplicate': FindingKind('note', 'kept, in one group', page_title='images that look alike'),
     'odd-image': FindingKind('note', 'kept; a plan can drop them', 'keep', 'images unlike the others'),
+    'label-leak': FindingKind('warning', 'kept; a model may learn it instead of the faces, and its scores hide that'),
+    'grey-images': FindingKind('note', 'see --colour'),
     'unlabelled': FindingKind('warning', 'set aside; a plan can label them', 'drop', 'images without a label')}
 
 # %% ../../nbs/data/16_findings.ipynb #e50cf4f5

@@ -16,9 +16,10 @@ import pandas as pd
 from ..core.errors import SmileError, printable
 from ..core.files import unescape_formula
 from .cells import parse_table, read_table_bytes
-from .duplicates import find_copies, join_groups
+from .duplicates import find_look_alikes, join_groups, picture_groups
 from .finder import spellings
 from .findings import FINDING_KINDS, Finding, finding_rows, make_finding
+from .readers import Reader
 from .scan import ScanResult
 from .source import CLASS_LEFT_OUT, REPEATED_ROW, UNLABELLED
 from .words import SPLIT_PRIORITY, label_key
@@ -28,51 +29,69 @@ PLAN_COLUMNS = ['path', 'action', 'reason', 'group', 'new_label']
 _PLAN_ACTIONS = ('keep', 'drop')
 
 # %% ../../nbs/data/17_plan.ipynb #724bfd40
-def _actions_for_copies(
-    rows: pd.DataFrame, # of one group: `path`, `split`, `exact_group` (the same number for the same bytes)
-    weak: pd.Series,    # True where a copy is in a split with priority
+def _kind_of_look_alikes(rows: pd.DataFrame) -> str:
+    "What images that look alike are called, by their labels"
+    return 'look-alike' if rows.label.nunique() > 1 else 'near-duplicate'
+
+# %% ../../nbs/data/17_plan.ipynb #a830fc3e
+def _actions_for_look_alikes(
+    rows: pd.DataFrame, # of one group: `path`, `label`, `split`, `exact_group` (the same number for the same bytes)
+    weak: pd.Series,    # True where a look-alike is in a split with priority
 ) -> list[tuple]: # path, action, reason
-    "What is done with each image of a group of copies"
+    "What is done with each image of a group"
     strong = rows[~weak]
     first = strong.drop_duplicates('exact_group').set_index('exact_group').path  # of each set of the same bytes
-    if weak.any(): kept_as = 'split-leak: has a copy in another split'
-    elif len(first) > 1: kept_as = 'near-duplicate'
+    if weak.any(): kept_as = 'split-leak: has a copy or look-alike in another split'
+    elif len(first) > 1: kept_as = _kind_of_look_alikes(strong)
     else: kept_as = 'exact-duplicate'
     out, strong_paths = [], set(strong.path)
     for path, exact, is_weak in zip(rows.path, rows.exact_group, weak):
         if is_weak and path in strong_paths: continue
-        if is_weak: out.append((path, 'drop', f'split-leak: a copy is in {strong.split.iloc[0]}'))
+        if is_weak: out.append((path, 'drop', f'split-leak: a copy or look-alike is in {strong.split.iloc[0]}'))
         elif path != first[exact]: out.append((path, 'drop', f'exact-duplicate: of {first[exact]}'))
         else: out.append((path, 'keep', kept_as))
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/data/17_plan.ipynb #6d9522f8
-def _kinds_of_copies(
-    rows: pd.DataFrame, # as in `_actions_for_copies`
+def _kinds_of_look_alikes(
+    rows: pd.DataFrame, # as in `_actions_for_look_alikes`
     weak: pd.Series,
 ) -> dict: # kind of finding -> groups of paths
-    "What a group of copies is reported as"
+    "What a group is reported as"
     strong, leak = rows[~weak], weak.any()
     kinds = {'split-leak': [list(dict.fromkeys(rows.path))]} if leak else {}
     same_bytes = [list(dict.fromkeys(part.path)) for _, part in strong.groupby('exact_group', sort=False)]
     same_bytes = [paths for paths in same_bytes if len(paths) > 1]
     if same_bytes: kinds['exact-duplicate'] = same_bytes
     first = strong.drop_duplicates('exact_group').path
-    if len(first) > 1 and not leak: kinds['near-duplicate'] = [list(first)]
+    if len(first) > 1 and not leak: kinds[_kind_of_look_alikes(strong)] = [list(first)]
     return kinds
 
 # %% ../../nbs/data/17_plan.ipynb #246520ae
-def _plan_copy_group(
-    rows: pd.DataFrame, # of one group: `path`, `label`, `split`, `exact_group`
+def _conflicts(
+    rows: pd.DataFrame, # of one group: `path`, `label`, `picture` (the same number for one picture)
+) -> tuple[list, list]: # groups of paths; path, action, reason each
+    "The pictures of a group that have several labels"
+    groups, actions = [], []
+    for _, part in rows.groupby('picture', sort=False):
+        labels, paths = list(dict.fromkeys(part.label)), list(dict.fromkeys(part.path))
+        if len(labels) == 1: continue
+        groups.append(paths)
+        actions += [(p, 'drop', 'conflicting-label: ' + ' and '.join(labels)) for p in paths]
+    return groups, actions
+
+# %% ../../nbs/data/17_plan.ipynb #c136c401
+def _plan_group(
+    rows: pd.DataFrame, # of one group: `path`, `label`, `split`, `exact_group`, `picture`
 ) -> tuple[dict, list]: # kind of finding -> groups of paths; path, action, reason each
-    "What is found in a group of copies, and what is done with each of them"
-    labels, paths = list(dict.fromkeys(rows.label)), list(dict.fromkeys(rows.path))
-    if len(labels) > 1:
-        reason = 'conflicting-label: ' + ' and '.join(labels)
-        return {'conflicting-label': [paths]}, [(p, 'drop', reason) for p in paths]
+    "What is found in a group of look-alikes, and what is done with each of them"
+    conflicts, dropped = _conflicts(rows)
+    kinds = {'conflicting-label': conflicts} if conflicts else {}
+    rows = rows[~rows.path.isin([path for path, *_ in dropped])]
+    if len(rows) < 2: return kinds, dropped
     priority = rows.split.map(SPLIT_PRIORITY)
     weak = priority < priority.max()
-    return _kinds_of_copies(rows, weak), _actions_for_copies(rows, weak)
+    return kinds | _kinds_of_look_alikes(rows, weak), dropped + _actions_for_look_alikes(rows, weak)
 
 # %% ../../nbs/data/17_plan.ipynb #f5bc8a79
 def _copy_finding(
@@ -88,21 +107,36 @@ def _copy_finding(
     return make_finding(kind, finding_rows(paths, [' and '.join(labels[p]) for p in paths]), groups)
 
 # %% ../../nbs/data/17_plan.ipynb #ee82227b
-_COPY_KINDS = ('conflicting-label', 'split-leak', 'exact-duplicate', 'near-duplicate')
+_COPY_KINDS = ('conflicting-label', 'split-leak', 'exact-duplicate', 'look-alike', 'near-duplicate')
 
+def _group_numbers(
+    rows: pd.DataFrame, # `path`, `label`
+    scan: ScanResult,
+    near: int,
+    reader: Reader,     # of the scanned images
+) -> pd.DataFrame: # the rows that are not alone in their group, with `look_alike_group`, `exact_group`, `picture`
+    "Which images look alike, which have the same bytes, and which are one picture"
+    exact_groups, look_alike_groups = find_look_alikes(scan, near)
+    at = scan.info.index.get_indexer(rows.path)
+    rows = rows.assign(exact_group=exact_groups[at], look_alike_group=look_alike_groups[at])
+    labels = rows.groupby('look_alike_group').label.nunique()
+    differ = np.isin(look_alike_groups, labels.index[labels > 1])  # elsewhere nothing has to be decoded again
+    wanted = np.where(differ, look_alike_groups, look_alike_groups.max(initial=0) + 1 + np.arange(len(differ)))
+    rows = rows.assign(picture=picture_groups(scan, exact_groups, wanted, reader)[at])
+    return rows[rows.duplicated('look_alike_group', keep=False)]
+
+# %% ../../nbs/data/17_plan.ipynb #d070cc96
 def plan_copies(
     rows: pd.DataFrame, # the rows that can be used: `path`, `label`, `split`
     scan: ScanResult,
-    near: int,          # the greatest Hamming distance of copies
+    near: int,          # the greatest Hamming distance of look-alikes
+    reader: Reader,     # of the scanned images
 ) -> tuple[list[Finding], pd.DataFrame]: # findings; a plan, columns `PLAN_COLUMNS`
-    "Find the copies among the rows, and propose what to do about them"
-    exact_groups, copy_groups = find_copies(scan, near)
-    at = scan.info.index.get_indexer(rows.path)
-    rows = rows.assign(exact_group=exact_groups[at], copy_group=copy_groups[at])
-    rows = rows[rows.duplicated('copy_group', keep=False)]
+    "Find the images that look alike among the rows, and propose what to do about them"
+    rows = _group_numbers(rows, scan, near, reader)
     groups, plan = {kind: [] for kind in _COPY_KINDS}, []
-    for i, (_, part) in enumerate(rows.groupby('copy_group', sort=False), 1):
-        kinds, actions = _plan_copy_group(part)
+    for i, (_, part) in enumerate(rows.groupby('look_alike_group', sort=False), 1):
+        kinds, actions = _plan_group(part)
         for kind, paths in kinds.items(): groups[kind] += paths
         plan += [(*action, f'same-{i}', '') for action in actions]
     findings = [_copy_finding(kind, paths, rows) for kind, paths in groups.items()]

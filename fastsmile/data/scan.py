@@ -103,10 +103,11 @@ CHROMA_COLUMNS = ['cb', 'cr']
 
 def mean_chroma(
     img: Image.Image, # RGB
-) -> dict: # `CHROMA_COLUMNS`: mean blueness and redness (Cb and Cr), 0 to 255; 128 for grey
-    "The mean colour of an image"
-    _, cb, cr = np.asarray(img.resize((8, 8), Image.Resampling.BOX).convert('YCbCr'), dtype=np.float32).mean((0, 1))
-    return dict(cb=float(cb), cr=float(cr))
+) -> dict: # `CHROMA_COLUMNS`: mean blueness and redness (Cb and Cr), 0 to 255; 128 for grey. chroma: distance from grey
+    "The mean colour of an image, and how far from grey its parts are"
+    parts = np.asarray(img.resize((8, 8), Image.Resampling.BOX).convert('YCbCr'), dtype=np.float32)[..., 1:]
+    cb, cr = parts.mean((0, 1))
+    return dict(cb=float(cb), cr=float(cr), chroma=float(np.hypot(*(parts - 128).reshape(-1, 2).T).mean()))
 
 # %% ../../nbs/data/14_scan.ipynb #a476a041
 def content_digest(
@@ -137,7 +138,8 @@ def _header_info(
 
 # %% ../../nbs/data/14_scan.ipynb #8c8e7777
 _DECODE_AT_LEAST = 128  # pixels of each side that a large JPEG is decoded to
-SCAN_COLUMNS = ['error', 'digest', 'bytes', 'width', 'height', 'mode', 'format', *GREY_STATISTICS, *CHROMA_COLUMNS]
+SCAN_COLUMNS = ['error', 'digest', 'bytes', 'width', 'height', 'mode', 'format', *GREY_STATISTICS, *CHROMA_COLUMNS,
+                'chroma']
 
 @dataclass(frozen=True)
 class ImageScanner:

@@ -5,21 +5,27 @@
 # %% auto #0
 __all__ = ['TRAINING_FINGERPRINTS_FILE', 'stratified_group_split', 'weaker_split_rows', 'assign_splits', 'training_fingerprints',
            'run_options', 'splits_as_trained', 'write_training_fingerprints', 'read_training_fingerprints',
-           'digests_by_path', 'find_training_copies']
+           'digests_by_path', 'read_run_source', 'TrainingSource', 'find_training_copies']
 
 # %% ../../nbs/data/18_splits.ipynb #d6ad0edc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from ..config.fields import SourceOptions
 from ..core.errors import SmileError
 from ..core.files import read_run_config, read_safe_csv, write_safe_csv
 from ..core.system import sub_seed
-from .duplicates import near_pairs
-from .scan import IMAGE_HASHES, ScanResult
-from .source import used_rows
+from .duplicates import CopyIndex, CopyMatch, find_copy, near_rows_of_all
+from .images import ImageError
+from .readers import Reader
+from .scan import IMAGE_HASHES, ScanResult, VerifiedReader
+from .source import Source, read_source, used_rows
 from .words import SPLIT_PRIORITY
 
 # %% ../../nbs/data/18_splits.ipynb #c0cb6c73
@@ -193,51 +199,77 @@ def digests_by_path(
     "What files must still hold, as `VerifiedReader` takes it"
     return {} if fingerprints is None else dict(zip(fingerprints.path, fingerprints.digest))
 
-# %% ../../nbs/data/18_splits.ipynb #3d29fef8
-def _copies_by_bytes(
-    fingerprints: pd.DataFrame,
-    info: pd.DataFrame, # of the readable images of a `ScanResult`
-) -> pd.DataFrame: # path, training_path (which it copies), split, same
-    "Images with the bytes of a training image"
-    first = fingerprints.drop_duplicates('digest').set_index('digest')
-    same = info.digest[info.digest.isin(first.index)]
-    of = first.loc[same]
-    return pd.DataFrame(dict(path=same.index, training_path=of.path.to_numpy(), split=of.split.to_numpy(),
-                             same='bytes'))
+# %% ../../nbs/data/18_splits.ipynb #eae367aa
+def read_run_source(
+    run: Path, # a run folder
+) -> Source:
+    "Read the source of a run as the run did; raises `SmileError` where it is not there any more"
+    config = read_run_config(run)
+    names = {f.name for f in fields(SourceOptions)}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config['options'].items() if k in names}
+    return read_source(config['source'], SourceOptions(**options))
 
-# %% ../../nbs/data/18_splits.ipynb #f272d4f2
+# %% ../../nbs/data/18_splits.ipynb #ac9fb5ee
+class TrainingSource:
+    "Reads the images that a run was trained on; another content under the same name is none of them"
+    def __init__(self,
+        run: Path,                  # a run folder
+        fingerprints: pd.DataFrame, # of the run
+    ): self.run, self.digests = run, digests_by_path(fingerprints)
+
+    @cached_property
+    def reader(self) -> VerifiedReader | None: # None where the source cannot be read
+        try: return VerifiedReader(read_run_source(self.run).reader, self.digests)
+        except (SmileError, OSError): return None
+
+    def __call__(self, path: str) -> Image.Image:
+        "One image; raises `ImageError` where it is not what was trained on, or cannot be read"
+        if self.reader is None: raise ImageError('the source of the run cannot be read')
+        return self.reader.read_image(path)
+
+# %% ../../nbs/data/18_splits.ipynb #c78d1859
 def _hash_words(hashes: pd.Series) -> np.ndarray: # (N, W), uint64
     "Hashes that were written as hex"
-    return np.stack([np.frombuffer(bytes.fromhex(v), np.uint64) for v in hashes])
+    words = max(map(len, hashes), default=16) // 16
+    return np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint64).reshape(-1, words)
 
-def _copies_by_hash(
-    fingerprints: pd.DataFrame, # at least one, each with a hash
-    scan: ScanResult,           # with at least one readable image
+def _training_index(
+    fingerprints: pd.DataFrame, # a row without a hash is compared by its bytes alone
     near: int,                  # the greatest Hamming distance
-) -> pd.DataFrame: # path, training_path (which it copies), split, same
-    "Images whose hash is near that of a training image"
-    old, old_row = np.unique(_hash_words(fingerprints.hash), axis=0, return_index=True)
-    new, new_row = np.unique(scan.hashes[scan.readable, 0], axis=0, return_inverse=True)
-    pairs = np.concatenate([np.zeros((0, 2), int), *near_pairs(np.concatenate([old, new]), near)])
-    pairs.sort(1)
-    copy_of = {b - len(old): old_row[a] for a, b in pairs if a < len(old) <= b}  # number in `new` -> row
-    new_row = new_row.ravel()
-    copied = np.array([i in copy_of for i in new_row])
-    of = fingerprints.iloc[[copy_of[i] for i in new_row[copied]]]
-    path = scan.info.index[scan.readable][copied]
-    return pd.DataFrame(dict(path=path, training_path=of.path.to_numpy(), split=of.split.to_numpy(), same='hash'))
+    read: Callable[[str], Image.Image], # of `TrainingSource`
+) -> CopyIndex:
+    "The images of a run, to find copies of them"
+    rows = np.flatnonzero(fingerprints.hash != '')
+    digests = {digest: row for row, digest in reversed(list(enumerate(fingerprints.digest)))}
+    return CopyIndex(fingerprints.path.tolist(), digests, _hash_words(fingerprints.hash.iloc[rows]), rows, near, read)
 
-# %% ../../nbs/data/18_splits.ipynb #0564eec7
+# %% ../../nbs/data/18_splits.ipynb #1d9c1ed3
+def _matches(
+    index: CopyIndex,
+    scan: ScanResult, # of other images
+    reader: Reader,   # of these
+) -> Iterator[tuple[str, CopyMatch]]: # name; its copy in the index
+    "The images that have a copy"
+    names, readable = scan.info.index[scan.readable], scan.info.digest[scan.readable]
+    near = near_rows_of_all(index, np.ascontiguousarray(scan.hashes[scan.readable, 0]))
+    for name, digest, rows in zip(names, readable, near):
+        try: match = find_copy(index, digest, rows, partial(reader.read_image, name))
+        except ImageError: continue  # it could be read when it was scanned; nothing is predicted for it now
+        if match: yield name, match
+
+# %% ../../nbs/data/18_splits.ipynb #157d8577
 def find_training_copies(
     fingerprints: pd.DataFrame, # from `training_fingerprints`; a row without a hash is compared by its bytes alone
     scan: ScanResult,           # of other images, by the same hash
+    reader: Reader,             # of these images
+    trained_on: Callable[[str], Image.Image], # `TrainingSource` of the run
     hash: str = 'phash',        # one of `IMAGE_HASHES`
-    near: int | None = None,    # the greatest Hamming distance; the hash's own where None
-) -> pd.DataFrame: # path, training_path (which it copies), split, same (bytes or hash): a row for each copy
+    near: int | None = None,    # the greatest Hamming distance of images that are compared; the hash's own if None
+) -> pd.DataFrame: # path, training_path (which it copies), split, same (of a `CopyMatch`): a row for each copy
     "The images that are copies of training images"
-    info = scan.info[scan.readable]
-    copies = _copies_by_bytes(fingerprints, info)
-    fingerprints, image_hash = fingerprints[fingerprints.hash != ''], IMAGE_HASHES[hash]
-    if not image_hash.specific or fingerprints.empty or info.empty: return copies
-    similar = _copies_by_hash(fingerprints, scan, image_hash.max_distance if near is None else near)
-    return pd.concat([copies, similar]).drop_duplicates('path').reset_index(drop=True)
+    if not IMAGE_HASHES[hash].specific: fingerprints = fingerprints.assign(hash='')
+    index = _training_index(fingerprints, IMAGE_HASHES[hash].max_distance if near is None else near, trained_on)
+    copies = []
+    for name, m in _matches(index, scan, reader):
+        copies.append((name, index.paths[m.row], fingerprints.split.iloc[m.row], m.same))
+    return pd.DataFrame(copies, columns=['path', 'training_path', 'split', 'same'], dtype=object)

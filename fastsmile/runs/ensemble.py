@@ -145,7 +145,8 @@ def _open_members(
     table = _held_out_table([splits_as_trained(read_safe_csv(p/'table.csv'), p) for p in paths], names)
     fingerprints = _training_fingerprints(paths, table)
     source, plan = read_source(first.config['source'], first.options), read_safe_csv(paths[0]/'plan.csv')
-    data = SplitData(source, table, [], _data_fingerprint(opened), plan, fingerprints, digests_by_path(fingerprints))
+    data = SplitData(source, table, [], _data_fingerprint(opened), plan, fingerprints, digests_by_path(fingerprints),
+                     first.model.metadata.domain)
     return _EnsembleMembers(opened, names, data)
 
 # %% ../../nbs/runs/14_ensemble.ipynb #2c274e50
@@ -264,7 +265,7 @@ def _ensemble_summary(
 ) -> str:
     "How the model came about, in a few sentences"
     specs = [run.model.spec for run in members.runs]
-    who = ', '.join(f'{printable(name)} ({s.arch}, {s.prep.size} px)' for name, s in zip(members.names, specs))
+    who = ', '.join(f'{printable(name)} ({s.arch}, {s.prep.summary})' for name, s in zip(members.names, specs))
     start = f'An ensemble of {len(members.runs)} runs: {who}.'
     if config.how == 'mean':
         return f'{start} Its probabilities are the mean of theirs, each calibrated under the shares of the data.'

@@ -187,7 +187,7 @@ def _read_run_data(run: Run) -> 'SplitData':
     from fastsmile.data.splits import digests_by_path, read_training_fingerprints
     table, source = read_safe_csv(run.path/'table.csv'), read_source(run.config['source'], run.options)
     return SplitData(source, table, [], run.config['origin']['data'],
-                     digests=digests_by_path(read_training_fingerprints(run.path)))
+                     digests=digests_by_path(read_training_fingerprints(run.path)), domain=run.model.metadata.domain)
 
 def _build_run_learner(run: Run) -> 'Learner':
     from fastsmile.models.bundle import load_bundle

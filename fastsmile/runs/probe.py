@@ -39,7 +39,7 @@ from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
 from ..models.heads import classifier_name, forest_from_sklearn, head_settings, knn_from_rows
-from ..models.spec import Model, ModelMetadata, ModelSpec
+from ..models.spec import Model, ModelMetadata, ModelSpec, spec_for_domain
 from .fit import audit_and_build
 from .folder import Run, base_record, recording_status
 from .results import add_labels, calibrate_and_save, finish_run, initial_record
@@ -365,10 +365,11 @@ def probe_data(
     command: str | None = None, # that asked for it, where it is a part of something
 ) -> Run:
     "Fit probes on rows that are divided already, as `probe` does"
+    spec = spec_for_domain(spec, data.domain, config.colour)
     probed = extract_probe_features(data, spec, config, pick_device(config.device), progress)
     features = probed.features['train'].shape[2]
     say(f'features of {len(data.rows)} images in {probed.seconds:.1f} s: '
-        f'{features} each, from {spec.arch} at {spec.prep.size} px')
+        f'{features} each, from {spec.arch} at {spec.prep.summary}')
     fitted = fit_probes(probed.training, (probed.features['valid'][0], probed.labels('valid')), config, spec.classes)
     path, command = new_run_folder(config.out, f'probe-{spec.arch}'), command or command_line('probe', [source], config)
     if len({f.probe for f in fitted}) > 1: return _write_probe_comparison(source, probed, fitted, path, command)

@@ -127,7 +127,7 @@ def train_trial(
 ) -> float: # the metric of its best epoch on valid
     "Train one trial; raises `TrialPruned`, or `SmileError` where it fails"
     config, folder = trial_config(search.config, trial.params), search.folder(trial.number)
-    spec = spec_from_config(config, search.data.classes)
+    spec = spec_from_config(config, search.data.classes, search.data.domain)
     learn, _ = build_learner(search.data, spec, new_network(spec, config), config, folder, search.device,
                              search.images(spec, config))
     reporter = TrialReporter(trial.report, trial.should_prune, config.monitor, reported)
@@ -308,7 +308,7 @@ def _finish_best_trial(search: _TuneSearch, command: str):
         reasons = printable(path/'candidates.csv')
         raise SmileError('No trial ended well.', f'The reasons are in {reasons} and above; see --space.')
     chosen = trial_config(config, study.trials[best].params)
-    folder, spec = search.folder(best), spec_from_config(chosen, search.data.classes)
+    folder, spec = search.folder(best), spec_from_config(chosen, search.data.classes, search.data.domain)
     if run_status(folder) is None:
         write_json(folder/'config.json', dict(status='searched', origin=dict(data=search.data.fingerprint)))
     say(f'trial {best} is the best; it is measured on test', style='bold')

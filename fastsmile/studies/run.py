@@ -281,7 +281,7 @@ def _check_same_training(setup: _StudySetup, folder: Path, config: FitConfig | P
 def _fit_entry(setup: _StudySetup, trainings: Mapping[Path, FitConfig], runs: list[Path]) -> None:
     "Train a network with each seed; folders are added to `runs`"
     first = next(iter(trainings.values()))  # they differ in the seed alone
-    spec = spec_from_config(first, setup.data.classes)
+    spec = spec_from_config(first, setup.data.classes, setup.data.domain)
     if spec.prep not in setup.images: setup.images[spec.prep] = prepare_images(setup.data, spec, first)
     for i, (folder, config) in enumerate(trainings.items()):
         say(f'seed {i + 1} of {len(trainings)}')
