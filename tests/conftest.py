@@ -21,6 +21,13 @@ TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv tha
 TINY = '{"channels": [8, 16, 32, 64]}'
 
 
+def pytest_collection_modifyitems(config, items):
+    "Two workers take a file each, whose tests share its fixtures (`--dist loadgroup`); benchmarks share none: one at a time, last"
+    if not config.pluginmanager.hasplugin('xdist'): return
+    for item in items:
+        if item.path.name != 'test_benchmarks.py': item.add_marker(pytest.mark.xdist_group(f'{item.path.parent.name}/{item.path.stem}'))
+
+
 @pytest.fixture(scope='session')
 def shared():
     "The folder of real data and weights that may stand beside the project"
