@@ -426,7 +426,9 @@ def explain_tables(
     title = 'images' if 'requested' in r['images'] else 'the most confident mistakes'
     corners = [f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)'
                for m, v in r['corner_share'].items()]
-    return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *r['warnings'],
+    tested = [f'{m}: rank correlation {v:.2f} with the maps of a random head (near 1: a map of the image alone)'
+              for m, v in r['randomisation'].items()]
+    return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *tested, *r['warnings'],
             f"page: {printable(r['page'])}"]
 
 # %% ../../nbs/cli/01_tables.ipynb #f1fa4e5a

@@ -84,7 +84,7 @@ def test_every_command_takes_an_ensemble(both, run, faces, tmp_path):
     assert calibrate(both.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
     assert load_bundle(both.path).metadata.decide == 'argmax'
     album = explain(both.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
-    assert 'smoothgrad' in album['corner_share'] and 'no single feature map' in album['warnings'][0]
+    assert 'sensitivity' in album['corner_share'] and 'no single feature map' in album['warnings'][0]
     assert compare([run.path, both.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))['rows'] == run.metrics['test']['rows']
     with pytest.raises(SmileError, match='has no learner'): load_run(both.path).learner()
     with pytest.raises(SmileError, match='is an ensemble, which has no single network'): build_network(make_spec('resnet10t', ['a', 'b']), str(both.path))
