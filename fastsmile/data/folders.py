@@ -115,8 +115,9 @@ def _check_crossed(folders: list[list[str]], classes: list[tuple[str, str, int]]
     "A `SmileError` where the same folders are below several others: either level may be the class"
     above = _subfolders(folders, classes)
     crossed = [name for name, labels in above.items() if len(labels) > 1]
+    if len(crossed) < 2 or len(crossed) <= len(above) / 2: return
     level = skip + max(level for _, _, level in classes) + 1
-    if len(crossed) < 2 or len(crossed) <= len(above) / 2 or group_level == level + 1: return
+    if group_level == level + 1: return
     outer = ', '.join(map(printable, sorted({label for label, _, _ in classes if label})[:4]))
     inner = ', '.join(map(printable, sorted(above)[:4]))
     raise SmileError(f'The folders {outer} ... hold the same folders, {inner} ...: either may be the class.',
