@@ -3605,6 +3605,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fastsmile/training/balance.py'),
                                             'fastsmile.training.balance.make_epoch_sampler': ( 'training/balance.html#make_epoch_sampler',
                                                                                                'fastsmile/training/balance.py'),
+                                            'fastsmile.training.balance.permuted_rows': ( 'training/balance.html#permuted_rows',
+                                                                                          'fastsmile/training/balance.py'),
                                             'fastsmile.training.balance.plan_balance': ( 'training/balance.html#plan_balance',
                                                                                          'fastsmile/training/balance.py')},
             'fastsmile.training.callbacks': { 'fastsmile.training.callbacks.CheckpointSaver': ( 'training/callbacks.html#checkpointsaver',
