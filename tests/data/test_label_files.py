@@ -252,8 +252,8 @@ def test_a_map_names_numbers(tmp_path):
 NEARLY = {
     'lost zeros': lambda i: str(int(i)), 'a float': lambda i: f'{int(i)}.0', 'another ending': lambda i: f'img{i}.png', 'case': lambda i: f'IMG{i}.JPG',
     'url': lambda i: f'https://host/x/img{i}.jpg?t=1', 'local files': lambda i: f'/data/local-files/?d=files%2Fimg{i}.jpg',
-    'spaces': lambda i: f'img%20{i}.jpg', 'hash': lambda i: f'/data/upload/3/0a1b2c3d-img{i}.jpg', 'roboflow': lambda i: f'img{i}_jpg.rf.0123abcd.jpg', 'prefix': lambda i: f'face_img{i}.jpg',
-    'no prefix': lambda i: f'{i}.jpg'}
+    'spaces': lambda i: f'img%20{i}.jpg', 'hash': lambda i: f'/data/upload/3/0a1b2c3d-img{i}.jpg',
+    'roboflow': lambda i: f'img{i}_jpg.rf.0123abcd.jpg', 'prefix': lambda i: f'face_img{i}.jpg', 'no prefix': lambda i: f'{i}.jpg'}
 
 
 @pytest.mark.parametrize('how', NEARLY)
