@@ -205,11 +205,12 @@ def _measure_rule(
     rule: str,
     saved: SavedPredictions,
     calibration: Calibration,
-) -> dict: # rule, is_default, weights, scores of labels, recall of each class, and where there are costs their mean
+) -> dict: # rule, is_default, weights, labels that are not the most probable class, scores of labels, recalls, mean cost
     "One decision rule on these rows"
     y, label = saved.y, calibration.apply(saved.probs, rule)[0]
     scores = label_scores(confusion_matrix(y, label, len(saved.classes)))
-    out = dict(rule=rule, is_default=rule == calibration.rule, weights=calibration.rule_weights(rule),
+    overruled = int((label != saved.probs.argmax(1)).sum())
+    out = dict(rule=rule, is_default=rule == calibration.rule, weights=calibration.rule_weights(rule), overruled=overruled,
                **{name: float(value) for name, value in scores.items()},
                recall=_share_by_class(label == y, y, len(saved.classes)))
     if calibration.costs: out['cost'] = float(np.array(calibration.costs)[y, label].mean())

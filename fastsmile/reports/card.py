@@ -107,20 +107,29 @@ _DECISION_RULE_TEXTS = dict(
     cost='The label is the one with the least expected cost; it need not be the most probable one.')
 
 # %% ../../nbs/reports/03_card.ipynb #1f89f82d
+def _fitted_rule_text(rule: str, weights: list | None, balanced: list | None) -> str:
+    "What a rule that serves a score does"
+    score = SCORE_NAMES.get(rule, rule)
+    if weights and max(weights) < 1.005: return f'The label is the most probable class: no class weights serve the {score} better.'
+    if weights and balanced:
+        away = [math.log(a) - part * math.log(b) for part in (1, 0.5) for a, b in zip(weights, balanced)]
+        if max(map(abs, away[:len(weights)])) < 1e-6: return _DECISION_RULE_TEXTS['balanced']
+        if max(map(abs, away[len(weights):])) < 1e-6:
+            return (f'The label follows from class weights half-way to equal shares, which serve the {score} without any fitting; '
+                    'it need not be the most probable class.')
+    return (f'The label follows from class weights that were fitted on calib so that the highest {score} is to be expected; '
+            'it need not be the most probable class.')
+
 def decision_rule_text(
     calibration: dict, # as measured: rule, and what its `rules` weigh
 ) -> str:
-    "What the model's decision rule does, in a sentence or two"
-    rule = calibration['rule']
-    if rule in _DECISION_RULE_TEXTS: return _DECISION_RULE_TEXTS[rule]
-    score, known = SCORE_NAMES.get(rule, rule), {r['rule']: r['weights'] for r in calibration.get('rules', [])}
-    weights = known.get(rule)
-    if weights and max(weights) < 1.005:
-        return f'The label is the most probable class: on calib no class weights served the {score} better.'
-    if weights and sum(abs(a - b) for a, b in zip(weights, known['balanced'])) < 1e-6:
-        return _DECISION_RULE_TEXTS['balanced']
-    return (f'The label follows from class weights that were fitted on calib so that the {score} is highest; '
-            'it need not be the most probable class.')
+    "What the model's decision rule does, in a sentence or two, and how many labels it changed"
+    rule, known = calibration['rule'], {r['rule']: r for r in calibration.get('rules', [])}
+    weights = {name: r['weights'] for name, r in known.items()}
+    text = _DECISION_RULE_TEXTS.get(rule) or _fitted_rule_text(rule, weights.get(rule), weights.get('balanced'))
+    changed = known.get(rule, {}).get('overruled')
+    if not changed: return text
+    return f"{text} Of the rows measured {changed} {'has' if changed == 1 else 'have'} such a label."
 
 # %% ../../nbs/reports/03_card.ipynb #1cbed745
 _PRIOR_TEXTS = dict(data='the shares that the classes have in the training data', uniform='equal shares of all classes')
