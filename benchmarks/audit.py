@@ -24,11 +24,11 @@ from pathlib import Path
 
 HASH = '''
 import numpy as np
-from fastsmile.data.duplicates import find_copies
+from fastsmile.data.duplicates import find_look_alikes
 from fastsmile.data.readers import FolderReader
 from fastsmile.data.scan import scan_images
 reader = FolderReader({folder!r})
-exact, near = find_copies(scan_images(reader, reader.names()), 16)
+exact, near = find_look_alikes(scan_images(reader, reader.names()), 16)
 print(*((np.bincount(g)[np.bincount(g) > 1] - 1).sum() for g in (exact, near)), 'pictures that are another one again, exactly and nearly')
 '''
 CLEANVISION = '''

@@ -72,7 +72,7 @@ def made_scan(n: int):
     error = np.where(rng.random(n) < 0.005, 'truncated', '')
     facts = pd.DataFrame(dict(error=error, digest=[f'{v:032x}' for v in own], bytes=20_000, width=64, height=64, mode='RGB', format='JPEG',
                               mean=rng.normal(120, 20, n), spread=rng.normal(50, 8, n).clip(10), low=20., high=220., sharpness=rng.normal(.5, .1, n).clip(.2),
-                              cb=128., cr=130.), index=pd.Index(names_of(n), dtype=object))[SCAN_COLUMNS]
+                              cb=128., cr=130., chroma=2.), index=pd.Index(names_of(n), dtype=object))[SCAN_COLUMNS]
     return ScanResult(facts, hashes, thumbs)
 
 
@@ -115,9 +115,9 @@ def listing(n: int):
 
 def duplicates(n: int):
     "groups of copies, by bytes and by look"
-    from fastsmile.data.duplicates import find_copies
+    from fastsmile.data.duplicates import find_look_alikes
     seen = made_scan(n)
-    return lambda: len(np.unique(find_copies(seen, 16)[1]))
+    return lambda: len(np.unique(find_look_alikes(seen, 16)[1]))
 
 
 def audit(n: int):

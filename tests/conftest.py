@@ -1,4 +1,5 @@
 "Small things that several tests share: pictures, a sample, a trained run."
+import functools
 import io
 import os
 import subprocess
@@ -18,6 +19,13 @@ warnings.filterwarnings('ignore', category=FutureWarning)
 SHARED = Path(__file__).resolve().parent.parent.parent/'shared'
 TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv that no two trainings share
 TINY = '{"channels": [8, 16, 32, 64]}'
+
+
+def pytest_collection_modifyitems(config, items):
+    "Two workers take a file each, whose tests share its fixtures (`--dist loadgroup`); benchmarks share none: one at a time, last"
+    if not config.pluginmanager.hasplugin('xdist'): return
+    for item in items:
+        if item.path.name != 'test_benchmarks.py': item.add_marker(pytest.mark.xdist_group(f'{item.path.parent.name}/{item.path.stem}'))
 
 
 @pytest.fixture(scope='session')
@@ -98,6 +106,36 @@ def folder(root: Path, files: dict) -> Path:
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).write_bytes(data if isinstance(data, bytes) else data.encode())
     return root
+
+
+def png(img: Image.Image) -> bytes:
+    "The bytes of an image, without loss"
+    buf = io.BytesIO()
+    img.save(buf, 'PNG')
+    return buf.getvalue()
+
+
+def saved_again(img: Image.Image, quality: int, fmt: str = 'JPEG') -> bytes:
+    "The bytes of an image, with loss"
+    buf = io.BytesIO()
+    img.save(buf, fmt, quality=quality)
+    return buf.getvalue()
+
+
+@functools.cache
+def honest_pairs(side: int, n: int, only_alike: bool = False) -> list[tuple[Image.Image, Image.Image]]:
+    "Drawn faces before a smile and during it: only the mouth changes; perhaps those alone that look alike to a hash"
+    from dataclasses import replace
+    from fastsmile.data.sample import draw_face, random_face_params
+    from fastsmile.data.scan import phash
+    pairs = []
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        one, other = random_face_params(rng, 'NOT smile'), random_face_params(rng, 'positive smile')
+        other = replace(one, mouth_curve=other.mouth_curve, mouth_open=other.mouth_open)
+        pair = tuple(draw_face(p, side, np.random.default_rng(100 * (seed % 2) + i)) for i, p in enumerate((one, other)))
+        if not only_alike or (phash(pair[0]) != phash(pair[1])).sum() <= 16: pairs.append(pair)
+    return pairs
 
 
 @contextmanager

@@ -396,8 +396,8 @@ class EnsembleConfig(DecideOptions):
     "Options of `ensemble`"
     how: str = opt('mean', 'how the runs are combined: the mean of their calibrated probabilities, or a random forest '
                    'on their outputs', choices=('mean', 'forest'))
-    inputs: str = opt('features', "input of the forest: the networks' features, on the training rows, or their "
-                      'probabilities, on half of calib', choices=('features', 'probs'))
+    inputs: str = opt('features', "input of the forest, fitted on half of calib: the networks' features, or their "
+                      'probabilities', choices=('features', 'probs'))
     trees: int = _trees_opt()
     leaf: str = _leaf_opt()
     monitor: str = opt('macro_f1', 'metric that --decide auto optimises, and that selects the best leaf on valid',

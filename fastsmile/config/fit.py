@@ -29,8 +29,8 @@ class NetworkOptions(RecipeOptions):
     "The network, and the weights that training starts from"
     arch: str = opt('resnet18', "a timm architecture, e.g. densenet161, resnet50, mobilenetv2_100, or one of the "
                     'reports\' own; see fastsmile archs')
-    weights: str = opt('hub', "start from: hub (timm's pretrained weights), none (random), a .safetensors / .pth FILE, "
-                       'or an earlier RUN, also of other classes', metavar='hub|none|FILE|RUN')
+    weights: str = opt('hub', "start from: hub (timm's pretrained weights), none (random), a FILE (.safetensors, .pth, "
+                       '.bin, .ckpt; matched by name and counted), or an earlier RUN, also of other classes', metavar='hub|none|FILE|RUN')
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture, e.g. '
                                  '\'{"channels": [32, 64, 128, 256]}\'', metavar='JSON')
     head: str = opt('linear', 'the classification head: linear, or hidden layers of these widths, e.g. mlp:1024 or '

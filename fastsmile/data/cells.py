@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FALLBACK_ENCODINGS', 'MAX_TABLE_BYTES', 'MAX_TABLE_COLUMNS', 'MAX_TABLE_CELLS', 'MAX_LINE_CHARS', 'decode_text',
-           'decode_table', 'detect_separator', 'read_table_bytes', 'parse_table', 'open_text', 'bounded_lines',
-           'csv_rows', 'parquet_rows']
+           'decode_table', 'detect_separator', 'is_plain_csv', 'read_table_bytes', 'parse_table', 'open_text',
+           'bounded_lines', 'csv_rows', 'parquet_rows', 'pixel_column', 'image_bytes_column', 'has_own_images']
 
 # %% ../../nbs/data/04_cells.ipynb #3af80c86
 import codecs
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..core.errors import SmileError, printable, say
 from ..core.files import import_pandas
+from .archives import open_zip
+from .images import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING: import pandas as pd  # prediction reads tables without it
 
@@ -51,20 +53,71 @@ def _row_widths(lines: list[str], separator: str) -> set[int]:
     except csv.Error: return set()  # a cell that is too long: this is not it
 
 # %% ../../nbs/data/04_cells.ipynb #17dd4d75
+def _even_separators(lines: list[str]) -> dict[str, int]: # separator -> cells
+    "What cuts all lines into the same number of cells, more than one"
+    widths = {s: _row_widths(lines, s) for s in _SEPARATORS}
+    return {s: max(w) for s, w in widths.items() if len(w) == 1 and max(w) > 1}
+
 def detect_separator(
     lines: list[str], # the first lines of a table
     name: str = '',   # of the file
 ) -> str:
     "The separator of the cells"
     if name.lower().endswith('.tsv') and any('\t' in line for line in lines): return '\t'
-    widths = {s: _row_widths(lines, s) for s in _SEPARATORS}
-    even = [s for s in _SEPARATORS if len(widths[s]) == 1 and max(widths[s]) > 1]
-    if even: return max(even, key=lambda s: max(widths[s]))
+    if even := _even_separators(lines): return max(even, key=lambda s: even[s])
     return max(_SEPARATORS, key=lambda s: sum(s in line for line in lines))
+
+# %% ../../nbs/data/04_cells.ipynb #aec3ce02
+_ENDINGS = '|'.join(e[1:] for e in IMAGE_EXTENSIONS)
+_IMAGE_WORD = re.compile(rf'.*\.(?:{_ENDINGS})', re.IGNORECASE)
+_IMAGE_AND_REST = re.compile(rf'(.*\.(?:{_ENDINGS}))\s+(\S.*)', re.IGNORECASE)
+_NUMBER = re.compile(r'[-+]?[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?', re.IGNORECASE)
+
+def _has_image_column(rows: list[list[str]]) -> bool:
+    "Is one word of each row, the same one in all, a file of an image?"
+    return any(all(map(_IMAGE_WORD.fullmatch, column)) for column in zip(*rows))
+
+def _words(line: str) -> list[str]: return [word.strip('"') for word in line.split()]
+
+def _cut_at_spaces(lines: list[str]) -> list[list[str]]:
+    "The words of each line, where a space is the separator; none where it is not"
+    rows = [_words(line) for line in lines]
+    body = rows[1:] or rows  # the first line may be a header
+    if len({len(row) for row in body}) == 1:
+        is_numeric = all(_NUMBER.fullmatch(word) for row in body for word in row)
+        fits = len(body[0]) > 1 and (is_numeric or _has_image_column(body))
+        if fits and len(rows[0]) == len(body[0]): return rows
+        if fits and len(rows[0]) == len(body[0]) - 1: return [['image', *rows[0]], *body]
+    matches = [_IMAGE_AND_REST.fullmatch(line) for line in lines]  # names with spaces, or labels of several words
+    return [list(m.groups()) for m in matches] if all(matches) else []
+
+# %% ../../nbs/data/04_cells.ipynb #5d35f1c1
+_SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+
+def _row_count_line(lines: list[str]) -> bool:
+    "Is the first line the number of the rows?"
+    first = lines[0].strip() if lines else ''
+    return bool(re.fullmatch('[0-9]{1,9}', first)) and int(first) in (len(lines) - 1, len(lines) - 2)
+
+def _word_rows(text: str) -> list[tuple[int, list[str]]]: # line number, cells
+    "The rows of a list with spaces; none where it is no such list"
+    numbered = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [line for _, line in numbered]
+    counted = _row_count_line(lines)
+    if not lines or not counted and _even_separators(lines[:50]): return []
+    rows = _cut_at_spaces(lines[counted:][:50]) and _cut_at_spaces(lines[counted:])
+    return [(n, row) for (n, _), row in zip(numbered[counted:], rows)]
+
+def is_plain_csv(
+    lines: list[str], # the first lines of a table
+) -> bool:
+    "Do its rows come one by one, cut by a separator alone?"
+    return bool(lines) and not _SEP_LINE.fullmatch(lines[0].strip()) and not _word_rows(''.join(lines))
 
 # %% ../../nbs/data/04_cells.ipynb #0432cbda
 MAX_TABLE_BYTES = 256 * 1024**2
 MAX_TABLE_COLUMNS, MAX_TABLE_CELLS = 10_000, 20_000_000
+_OFFICE_MARKS = (b'PK\x03\x04', b'\xd0\xcf\x11\xe0')  # a zip of XML; Excel before 2007
 
 def _table_too_large(name: str) -> SmileError:
     return SmileError(f'{printable(name)} has more than {MAX_TABLE_BYTES:,} bytes, which no table of labels has.')
@@ -87,12 +140,24 @@ def _has_text(row: list[str]) -> bool: return any(c.strip() for c in row)
 
 def _split_rows(text: str, name: str, blanks: bool) -> list[tuple[int, list[str]]]: # line number, cells
     "The rows of a text; without `blanks`, those with some text"
-    separator = detect_separator(list(islice(io.StringIO(text, newline=''), 50)), name)
+    if not blanks and (rows := _word_rows(text)): return rows
+    first, _, rest = text.partition('\n')
+    excel = _SEP_LINE.fullmatch(first.strip())
+    if excel: text, separator = rest, excel[1]
+    else: separator = detect_separator(list(islice(io.StringIO(text, newline=''), 50)), name)
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator)
-    try: return [(reader.line_num, row) for row in reader if blanks or _has_text(row)]
+    try: return [(reader.line_num + bool(excel), row) for row in reader if blanks or _has_text(row)]
     except csv.Error as e:
         raise SmileError(f'{name} cannot be read as a table, line {reader.line_num}: {e}.',
                          'Save it again as CSV in UTF-8.') from None
+
+# %% ../../nbs/data/04_cells.ipynb #df5be06a
+def _filled_width(row: list[str]) -> int: return max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0)
+
+def _drop_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    "The rows without the empty cells at the right that only some of them have, or that all of them have"
+    width = max(map(_filled_width, rows), default=0)
+    return [row[:width] for row in rows] if width and len(rows[0]) <= MAX_TABLE_COLUMNS else rows
 
 # %% ../../nbs/data/04_cells.ipynb #82124b64
 def _check_widths(rows: list[tuple[int, list[str]]], name: str) -> int: # cells of each row
@@ -114,15 +179,65 @@ def parse_table(
     name: str,            # its name, for errors
     blanks: bool = False, # blank lines are rows too
 ) -> 'pd.DataFrame': # all cells as text, columns numbered from 0, the header (if any) as first row
-    "A table of text from the bytes of a CSV, TSV or Parquet file; raises `SmileError`"
+    "A table of text from the bytes of a CSV, TSV, Parquet or Excel file; raises `SmileError`"
     if len(data) > MAX_TABLE_BYTES: raise _table_too_large(name)
     if name.lower().endswith('.parquet'): return _parse_parquet(data, name)
+    if data[:4] in _OFFICE_MARKS: return _parse_spreadsheet(data, name)
     text = decode_table(data)
     if not text.strip(): raise _table_is_empty(name)
     if '\0' in text: raise SmileError(f'{name} is not a text file.', 'Save it as CSV in UTF-8.')
-    rows = _split_rows(text, name, blanks)
-    width = _check_widths(rows, name)
-    return import_pandas().DataFrame([row if _has_text(row) else [''] * width for _, row in rows], dtype=str)
+    numbers, rows = zip(*_split_rows(text, name, blanks))
+    rows = list(rows) if blanks else _drop_empty_columns(list(rows))
+    width = _check_widths(list(zip(numbers, rows)), name)
+    return import_pandas().DataFrame([row if _has_text(row) else [''] * width for row in rows], dtype=str)
+
+# %% ../../nbs/data/04_cells.ipynb #a8f1c162
+def _check_spreadsheet(data: bytes, name: str):
+    "Raise a `SmileError` for what is no .xlsx, or where openpyxl is not there"
+    what = printable(name)
+    if data[:4] == _OFFICE_MARKS[1]:
+        raise SmileError(f'{what} is an Excel file from before 2007.', 'Save it as .xlsx or as CSV.')
+    with open_zip(name, io.BytesIO(data)) as z: parts = z.namelist()
+    if 'xl/workbook.xml' not in parts:
+        kind = 'an OpenDocument file' if 'content.xml' in parts else 'a zip, and no table'
+        raise SmileError(f'{what} is {kind}.', 'Save the table as CSV or .xlsx; pass a zip of images as the source.')
+    if find_spec('openpyxl') is None:
+        raise SmileError(f'{what} is an Excel file, which needs openpyxl.',
+                         'Install it: pip install "fastsmile[xlsx]"; or save the table as CSV.')
+
+# %% ../../nbs/data/04_cells.ipynb #c2774aeb
+def _spreadsheet_cell(value: Any) -> str:
+    "A cell as text, a whole number without a fraction"
+    if value is None: return ''
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+def _sheet_rows(sheet: Any, name: str) -> list[list[str]]:
+    "The rows of a sheet with some text; a `SmileError` where there are too many cells"
+    rows, cells = [], 0
+    for values in sheet.iter_rows(values_only=True):
+        cells += len(values)
+        if cells > MAX_TABLE_CELLS or len(values) > MAX_TABLE_COLUMNS: raise _table_too_large(name)
+        row = [_spreadsheet_cell(v) for v in values]
+        if _has_text(row): rows.append(row)
+    return rows
+
+def _parse_spreadsheet(data: bytes, name: str) -> 'pd.DataFrame':
+    "A table from an Excel file"
+    _check_spreadsheet(data, name)
+    from openpyxl import load_workbook
+    try:
+        book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        sheets = {sheet.title: _sheet_rows(sheet, name) for sheet in book.worksheets}
+    except SmileError: raise
+    except Exception as e:  # openpyxl raises what its parsers of XML and zip do
+        raise SmileError(f'{printable(name)} cannot be read as an Excel file: {printable(e)[:200]}.',
+                         'Save it again, or as CSV.') from None
+    filled = {title: rows for title, rows in sheets.items() if rows}
+    if not filled: raise _table_is_empty(name)
+    title = next(iter(filled))
+    if len(filled) > 1:
+        say(f'{printable(name)}: the sheet {printable(title)} of {len(filled)} is read.', style='yellow')
+    return import_pandas().DataFrame(_drop_empty_columns(filled[title]), dtype=str).fillna('')
 
 # %% ../../nbs/data/04_cells.ipynb #3620f3a1
 def _check_parquet_size(metadata: Any):
@@ -252,3 +367,40 @@ def parquet_rows(path: str | Path, columns: list[str] | None = None) -> Iterator
     except Exception as e:
         if not _is_parquet_error(e): raise
         raise _parquet_error(e, Path(path).name) from None
+
+# %% ../../nbs/data/04_cells.ipynb #e89f2885
+_PIXEL_COLUMNS = ('pixels', 'pixel')
+
+def pixel_column(
+    path: Path,
+) -> int | None: # its position; None where the file has none
+    "Which column of a CSV holds the pixels of an image?"
+    if path.suffix.lower() != '.csv' or not path.is_file(): return None
+    with open_text(path) as f: first = f.readline(10_000)
+    names = [c.strip(' "').lower() for c in first.strip().split(detect_separator([first]))]
+    return next((names.index(c) for c in _PIXEL_COLUMNS if c in names), None)
+
+# %% ../../nbs/data/04_cells.ipynb #eb4c7aad
+def _is_bytes_column(field: Any) -> bool:
+    "Does a column of this type hold images: bytes, or bytes and a path?"
+    from pyarrow import types
+    if types.is_struct(field.type): return field.type.get_field_index('bytes') >= 0
+    return (types.is_binary(field.type) or types.is_large_binary(field.type)) and 'image' in field.name.lower()
+
+def image_bytes_column(
+    path: Path,
+) -> str: # empty where there is none
+    "The column of a Parquet file that holds images"
+    if path.suffix.lower() != '.parquet' or not path.is_file() or find_spec('pyarrow') is None: return ''
+    from pyarrow.parquet import read_schema
+    try: schema = read_schema(path)
+    except Exception: return ''  # a broken file is named by the reader of tables
+    return next((f.name for f in schema if _is_bytes_column(f)), '')
+
+# %% ../../nbs/data/04_cells.ipynb #05786d66
+def has_own_images(
+    path: Path, # a file, or a folder of which the files at the top and in `data` count
+) -> bool:
+    "Does a table hold the images themselves?"
+    if path.is_dir(): return any(map(has_own_images, [*path.glob('*.*'), *path.glob('data/*.parquet')]))
+    return pixel_column(path) is not None or bool(image_bytes_column(path))

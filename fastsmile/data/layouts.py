@@ -4,25 +4,30 @@
 
 # %% auto #0
 __all__ = ['TABLE_COLUMNS', 'TABLES', 'TABLE_FILE', 'ReadSource', 'Layout', 'SourcePlace', 'is_table_name', 'TableFile',
-           'labels_path', 'find_tables', 'read_tables']
+           'shared_folder', 'split_folders', 'files_in', 'table_in', 'labels_path', 'class_of_list', 'find_tables',
+           'only_table', 'one_per_split', 'may_be_by_position', 'read_tables', 'rows_of_cells', 'with_companions']
 
 # %% ../../nbs/data/08_layouts.ipynb #75c7b50a
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from ..config.fields import SourceOptions
-from ..core.errors import SmileError, printable, say
+from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
-from .cells import parse_table, read_table_bytes
+from .annotations import CellTable, read_cells
+from .cells import read_table_bytes
+from .finder import ImageFinder, NO_SUCH_FILE, learn_names
 from .images import ImageError
 from .readers import FolderReader, Reader, ZipReader, remote_reader
-from .tables import (COLUMN_NAMES, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, SPLIT_NAMES, TABLE_EXTENSIONS,
-                                   ColumnChoice, ImageFinder, detect_columns, label_key)
+from .tables import (LIST_EXTENSIONS, MAIN_TABLE_EXTENSIONS, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS,
+                                   ColumnChoice, TableColumns, detect_columns)
+from .words import COLUMN_NAMES, SPLITS, label_key, looks_like_split, split_meanings, split_of
 
 # %% ../../nbs/data/08_layouts.ipynb #a96915f8
 TABLE_COLUMNS = ['path', 'label', 'split', 'group', 'reason']
@@ -33,6 +38,7 @@ class ReadSource:
     reader: Reader
     frame: pd.DataFrame          # one row per image, columns `TABLE_COLUMNS` and what the source says besides
     notes: tuple[str, ...] = ()  # how it was understood, a sentence each
+    label_name: str = 'label'    # of the column of the label
 
 @dataclass(frozen=True)
 class Layout:
@@ -43,6 +49,7 @@ class Layout:
     detect: Callable[['SourcePlace'], str]       # how the place would be read; empty where it is none of these
     read: Callable[['SourcePlace'], ReadSource]  # raises `SmileError` where it cannot be read
     decisive: bool = False  # where it is recognised, no other layout is tried
+    fallback: bool = False  # tried where no other layout fits
 
 # %% ../../nbs/data/08_layouts.ipynb #d4a1b6fc
 @dataclass(frozen=True)
@@ -70,11 +77,15 @@ class SourcePlace:
     def names(self) -> list[str]: return self.reader.names()
 
 # %% ../../nbs/data/08_layouts.ipynb #0b48ebc2
+_SUBMISSION = re.compile('(sample|example)?[_ -]*submissions?.*')  # of a competition: what is to be predicted
+
 def is_table_name(
     name: str,
 ) -> bool:
-    "Is it a table that is read without being named? A .txt is not"
-    return PurePosixPath(name).suffix.lower() in TABLE_EXTENSIONS[:3]
+    "Is it a table that is read without being named? A .txt is not, nor what a competition wants back"
+    path = PurePosixPath(name.lower())
+    is_hidden = path.name.startswith(('.', '~$'))
+    return path.suffix in MAIN_TABLE_EXTENSIONS and not is_hidden and not _SUBMISSION.fullmatch(path.stem)
 
 # %% ../../nbs/data/08_layouts.ipynb #05f4c5c1
 def _folder_or_zip_reader(folder: Path) -> FolderReader | ZipReader:
@@ -93,21 +104,69 @@ def _folder_or_zip_reader(folder: Path) -> FolderReader | ZipReader:
 @dataclass(frozen=True)
 class TableFile:
     "A table of labels that was found"
-    name: str
+    name: str                 # with its folder
     read: Callable[[], bytes]
-    split: str = ''  # that its name says
+    split: str = ''           # that its name or folder says
+    folder: str = ''          # where the paths in it begin
+    label: str = ''           # the class of all its rows
+
+    @property
+    def stem(self) -> str: return PurePosixPath(self.name).stem.lower()
+
+    def cells(self) -> CellTable: return read_cells(self.read(), self.name)
+
+# %% ../../nbs/data/08_layouts.ipynb #a0686c6a
+def shared_folder(
+    place: SourcePlace,
+) -> str:
+    "The folder that holds all images; empty where it is the root"
+    tops = {n.partition('/')[0] if '/' in n else '' for n in place.names}
+    only = min(tops) if len(tops) == 1 else ''
+    return '' if split_of(only) else only
+
+def split_folders(
+    place: SourcePlace,
+) -> list[str]: # relative to the root
+    "The folders above images that are named for splits"
+    found = set()
+    for name in place.names:
+        *parts, _ = name.split('/')
+        found.update('/'.join(parts[:i + 1]) for i, part in enumerate(parts) if split_of(part))
+    return sorted(found)
 
 # %% ../../nbs/data/08_layouts.ipynb #9a838a05
+def files_in(
+    place: SourcePlace,
+    folder: str = '', # relative to the root; the root itself where empty
+) -> list[str]: # names below the root, images or not
+    "The files of a folder of the source"
+    reader = FolderReader(place.source) if place.is_folder else place.reader  # the images may be those of a zip in it
+    if not folder: return reader.root_files()
+    if isinstance(reader, ZipReader):
+        return sorted(n for n in reader.archive.namelist() if n.rpartition('/')[0] == folder and not n.endswith('/'))
+    below = FolderReader(reader.root/folder) if place.is_folder else remote_reader(f'{reader.root}/{folder}')
+    return [f'{folder}/{n}' for n in below.root_files()]
+
+def table_in(
+    place: SourcePlace,
+    name: str, # relative to the root
+) -> TableFile:
+    "A file of the source as a table"
+    if place.is_folder: read = lambda: read_table_bytes(Path(place.source)/name)
+    else: read = lambda: _read_member(place.reader, name)
+    return TableFile(name, read, folder=name.rpartition('/')[0])
+
 def _tables_inside(place: SourcePlace) -> list[TableFile]:
-    if place.is_folder:  # the images may be those of a zip in it
-        files = FolderReader(place.source).root_files()
-        return [TableFile(n, lambda n=n: read_table_bytes(Path(place.source)/n)) for n in files if is_table_name(n)]
-    files = place.reader.root_files()
-    return [TableFile(n, lambda n=n: _read_member(place.reader, n)) for n in files if is_table_name(n)]
+    "The tables at the root, or else where all images are, or else in the folders of splits"
+    names = list(filter(is_table_name, files_in(place)))
+    if not names: names = [n for n in files_in(place, shared_folder(place)) if is_table_name(n)]
+    if names: return [table_in(place, n) for n in names]
+    return [replace(table_in(place, n), split=split_of(PurePosixPath(folder).name))
+            for folder in split_folders(place) for n in files_in(place, folder) if is_table_name(n)]
 
 def _tables_next_to_zip(place: SourcePlace) -> list[TableFile]:
     if is_url(place.source) or place.extension != '.zip': return []
-    paths = [Path(place.source).with_suffix(e) for e in TABLE_EXTENSIONS[:3]]
+    paths = [Path(place.source).with_suffix(e) for e in MAIN_TABLE_EXTENSIONS]
     return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in paths if p.exists()]
 
 # %% ../../nbs/data/08_layouts.ipynb #41390fe3
@@ -128,23 +187,65 @@ def _read_member(reader: Reader, name: str) -> bytes:
         raise SmileError(f'{printable(name)} in {printable(reader.root)}: {e}.',
                          'Pack the zip again, or pass the table with --labels FILE.') from None
 
+# %% ../../nbs/data/08_layouts.ipynb #567b3143
+_LIST_NAME = re.compile('(.+?)[_ -]*list', re.IGNORECASE)
+
+def class_of_list(
+    stem: str, # of the file
+) -> str:
+    "The class whose images a list has: SMILE_list.txt"
+    found = _LIST_NAME.fullmatch(stem)
+    return found[1] if found else stem
+
+def _is_class_list(path: Path) -> bool:
+    "Is it called a list, and has it a name a line?"
+    is_list = path.suffix.lower() in LIST_EXTENSIONS and _LIST_NAME.fullmatch(path.stem)
+    if not is_list or not path.is_file(): return False
+    try: return read_cells(read_table_bytes(path), path.name).cells.shape[1] == 1
+    except SmileError: return False
+
+def _labels_files(path: str) -> list[TableFile]:
+    "The file of `--labels`; where it is the list of one class, those of the other classes beside it, too"
+    own = labels_path(path)
+    lists = [p for p in sorted(own.parent.iterdir()) if _is_class_list(p)] if _is_class_list(own) else []
+    if len(lists) < 2: return [_labels_file(path)]
+    return [replace(_labels_file(str(p)), label=class_of_list(p.stem)) for p in lists]
+
 # %% ../../nbs/data/08_layouts.ipynb #bb091924
 def find_tables(
     place: SourcePlace,
 ) -> list[TableFile]:
     "The tables of a folder or a zip: the named one, those of the splits, or the only one; raises `SmileError`"
-    if place.options.labels: return [_labels_file(place.options.labels)]
+    if place.options.labels: return _labels_files(place.options.labels)
     tables = _tables_inside(place) or _tables_next_to_zip(place)
-    splits = [TableFile(t.name, t.read, SPLIT_NAMES[_stem(t)]) for t in tables if _stem(t) in SPLIT_NAMES]
-    if any(t.split == 'train' for t in splits): return sorted(splits, key=lambda t: _TABLE_ORDER.index(t.split))
+    splits = [replace(t, split=t.split or split_of(t.stem)) for t in tables]
+    splits = [t for t in splits if t.split]
+    in_folders = {t.folder for t in splits}
+    if any(t.split == 'train' for t in splits) or len(in_folders) > 1 and len(splits) == len(tables):
+        return one_per_split(place, splits)
+    return only_table(place, tables)
+
+def only_table(
+    place: SourcePlace,
+    tables: list[TableFile],
+) -> list[TableFile]: # with one, or none
+    "One of several tables, where it is clear which; raises `SmileError`"
     if len(tables) <= 1: return tables
-    if metadata := [t for t in tables if t.name == 'metadata.csv']: return metadata
+    main = [t for t in tables if PurePosixPath(t.name).name.startswith(('metadata.', 'list_attr_celeba.'))]
+    if len(main) == 1: return main
     raise SmileError(f'{printable(place.source)} has several tables: {", ".join(printable(t.name) for t in tables)}.',
                      'Say which with --labels FILE, or use the class folders with --layout folders.')
 
-_TABLE_ORDER = ('train', 'valid', 'calib', 'test')
-
-def _stem(table: TableFile) -> str: return PurePosixPath(table.name).stem.lower()
+def one_per_split(
+    place: SourcePlace,
+    tables: list[TableFile], # each with its split
+) -> list[TableFile]:
+    "The tables in the order of their splits; raises `SmileError` where a folder has several for one split"
+    seen = {}
+    for t in tables: seen.setdefault((t.split, t.folder), []).append(t)
+    several = next((ts for ts in seen.values() if len(ts) > 1), None)
+    if several: only_table(place, several)  # which raises: one of them would have to be left out
+    return sorted(tables, key=lambda t: (SPLITS.index(t.split), t.name))
 
 # %% ../../nbs/data/08_layouts.ipynb #306b696c
 def _check_line_breaks(column: pd.Series, has_header: bool, name: str):
@@ -160,13 +261,21 @@ def _check_split_column(rows: pd.DataFrame, column: str | None, asked: str | Non
     "The column of the splits, where its cells are words for them; a `SmileError` where only some are"
     if column is None or column == NO_SPLIT_COLUMN: return None
     words = rows[column].map(lambda s: s.strip().lower())
-    odd = words[~words.isin([*SPLIT_NAMES, ''])]
-    if odd.empty: return column if asked or (words != '').any() else None
-    if asked is None and not words.isin(list(SPLIT_NAMES)).any(): return None  # it says something else
+    if (words == '').all(): return column if asked else None
+    if meanings := split_meanings(column, words): return column if asked or all(map(split_of, meanings)) else None
+    odd = words[(words != '') & (words.map(split_of) == '')]
+    if asked is None and len(odd) == (words != '').sum(): return None  # it says something else
     counted = ', '.join(f'{printable(w)!r} ({n} rows)' for w, n in odd.value_counts().head(5).items())
     raise SmileError(f'{name}: the split column {printable(column)} holds {counted}.',
-                     f'Accepted: {", ".join(SPLIT_NAMES)}, or empty. Correct it, or leave the column aside with '
-                     f'--split-col {NO_SPLIT_COLUMN}.')
+                     f'Accepted: {", ".join(SPLITS)} and the usual words for them, 0, 1, 2 for train, valid, test, yes '
+                     'and no for a question such as is_valid, numbers of folds, or empty. Correct it, or leave the column '
+                     f'aside with --split-col {NO_SPLIT_COLUMN}.')
+
+def _unused_split_notes(rows: pd.DataFrame, used: list[str], name: str) -> list[str]:
+    "A sentence for each column that looks like a split and is not used as one"
+    found = [c for c in rows.columns if c not in used and looks_like_split(c, rows[c])]
+    return [f'{name}: column {printable(c)} looks like a split: --split-col {printable(c)} keeps to it, '
+            f'--split-col {NO_SPLIT_COLUMN} says that it is none.' for c in found]
 
 # %% ../../nbs/data/08_layouts.ipynb #b6d0b3f7
 def _check_single_label_column(rows: pd.DataFrame, roles: dict[str, str | None], name: str):
@@ -188,34 +297,163 @@ def _is_measure(rows: pd.DataFrame, column: str) -> bool:
     is_coordinate = column.lower() == 'y' and 'x' in map(str.lower, rows.columns)
     return is_coordinate or rows[column].nunique() > max(20, len(rows) / 2)
 
+# %% ../../nbs/data/08_layouts.ipynb #a156077d
+def _natural_key(name: str) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split('([0-9]+)', name.lower())]
+
+def may_be_by_position(
+    cells: pd.DataFrame, # without a header
+    names: list[str],    # of the images, sorted
+    finder: ImageFinder,
+) -> bool:
+    "As many rows as images, all of numbers, and no column that names them or numbers them?"
+    if len(cells) != len(names) or len(cells) < 2: return False
+    numbers = cells.map(lambda c: bool(re.fullmatch(r'[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?', c.strip(), re.IGNORECASE)))
+    if not numbers.all(axis=None) or finder.has(cells.iat[0, 0]): return False
+    numbers = [c for c in cells if not cells[c].str.contains('.', regex=False).any()]
+    return not any(cells[c].nunique() == len(cells) for c in numbers)
+
+def _with_names_by_position(cells: pd.DataFrame, finder: ImageFinder, name: str) -> pd.DataFrame:
+    "The cells with the names of the images before them, where the Nth row is of the Nth image"
+    names = sorted(finder.names or ())
+    if not may_be_by_position(cells, names, finder): return cells
+    if len({n.rpartition('/')[0] for n in names}) > 1 or names != sorted(names, key=_natural_key):
+        raise SmileError(f'{name} names no images, and it is not clear which line is of which image: they are in '
+                         'several folders, or their order depends on how numbers in names are read.',
+                         'Add a column with the names of the images.')
+    header = ['image', 'label', *(f'given_{i}' for i in range(2, cells.shape[1] + 1))]
+    by_name = pd.concat([pd.Series(names), cells.reset_index(drop=True)], axis=1, ignore_index=True)
+    return pd.concat([pd.DataFrame([header]), by_name], ignore_index=True)
+
 # %% ../../nbs/data/08_layouts.ipynb #3f6a6a7c
-def _named_rows(raw: pd.DataFrame, finder: ImageFinder, options: SourceOptions, name: str
-                ) -> tuple[pd.DataFrame, dict[str, str | None]]: # rows under their columns' names; role -> column
-    "Find the columns of a table, and check their cells"
+@dataclass(frozen=True)
+class _NamedTable:
+    "A table under its columns' names"
+    rows: pd.DataFrame
+    roles: dict[str, str | None] # image, label, split, group, and reason or agreement where the format says so
+    votes: tuple[str, ...] = ()
+    format: str = ''
+    has_header: bool = True
+
+def _detect(raw: pd.DataFrame, table: CellTable, finder: ImageFinder, options: SourceOptions, name: str,
+            need: tuple[str, ...]) -> TableColumns:
+    "`detect_columns` on a sample; what the format says of its columns stands in for options"
     step = max(1, (len(raw) - MAX_SAMPLE_ROWS) // MAX_SAMPLE_ROWS)
     sample = pd.concat([raw.iloc[:MAX_SAMPLE_ROWS], raw.iloc[MAX_SAMPLE_ROWS::step]])
-    columns = detect_columns(sample.values.tolist(), finder, ColumnChoice.from_options(options), name)
+    choice = ColumnChoice.from_options(options)
+    known = {role: table.roles.get(role) for role in ('image', 'label')}
+    choice = replace(choice, image=choice.image or known['image'], label=choice.label or known['label'])
+    return detect_columns(sample.values.tolist(), finder, choice, name, need)
+
+def _named_rows(table: CellTable, finder: ImageFinder, options: SourceOptions, name: str,
+                need: tuple[str, ...] = ('image', 'label')) -> _NamedTable:
+    "Find the columns of a table, and check their cells"
+    raw = table.cells if options.image_col else _with_names_by_position(table.cells, finder, name)
+    columns = _detect(raw, table, finder, options, name, need)
     rows = raw.iloc[int(columns.has_header):].reset_index(drop=True).set_axis(columns.names, axis=1)
     roles = columns.roles | dict(split=_check_split_column(rows, columns.roles['split'], options.split_col, name))
+    if 'label' not in need: roles['label'] = None
     if options.label_col is None and roles['label']: _check_single_label_column(rows, roles, name)
     for role in ('image', 'label'):
         if roles[role]: _check_line_breaks(rows[roles[role]], columns.has_header, name)
-    return rows, roles
+    roles |= {role: table.roles.get(role) for role in ('reason', 'agreement')}
+    return _NamedTable(rows, roles, columns.votes if 'label' in need else (), table.format, columns.has_header)
+
+# %% ../../nbs/data/08_layouts.ipynb #27e58639
+def _vote_table(rows: pd.DataFrame, votes: tuple[str, ...]) -> pd.DataFrame: # label, agreement, reason
+    "What the columns of votes say about each row"
+    def number(cell: str) -> float:
+        try: return float(cell.strip().replace(',', '.') or 0)
+        except ValueError: return 0.0
+    counts = rows[list(votes)].map(number)
+    most, total = counts.max(axis=1), counts.sum(axis=1)
+    ties = (counts.eq(most, axis=0)).sum(axis=1) > 1
+    names = counts.eq(most, axis=0).apply(lambda row: ', '.join(counts.columns[row]), axis=1)
+    label = counts.idxmax(axis=1).where((most > 0) & ~ties, '')
+    reason = pd.Series([f'tie of votes: {n}' if tie and m > 0 else '' for n, tie, m in zip(names, ties, most)])
+    agreement = (most / total.where(total > 0, 1)).round(3).astype(str)
+    return pd.DataFrame(dict(label=label, agreement=agreement, reason=reason))
+
+# %% ../../nbs/data/08_layouts.ipynb #8f192d15
+def _apply_votes(out: pd.DataFrame, named: _NamedTable, options: SourceOptions) -> pd.DataFrame:
+    "The rows with the label that was voted for, and with what the format says of each row"
+    rows, roles = named.rows, named.roles
+    if named.votes: said = _vote_table(rows, named.votes)
+    else: said = pd.DataFrame({role: rows[roles[role]] for role in ('agreement', 'reason') if roles.get(role)})
+    for column in set(said) - {'reason'}: out[column] = said[column]
+    if 'reason' in said: out['reason'] = out.reason.where(out.reason != '', said.reason)
+    if options.min_agreement is None: return out[[*TABLE_COLUMNS, *(['agreement'] if 'agreement' in out else [])]]
+    if 'agreement' not in out:
+        raise OptionError('--min-agreement: no columns of votes are there.',
+                          'Leave it out, or pass a table with a column of votes for each class.')
+    weak = (pd.to_numeric(out.agreement, errors='coerce') < options.min_agreement) & (out.reason == '')
+    out['reason'] = out.reason.mask(weak, f'agreement below {options.min_agreement:g}')
+    return out[[*TABLE_COLUMNS, 'agreement']]
+
+# %% ../../nbs/data/08_layouts.ipynb #2ca275be
+def _table_notes(table: TableFile, named: _NamedTable, learned: list[tuple[str, str]], options: SourceOptions
+                 ) -> list[str]:
+    "How a table was read, in sentences"
+    name, roles = printable(table.name), named.roles
+    main = {role: c for role, c in roles.items() if c and role not in ('reason', 'agreement')}
+    parts = [f'{role} in column {printable(c)}' for role, c in main.items()]
+    if named.votes: parts.append(f'label by the largest of the columns {", ".join(map(printable, named.votes))}')
+    if table.label: parts.append(f'all rows are {printable(table.label)}')
+    notes = [f'{name}{f" ({named.format})" if named.format else ""}: {", ".join(parts)}.']
+    for cell, image in learned:
+        notes.append(f'{name}: its names do not fit those of the images and were found by rule, such as '
+                     f'{printable(image)} for {printable(cell)}.')
+    if not (table.split or roles['split'] or options.split_col):
+        notes += _unused_split_notes(named.rows, [c for c in roles.values() if c] + list(named.votes), name)
+    return notes
 
 # %% ../../nbs/data/08_layouts.ipynb #f73ce033
-def _rows_of_table(table: TableFile, finder: ImageFinder, options: SourceOptions) -> tuple[pd.DataFrame, str]:
-    "The rows of one table; which columns were used, as a sentence"
-    rows, roles = _named_rows(parse_table(table.read(), table.name), finder, options, table.name)
-    used = ', '.join(f'{role} in column {printable(c)}' for role, c in roles.items() if c)
-    matches = [finder.find(cell, table.split) for cell in rows[roles['image']]]
+def _rows_of_table(table: TableFile, finder: ImageFinder, options: SourceOptions,
+                   need: tuple[str, ...] = ('image', 'label')) -> tuple[pd.DataFrame, list[str], _NamedTable]:
+    "The rows of one table; how it was read, in sentences"
+    known = len(finder.examples)
+    named = _named_rows(table.cells(), finder, options, table.name, need)
+    rows, roles = named.rows, named.roles
+    cells = rows[roles['image']]
+    learn_names(finder, cells, table.split, table.folder)
+    matches = [finder.find(cell, table.split, table.folder) for cell in cells]
     out = pd.DataFrame(dict(path=[m.path for m in matches], reason=[m.reason for m in matches]), dtype=str)
-    out['label'] = rows[roles['label']].str.strip() if roles['label'] else ''
+    out['label'] = rows[roles['label']].str.strip() if roles['label'] else table.label
     out['split'] = table.split
-    if roles['split']: out['split'] = rows[roles['split']].map(lambda s: SPLIT_NAMES.get(s.strip().lower(), ''))
+    if roles['split']:
+        meanings = split_meanings(roles['split'], rows[roles['split']])
+        out['split'] = rows[roles['split']].map(lambda s: meanings.get(s.strip().lower(), ''))
     out['group'] = rows[roles['group']].str.strip() if roles['group'] else ''
+    out = _apply_votes(out, named, options)
     others = rows[[c for c in rows.columns if c not in roles.values()]]
-    others = others.rename(columns=lambda c: f'{c}_given' if c in TABLE_COLUMNS else c)
-    return out[TABLE_COLUMNS].join(others), f'{printable(table.name)}: {used}.'
+    others = others.rename(columns=lambda c: f'{c}_given' if c in out.columns else c)
+    return out.join(others), _table_notes(table, named, finder.examples[known:], options), named
+
+# %% ../../nbs/data/08_layouts.ipynb #82344d5f
+def _needs_as_in(first: _NamedTable, table: TableFile) -> tuple[str, ...]:
+    "Which roles another table of the same source needs: a test table may lack the label of the first one"
+    head = table.cells().cells.iloc[0].str.strip().str.lower().tolist()
+    labels = [first.roles['label']] if first.roles['label'] else list(first.votes)
+    lacks = first.has_header and labels and not any(label.lower() in head for label in labels)
+    return ('image',) if lacks else ('image', 'label')
+
+def _options_as_in(first: _NamedTable, options: SourceOptions, need: tuple[str, ...]) -> SourceOptions:
+    "The options with the label of the first table, where no other is asked for"
+    label = first.roles['label'] or ','.join(first.votes) or None
+    if options.label_col or not first.has_header or 'label' not in need: return options
+    return replace(options, label_col=label)
+
+def _check_some_image(frame: pd.DataFrame, names: list[str], tables: list[TableFile]):
+    "A `SmileError` where no row at all finds an image"
+    if frame.empty or (frame.reason != NO_SUCH_FILE).any(): return
+    files = ', '.join(printable(t.name) for t in tables)
+    said = ', '.join(printable(p)[:60] for p in dict.fromkeys(frame.path.head(3)))
+    there = f'the images are called {", ".join(map(printable, names[:3]))}' if names else 'there are no images'
+    hint = 'Say which column names them with --image-col, or pass the folder of the images with --labels FILE.'
+    if frame.path.str.contains('://').mean() > 0.5:
+        hint = 'These are links: download the images, and add a column with the names of their files.'
+    raise SmileError(f'None of the {len(frame)} rows of {files} names an image that is there: they say {said}; '
+                     f'{there}.', hint)
 
 # %% ../../nbs/data/08_layouts.ipynb #73622bab
 def read_tables(
@@ -225,9 +463,64 @@ def read_tables(
     options: SourceOptions,
 ) -> ReadSource:
     "Rows from tables whose cells name images of `reader`; raises `SmileError`"
-    finder = ImageFinder(reader, names)
-    parts, notes = zip(*[_rows_of_table(table, finder, options) for table in tables])
-    return ReadSource(reader, pd.concat(parts, ignore_index=True).fillna(''), notes)
+    finder, parts, notes, need, first = ImageFinder(reader, names), [], [], ('image', 'label'), None
+    for table in tables:
+        if table.label: need = ('image',)
+        elif first is not None: need = _needs_as_in(first, table)
+        own = _options_as_in(first, options, need) if first else options
+        rows, said, named = _rows_of_table(table, finder, own, need)
+        parts.append(rows)
+        notes += said
+        first = first or named
+    frame = pd.concat(parts, ignore_index=True).fillna('')
+    _check_some_image(frame, names, tables)
+    label = first.roles['label'] if first and first.roles['label'] else 'label'
+    return ReadSource(reader, frame, tuple(notes), label)
+
+# %% ../../nbs/data/08_layouts.ipynb #53ae2829
+@dataclass(frozen=True)
+class _ReadTable(TableFile):
+    "A table whose cells are there already"
+    own: CellTable | None = None
+    def cells(self) -> CellTable: return self.own
+
+def rows_of_cells(
+    reader: Reader,         # of the images
+    cells: pd.DataFrame,    # as text, the header first
+    name: str,              # of the file
+    options: SourceOptions,
+) -> ReadSource:
+    "Rows from cells that name images of `reader`; raises `SmileError`"
+    return read_tables(reader, reader.names(), [_ReadTable(name, lambda: b'', own=CellTable(cells))], options)
+
+# %% ../../nbs/data/08_layouts.ipynb #345add5c
+_COMPANIONS = {'list_eval_partition': 'split', 'identity_celeba': 'group'}  # beside list_attr_celeba
+
+def _siblings(place: SourcePlace) -> list[TableFile]:
+    "The files beside the table of labels"
+    labels = place.options.labels or (str(place.source) if not place.is_folder and place.extension != '.zip' else '')
+    if is_url(labels) or is_url(place.source): return []
+    files = filter(Path.is_file, sorted(Path(labels).parent.iterdir())) if labels else ()
+    if labels: return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in files]
+    return [table_in(place, n) for n in files_in(place)]
+
+def with_companions(
+    read: ReadSource,
+    tables: list[TableFile], # that were read
+    place: SourcePlace,
+) -> ReadSource:
+    "The rows with the splits and people that CelebA has in files of their own"
+    if not any(t.stem.startswith('list_attr') for t in tables): return read
+    frame, notes = read.frame.copy(), list(read.notes)
+    for table in _siblings(place):
+        role = _COMPANIONS.get(table.stem)
+        if role is None or (frame[role] != '').any() or place.options.split_col and role == 'split': continue
+        cells = table.cells().cells.iloc[:, :2]
+        values = dict(zip(cells[0].str.strip(), cells[1].str.strip()))
+        if role == 'split': values = {k: split_meanings('partition', [v]).get(v, '') for k, v in values.items()}
+        frame[role] = [values.get(PurePosixPath(p).name, '') for p in frame.path]
+        notes.append(f'{printable(table.name)}: the {role} of {(frame[role] != "").sum()} rows.')
+    return replace(read, frame=frame, notes=tuple(notes))
 
 # %% ../../nbs/data/08_layouts.ipynb #9313bbc0
 def _detect_tables(place: SourcePlace) -> str:
@@ -235,7 +528,8 @@ def _detect_tables(place: SourcePlace) -> str:
     return ', '.join(printable(t.name) for t in find_tables(place))
 
 def _read_tables_in(place: SourcePlace) -> ReadSource:
-    return read_tables(place.reader, place.names, find_tables(place), place.options)
+    tables = find_tables(place)
+    return with_companions(read_tables(place.reader, place.names, tables, place.options), tables, place)
 
 # %% ../../nbs/data/08_layouts.ipynb #fc19de76
 def _detect_table_file(place: SourcePlace) -> str:
@@ -251,7 +545,8 @@ def _read_table_file(place: SourcePlace) -> ReadSource:
     path = Path(place.source)
     packed = path.with_suffix('.zip')
     reader = ZipReader(packed) if packed.exists() else _folder_or_zip_reader(path.parent)
-    return read_tables(reader, reader.names(), [TableFile(path.name, lambda: read_table_bytes(path))], place.options)
+    tables = _labels_files(str(path))
+    return with_companions(read_tables(reader, reader.names(), tables, place.options), tables, place)
 
 TABLES = Layout('tables', 'csv', 'a table of labels', _detect_tables, _read_tables_in)
 TABLE_FILE = Layout('table file', 'csv', 'a table of labels', _detect_table_file, _read_table_file, decisive=True)

@@ -19,10 +19,11 @@ from typing import TextIO
 
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import is_url
-from ..data.cells import bounded_lines, open_text
+from ..data.cells import bounded_lines, has_own_images, open_text
+from ..data.finder import ListedReader, literal_name
 from ..data.images import parse_region
 from ..data.readers import FolderReader, Reader, ZipReader, find_images_at_url, is_image_name, reader_below
-from ..data.tables import ListedReader, literal_name, open_image_column
+from ..data.tables import LIST_EXTENSIONS, TABLE_EXTENSIONS, is_whole_table, open_image_column
 
 # %% ../../nbs/inference/07_inputs.ipynb #e7f1a62e
 @dataclass(frozen=True)
@@ -67,7 +68,15 @@ def external_sort(
 def _open_folder(root: Path, image_col: str | None, below: str | None) -> ImageInputs:
     reader = FolderReader(root)
     total, names = external_sort(reader.walk())
+    if total == 0 and has_own_images(root): return _open_own_images(root)
     return ImageInputs(reader, names, total, f'the folder {printable(root)}')
+
+def _open_own_images(path: Path) -> ImageInputs:
+    "Images in arrays, in the pixels of a table or in Parquet, named as `audit` names them"
+    from fastsmile.data.arrays import own_images  # pandas, which other inputs do not need
+    reader = own_images(path)
+    names = reader.names()
+    return ImageInputs(reader, names, len(names), f'the images in {printable(path)}')
 
 def _open_zip_file(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     reader = ZipReader(path)
@@ -115,6 +124,9 @@ def _paths_in(path: Path) -> Iterator[str]:
     with open_text(path) as f: yield from _listed_paths(f)
 
 def _open_list(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
+    if is_whole_table(path): return _open_table(path, image_col, below)
+    if image_col is not None:
+        raise OptionError(f'--image-col does not go with {printable(path)}.', 'It is for a table.')
     reader, total = ListedReader(reader_below(below, path.parent)), sum(1 for _ in _paths_in(path))
     return ImageInputs(reader, _paths_in(path), total, f'the list {printable(path)}')
 
@@ -136,6 +148,7 @@ def _as_path_text(stream: TextIO) -> TextIO:
 
 # %% ../../nbs/inference/07_inputs.ipynb #6ef83658
 def _open_table(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
+    if has_own_images(path): return _open_own_images(path)
     reader = ListedReader(reader_below(below, path.parent), search_below=True)
     column = open_image_column(path, reader.finder, image_col)
     total = sum(1 for _ in column.cells())
@@ -150,10 +163,11 @@ class InputKind:
     options: tuple[str, ...] = ()
 
 _FOLDER, _ZIP, _URL = InputKind(_open_folder), InputKind(_open_zip_file), InputKind(_open_url)
-_STDIN, _LIST = InputKind(_open_stdin, ('--root',)), InputKind(_open_list, ('--root',))
+_STDIN, _LIST = InputKind(_open_stdin, ('--root',)), InputKind(_open_list, ('--image-col', '--root'))
 _TABLE = InputKind(_open_table, ('--image-col', '--root'))
-INPUT_KINDS = {'.zip': _ZIP, '.csv': _TABLE, '.tsv': _TABLE, '.parquet': _TABLE,
-               '.txt': _LIST, '.lst': _LIST, '.list': _LIST}
+_ARRAY = InputKind(lambda path, image_col, below: _open_own_images(path))
+INPUT_KINDS = {'.zip': _ZIP, '.npy': _ARRAY, '.npz': _ARRAY,
+               **{e: _LIST if e in LIST_EXTENSIONS else _TABLE for e in TABLE_EXTENSIONS}}
 
 _ACCEPTED_INPUTS = ('a folder, a zip, images (.jpg, .png, .webp and the like), a pattern in quotes, a list (.txt), '
                     'a CSV, a URL such as s3://bucket/faces, or - for paths on standard input')

@@ -8,7 +8,8 @@ __all__ = ['RowOptions', 'KnownMatch', 'apply_known_label', 'has_known_label', '
 
 # %% ../../nbs/inference/06_rows.ipynb #e1c2f0a3
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,19 @@ import numpy as np
 
 from ..config.fields import SourceOptions, flag
 from ..core.errors import OptionError, SmileError, printable, say
-from ..core.files import is_url, read_json, read_safe_csv
+from ..core.files import is_url, read_safe_csv
 from ..data.faces import FACE_COLUMNS
+from ..data.images import ImageError
 from ..metrics.calibration import Calibration
 from ..models.spec import Model
 
 # %% ../../nbs/inference/06_rows.ipynb #a012c629
-if TYPE_CHECKING: import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastsmile.data.duplicates import CopyIndex
+    from fastsmile.data.readers import Reader
+    from fastsmile.data.scan import ScanResult
 
 # %% ../../nbs/inference/06_rows.ipynb #6d9a93a1
 def _parse_class_threshold(text: str, classes: tuple) -> tuple[int, float] | None: # class index, its least probability
@@ -113,9 +120,9 @@ def _check_calibrated(
 # %% ../../nbs/inference/06_rows.ipynb #922b19a9
 @dataclass(frozen=True)
 class KnownMatch:
-    "The known images that show the same as one image"
-    path: str      # the nearest of them: the same bytes, else the fewest bits
-    labels: tuple  # of all that show the same, sorted; more than one is a contradiction
+    "The known images that are the same picture as one image"
+    path: str      # one of them: the same bytes, else the nearest hash
+    labels: tuple  # of all that are, sorted; more than one is a contradiction
 
 _KNOWN_COLUMNS = ['known', 'known_label']
 
@@ -135,64 +142,29 @@ def has_known_label(row: dict) -> bool:
     "Is this row's label that of a known image?"
     return bool(row.get('known')) and row['label'] == row['known_label']
 
-# %% ../../nbs/inference/06_rows.ipynb #6834b998
-def _near_hashes(
-    hashes: np.ndarray, # (K, 4), uint64
-    h: np.ndarray,      # (4,), uint64
-    max_bits: int,
-) -> tuple[np.ndarray, np.ndarray]: # which are near enough (M,); bits in which they differ (M,)
-    at = np.flatnonzero(np.bitwise_count(hashes[:, 0] ^ h[0]) <= max_bits)
-    bits = np.bitwise_count(hashes[at] ^ h).sum(1, dtype=np.int64)
-    near = bits <= max_bits
-    return at[near], bits[near]
-
-# %% ../../nbs/inference/06_rows.ipynb #c7b37553
+# %% ../../nbs/inference/06_rows.ipynb #e79e3e67
 @dataclass(frozen=True)
 class KnownImages:
     "Labelled images, to be recognised"
     description: str       # for messages
-    paths: list[str]       # (K,)
+    index: 'CopyIndex'     # of K images
     labels: list[tuple]    # (K,) of each and its copies
-    hashes: np.ndarray     # (K, 4), uint64
-    thumbs: np.ndarray     # (K, 32, 32), uint8
-    tints: np.ndarray      # (K, 2)
-    digests: dict          # of a file's bytes -> the first image that has them
-    examiner: Callable     # an `ImageScanner`
-    max_bits: int          # bits of the hash that may differ
+    scanner: Callable      # an `ImageScanner`
     fingerprint: str       # changes with an image or a label
 
     def find(self,
-        reader: object,    # where the image is
+        reader: 'Reader',  # where the image is
         name: str,
     ) -> KnownMatch | None:
-        "The known images that show the same; None where there are none, or where the image cannot be read"
-        return _find_known(self, *self.examiner(reader, name))
-
-# %% ../../nbs/inference/06_rows.ipynb #3f7c4f87
-def _find_known(
-    known: KnownImages,
-    facts: dict,          # of an image, from the examiner
-    image: tuple | None,  # its hashes (1, 4) and its thumbnail
-) -> KnownMatch | None:
-    if image is None: return None
-    hashes, thumb = image
-    at, bits = _near_hashes(known.hashes, hashes[0], known.max_bits)
-    agree = _thumbnails_agree(known, at, thumb, [facts['cb'], facts['cr']])
-    near = list(zip(bits[agree].tolist(), at[agree].tolist()))
-    same_bytes = known.digests.get(facts['digest'])
-    if same_bytes is not None: near.append((-1, same_bytes))
-    if not near: return None
-    labels = set()
-    for _, i in near: labels.update(known.labels[i])
-    _, nearest = min(near)
-    return KnownMatch(known.paths[nearest], tuple(sorted(labels)))
-
-def _thumbnails_agree(known: KnownImages, at: np.ndarray, thumb: np.ndarray, tint: list) -> np.ndarray: # (M,) bool
-    from fastsmile.data.duplicates import make_pair_confirmer
-    if not len(at): return np.zeros(0, bool)
-    confirm = make_pair_confirmer(np.concatenate([thumb[None], known.thumbs[at]]),
-                                  np.concatenate([[tint], known.tints[at]]))
-    return confirm(np.stack([np.zeros(len(at), int), np.arange(len(at)) + 1], 1))
+        "The known images that are the same picture; None where there are none, or where the image cannot be read"
+        from fastsmile.data.duplicates import find_copy
+        info, arrays = self.scanner(reader, name)
+        if arrays is None: return None
+        rows = self.index.near_rows(arrays[0][0])
+        try: match = find_copy(self.index, info['digest'], rows, partial(reader.read_image, name))
+        except ImageError: return None
+        if match is None or match.same == 'look-alike': return None
+        return KnownMatch(self.index.paths[match.row], self.labels[match.row])
 
 # %% ../../nbs/inference/06_rows.ipynb #80fe0ab4
 def read_labelled_rows(
@@ -202,17 +174,15 @@ def read_labelled_rows(
 ) -> tuple: # reader; rows with path, label, split
     "The labelled rows of a source, or those that a run used; raises `OptionError` and `SmileError`"
     from fastsmile.data.source import read_source
+    from fastsmile.data.splits import read_run_source
     is_run = not is_url(where) and all((Path(where)/name).exists() for name in ('table.csv', 'config.json'))
     if not is_run:
         source = read_source(where, SourceOptions(labels=labels, label_col=label_col))
         return source.reader, source.kept
     if labels or label_col:
         raise OptionError(f'--known-labels and --known-label-col do not go with a run, and {printable(where)} is one.')
-    config = read_json(Path(where)/'config.json')
-    known = {f.name for f in fields(SourceOptions)}
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config['options'].items() if k in known}
     rows = read_safe_csv(Path(where)/'table.csv')
-    return read_source(config['source'], SourceOptions(**options)).reader, rows[rows.reason == '']
+    return read_run_source(Path(where)).reader, rows[rows.reason == '']
 
 # %% ../../nbs/inference/06_rows.ipynb #67d82f25
 def _name_known_classes(
@@ -221,7 +191,7 @@ def _name_known_classes(
     where: str | Path,
 ) -> 'pd.DataFrame':
     "Rows whose labels are written as the model's; a `SmileError` where none is a class of the model"
-    from fastsmile.data.tables import label_key
+    from fastsmile.data.words import label_key
     written = {label_key(c): c for c in classes}
     rows = rows.assign(label=[written.get(label_key(v), v) for v in rows.label])
     there, model_classes = set(rows.label), set(classes)
@@ -236,22 +206,36 @@ def _name_known_classes(
     return rows
 
 # %% ../../nbs/inference/06_rows.ipynb #dd2fef1b
-def _index_known_images(reader: object, rows: 'pd.DataFrame', where: str) -> KnownImages:
-    from fastsmile.data.duplicates import find_copies
-    from fastsmile.data.scan import CHROMA_COLUMNS, IMAGE_HASHES, ImageScanner, data_fingerprint, scan_images
-    examiner, max_bits = ImageScanner(), IMAGE_HASHES['phash'].max_distance
-    scanned = scan_images(reader, rows.path.tolist(), examiner)
-    _, group = find_copies(scanned, max_bits)
-    group_of = dict(zip(scanned.info.index, group.tolist()))
-    labels = rows.groupby(rows.path.map(group_of)).label.agg(lambda v: tuple(sorted(set(v)))).to_dict()
-    good = np.flatnonzero(scanned.readable)
-    facts, digests = scanned.info.iloc[good], {}
-    for i, digest in enumerate(facts.digest): digests.setdefault(digest, i)
-    return KnownImages(f'{len(good)} known images of {where}', facts.index.tolist(),
-                       [labels[g] for g in group[good].tolist()],
-                       np.ascontiguousarray(scanned.hashes[good, 0]), scanned.thumbnails[good],
-                       facts[CHROMA_COLUMNS].to_numpy(dtype=np.float32), digests, examiner, max_bits,
-                       data_fingerprint(rows, scanned.info))
+def _labels_of_pictures(
+    rows: 'pd.DataFrame',   # with path and label
+    scan: 'ScanResult',     # of them
+    reader: 'Reader',
+    near: int,
+) -> list[tuple]: # of each scanned image: the labels of all that are the same picture
+    "The labels of known images, copies among them counted as one"
+    from fastsmile.data.duplicates import find_look_alikes, picture_groups
+    picture = picture_groups(scan, *find_look_alikes(scan, near), reader)
+    number = dict(zip(scan.info.index, picture.tolist()))
+    labels = rows.groupby(rows.path.map(number)).label.agg(lambda v: tuple(sorted(set(v)))).to_dict()
+    return [labels[g] for g in picture.tolist()]
+
+# %% ../../nbs/inference/06_rows.ipynb #8faa0c20
+def _index_known_images(
+    reader: 'Reader',
+    rows: 'pd.DataFrame', # with path, label, split
+    where: str,
+) -> KnownImages:
+    "Scan the known images"
+    from fastsmile.data.duplicates import CopyIndex
+    from fastsmile.data.scan import IMAGE_HASHES, ImageScanner, data_fingerprint, scan_images
+    scanner, near = ImageScanner(), IMAGE_HASHES['phash'].max_distance
+    scan = scan_images(reader, rows.path.tolist(), scanner)
+    at, digests = np.flatnonzero(scan.readable), {}
+    for i in at: digests.setdefault(scan.info.digest.iloc[i], int(i))
+    hashes = np.ascontiguousarray(scan.hashes[at, 0])
+    index = CopyIndex(scan.info.index.tolist(), digests, hashes, at, near, reader.read_image)
+    return KnownImages(f'{len(at)} known images of {where}', index, _labels_of_pictures(rows, scan, reader, near),
+                       scanner, data_fingerprint(rows, scan.info))
 
 # %% ../../nbs/inference/06_rows.ipynb #8b33fcd3
 def open_known_images(

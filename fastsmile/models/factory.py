@@ -9,6 +9,7 @@ __all__ = ['TIMM_FACTORY_ARGS', 'SUGGESTED_ARCHS', 'make_spec', 'create_network'
 # %% ../../nbs/models/05_factory.ipynb #ab058c21
 import difflib
 import json
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,15 +21,16 @@ from timm.models import group_parameters
 from torch import nn
 
 from ..config.fields import parse_head
-from ..core.errors import OptionError, SmileError, printable
+from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import read_json
 from ..data.images import Preprocessing, TIMM_CROP_MODES
 from .cnn import OWN_ARCHS
 from .heads import classifier_head, classifier_name, head_summary
 from .heads import init_weights, replace_head, reset_head
 from .spec import ModelSpec
-from .weights import LOAD_ERRORS, WEIGHTS_HINT, cached_weights, check_hub, read_tensors
-from .weights import short_message, tensor_shapes
+from .weights import LOAD_ERRORS, WEIGHTS_HINT, StandIn, WeightsFit, body_shapes, cached_weights
+from .weights import check_hub, fit_problems, match_names, read_weights, recorded_load, short_message
+from .weights import tensor_shapes
 
 # %% ../../nbs/models/05_factory.ipynb #6ebfbe14
 def _arch_config(arch: str) -> timm.models.PretrainedCfg: # with or without a tag
@@ -97,6 +99,9 @@ def create_network(
     return replace_head(model, spec.head, len(spec.classes))
 
 # %% ../../nbs/models/05_factory.ipynb #3e8c8253
+_FIT_HINT = ("A file needs the whole body of the architecture under timm's or torchvision's names: give the file's own "
+             '--arch and --model-args, or another file.')
+
 def _weights_file(
     arch: str,
     weights: str, # hub, or a file
@@ -106,18 +111,80 @@ def _weights_file(
     if path is None: check_hub(arch)
     elif not path.is_file():
         raise SmileError(f'--weights {printable(path)} does not exist.',
-                         'Accepted: hub, none, a .safetensors or .pth file, or a run folder.')
+                         'Accepted: hub, none, a .safetensors, .pth, .bin or .ckpt file, or a run folder.')
     return path
 
 def _weights_error(arch: str, path: Path | None, e: Exception) -> SmileError:
     "What went wrong with a file of weights, or with the hub"
     if isinstance(e, UnpicklingError | SafetensorError):
-        return SmileError(f'{printable(path)} is not a file of weights that can be read safely: {short_message(e)}',
-                          'Accepted: .safetensors, or a .pth that holds tensors alone.')
+        reason = str(e).rpartition('WeightsUnpickler error: ')[2].partition(' Please use')[0]  # torch advises to run it
+        return SmileError(f'{printable(path)} cannot be read safely as a file of weights: {short_message(reason)}',
+                          'Accepted: .safetensors, or a .pth of tensors. Of a network that you trust, save those: '
+                          "torch.save(net.state_dict(), 'weights.pth').")
     if path is None:
         return SmileError(f'The weights of {arch} cannot be fetched from the hub: {short_message(e)}', WEIGHTS_HINT)
-    return SmileError(f'The weights in {printable(path)} do not fit {arch}: {short_message(e)}',
-                      'The file needs the parameters of this architecture under timm\'s names, without code in it.')
+    return SmileError(f'The weights in {printable(path)} do not fit {arch}: {short_message(e)}', _FIT_HINT)
+
+# %% ../../nbs/models/05_factory.ipynb #110d86fa
+def _empty_network(spec: ModelSpec) -> tuple[nn.Module, dict[str, tuple]]: # on the meta device; its body, name -> shape
+    "The network of `spec` with timm's head, without memory for its tensors"
+    with torch.device('meta'): net = create_network(replace(spec, head={}))
+    last = net.get_classifier()
+    last = last if isinstance(last, tuple | list) else [last]
+    heads = {name.partition('.')[0] for name, m in net.named_modules() if any(m is one for one in last)}
+    return net, body_shapes(net, heads)
+
+def _load_with_timm(
+    spec: ModelSpec,
+    overlay: dict, # of timm's pretrained config: where the weights are
+) -> tuple[nn.Module | None, dict[str, tuple]]: # None where a shape differs; name -> shape of what was loaded
+    "The network of `spec` with timm's head and pretrained weights; raises what timm raises"
+    with recorded_load() as loaded:
+        try: model = create_network(replace(spec, head={}), pretrained=True, pretrained_cfg_overlay=overlay)
+        except RuntimeError:
+            if not loaded: raise
+            return None, loaded
+    model.pretrained_cfg.pop('state_dict', None)
+    return model, loaded
+
+# %% ../../nbs/models/05_factory.ipynb #28e5b45f
+_MAX_MATCHES = 4  # ways to read a file that are tried
+
+def _load_matched(
+    spec: ModelSpec,
+    content: object, # of `read_weights`
+    given: str,      # where it is from, for people
+    hint: str,       # what to do where it does not fit
+) -> nn.Module: # with timm's head
+    "The network of `spec` with the body from a file, whatever its prefix; raises `SmileError` with counts"
+    (empty, body), tried = _empty_network(spec), []
+    for match in match_names(empty, content)[:_MAX_MATCHES]:
+        model, loaded, reason = None, {k: tuple(v.shape) for k, v in match.tensors.items()}, ''
+        try: model, loaded = _load_with_timm(spec, dict(state_dict=dict(match.tensors), num_classes=-1))
+        except (*LOAD_ERRORS, OptionError) as e: reason = short_message(e)
+        fit, place = WeightsFit(body, loaded), f' ({match.place})' if match.place else ''
+        if model is not None and fit.complete:
+            say(f'weights: {fit.count} of {spec.arch} from {given}{place}')
+            return model
+        tried.append((len(fit.fitted), f'{given}{place} do not fit {spec.arch}: {fit_problems(fit) or reason}.'))
+    if tried: raise SmileError(f'The weights in {max(tried, key=lambda t: t[0])[1]}', hint)
+    kind = f', but a {type(content).__name__}' if isinstance(content, StandIn) else ''
+    raise SmileError(f'The weights in {given} do not fit {spec.arch}: it holds no tensors by name{kind}.', hint)
+
+# %% ../../nbs/models/05_factory.ipynb #9a684b2f
+def _load_from_hub(
+    spec: ModelSpec,
+    path: Path | None, # in the cache; None: timm fetches it
+) -> nn.Module: # with timm's head
+    "The network of `spec` with timm's pretrained weights; raises `SmileError` where arguments have changed the body"
+    if path and path.suffix == '.safetensors': tensor_shapes(path)
+    model, loaded = _load_with_timm(spec, dict(file=str(path)) if path else {})
+    fit = WeightsFit(_empty_network(spec)[1], loaded)
+    if loaded and (fit.missing or fit.reshaped or model is None):  # a few of timm's have a loader of their own
+        raise SmileError(f'The pretrained weights of {spec.arch} do not fit: {fit_problems(fit)}.',
+                         'Leave --model-args out, or train from random weights: --weights none.')
+    if loaded: say(f'weights: {fit.count} of {spec.arch} from the hub')
+    return model
 
 # %% ../../nbs/models/05_factory.ipynb #f40f6696
 def build_network(
@@ -132,25 +199,25 @@ def build_network(
         return model
     if weights != 'hub' and Path(weights).is_dir(): return _build_from_run(spec, Path(weights), init)
     path = _weights_file(spec.arch, weights)
-    overlay = dict(file=str(path)) if path else {}
     try:
-        if path and path.suffix == '.safetensors': tensor_shapes(path)
-        model = create_network(spec, pretrained=True, pretrained_cfg_overlay=overlay)
-    except OptionError: raise
+        if weights == 'hub': model = _load_from_hub(spec, path)
+        else: model = _load_matched(spec, read_weights(path), printable(path), _FIT_HINT)
     except (*LOAD_ERRORS, EOFError, UnpicklingError, SafetensorError) as e:
         raise _weights_error(spec.arch, path, e) from e
-    return reset_head(model, init)
+    return reset_head(replace_head(model, spec.head, len(spec.classes)), init)
 
 # %% ../../nbs/models/05_factory.ipynb #68e643d1
+_MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
 _RUN_HINT = 'Name a run folder that `fastsmile fit` has finished, or a file of weights.'
 
 def _run_weights(
     spec: ModelSpec,
     folder: Path, # a run, or a model folder
 ) -> tuple[dict, dict]: # config.json, and the tensors by name
-    "What a run's model file holds; raises `SmileError` where it is none, or of another architecture"
+    "What a run's model file holds, or one of timm's hub; raises `SmileError` where it is none, or of another architecture"
     given, where = f'--weights {printable(folder)}', folder/'model' if (folder/'model').is_dir() else folder
-    if not (where/'config.json').is_file() or not (where/'model.safetensors').is_file():
+    file = next((f for f in (where/n for n in _MODEL_FILES) if f.is_file()), None)
+    if not (where/'config.json').is_file() or file is None:
         raise SmileError(f'{given} holds no model.', _RUN_HINT)
     cfg = read_json(where/'config.json')
     if not isinstance(cfg, dict):
@@ -162,32 +229,18 @@ def _run_weights(
     if arch != spec.arch.split('.')[0]:
         raise SmileError(f'{given} is a {printable(arch)}, and --arch asks for {spec.arch}.',
                          f'Add --arch {printable(arch)}.')
-    try: return cfg, read_tensors(where/'model.safetensors')
-    except (ValueError, OSError) as e:
+    try: return cfg, read_weights(file)
+    except (*LOAD_ERRORS, EOFError, UnpicklingError) as e:
         raise SmileError(f'{given} cannot be read: {short_message(e)}', 'Copy the whole folder again.') from None
 
 # %% ../../nbs/models/05_factory.ipynb #c09f548f
-def _load_body(
-    spec: ModelSpec,
-    folder: Path,  # for the message
-    body: dict,    # name -> tensor, without those of the head
-) -> nn.Module:
-    "The network of `spec` with timm's head and a body from elsewhere; raises `SmileError` where it does not fit"
-    bare = ModelSpec(spec.arch, spec.classes, spec.prep, spec.model_args)
-    overlay = dict(state_dict=body, num_classes=-1)
-    try: model = create_network(bare, pretrained=True, pretrained_cfg_overlay=overlay)
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise SmileError(f'The weights in {printable(folder)} do not fit {spec.arch} as requested: {short_message(e)}',
-                         'Give the --size, --pool and --model-args of that run.') from e
-    model.pretrained_cfg.pop('state_dict', None)
-    return model
-
 def _build_from_run(spec: ModelSpec, folder: Path, init: str) -> nn.Module:
     "The network of `spec` with the weights of a run or a model folder"
     cfg, state = _run_weights(spec, folder)
     name = classifier_name(create_network(ModelSpec(spec.arch, spec.classes, spec.prep, spec.model_args)))
     head = {k: v for k, v in state.items() if k.startswith(f'{name}.')}
-    model = _load_body(spec, folder, {k: v for k, v in state.items() if k not in head})
+    body = {k: v for k, v in state.items() if k not in head}
+    model = _load_matched(spec, body, printable(folder), 'Give the --size, --pool and --model-args of that run.')
     reset_head(replace_head(model, spec.head, len(spec.classes)), init)
     own = {k: v for k, v in model.state_dict().items() if k.startswith(f'{name}.')}
     same_sizes = {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in own.items()}

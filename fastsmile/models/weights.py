@@ -4,12 +4,19 @@
 
 # %% auto #0
 __all__ = ['MAX_HEADER_BYTES', 'LOAD_ERRORS', 'WEIGHTS_HINT', 'write_tensors', 'tensor_shapes', 'read_tensors',
-           'check_tensor_shapes', 'short_message', 'cached_weights', 'check_hub']
+           'check_tensor_shapes', 'StandIn', 'foreign_classes', 'read_weights', 'tensor_dicts', 'vote_for_prefixes',
+           'numbered_names', 'NameMatch', 'match_names', 'WeightsFit', 'fit_problems', 'body_shapes', 'recorded_load',
+           'short_message', 'cached_weights', 'check_hub']
 
 # %% ../../nbs/models/04_weights.ipynb #84508206
+import logging
 import os
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (register_module_module_registration_hook,
+                                     register_module_parameter_registration_hook)
 
 from ..core.errors import SmileError, printable
 from ..core.files import atomic_write
@@ -90,12 +98,193 @@ def check_tensor_shapes(
     raise ValueError(f'{len(off)} tensors differ, {k[:100]} among them: its config asks for {wanted}, '
                      f'the file has {found}')
 
+# %% ../../nbs/models/04_weights.ipynb #41114260
+class StandIn:
+    "An object of a file that is no tensor: it holds nothing and does nothing"
+    def __init__(self, *args, **kwargs): pass
+    def __setstate__(self, state): pass
+
+def foreign_classes(
+    path: str | Path, # a file that `torch.save` wrote
+) -> list[str]: # module and name
+    "The classes and functions that a pickle names and torch does not call; none are listed of torch's oldest format"
+    try: return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except (ValueError, RuntimeError): return []  # no zip, or a broken one: `torch.load` says so
+
+# %% ../../nbs/models/04_weights.ipynb #99242a9a
+def read_weights(
+    path: str | Path, # safetensors by its extension or its first bytes, else what `torch.save` wrote
+) -> object: # what was saved: tensors, and containers of them
+    "Read a file of weights without running code; raises `ValueError`, `UnpicklingError` or another of `LOAD_ERRORS`"
+    with open(path, 'rb') as f: start = f.read(9)
+    if Path(path).suffix == '.safetensors' or start[8:] == b'{': return read_tensors(path)
+    stand_ins = [(type(name.rpartition('.')[2], (StandIn,), {}), name) for name in foreign_classes(path)]
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+# %% ../../nbs/models/04_weights.ipynb #54ce6b5d
+_MAX_DEPTH = 4  # dictionaries within dictionaries
+
+def tensor_dicts(
+    content: object, # of `read_weights`
+) -> dict[str, dict]: # where it is in the file, such as state_dict -> its tensors by name
+    "The dictionaries in a file that hold tensors by name"
+    level, found = {'': content}, {}
+    for _ in range(_MAX_DEPTH):
+        below = {}
+        for at, inner in level.items():
+            if not isinstance(inner, dict): continue
+            tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+            if tensors: found[at] = tensors
+            below |= {f'{at}.{k}'.lstrip('.'): v for k, v in inner.items()}
+        level = below
+    return found
+
+# %% ../../nbs/models/04_weights.ipynb #a7cd3891
+def vote_for_prefixes(
+    names: Iterable[str],      # in the file
+    own: set[str] | dict,      # names in the network
+) -> Counter: # prefix, with its dot or empty -> names that it makes ours
+    "What may stand before the names of a network in a file"
+    votes = Counter()
+    for name in names:
+        words = name.split('.')
+        for i in range(len(words)):
+            if '.'.join(words[i:]) in own: votes[''.join(w + '.' for w in words[:i])] += 1
+    return votes
+
+# %% ../../nbs/models/04_weights.ipynb #2f865a6d
+def numbered_names(
+    net: nn.Module,
+) -> dict[str, str]: # name with the child's number -> its own name
+    "The names that the tensors of a network have in an `nn.Sequential` of its children"
+    numbers = {child: i for i, (child, _) in enumerate(net.named_children())}
+    words = (name.partition('.') for name in net.state_dict())
+    return {f'{numbers[child]}.{rest}': f'{child}.{rest}' for child, _, rest in words if child in numbers}
+
+# %% ../../nbs/models/04_weights.ipynb #31131a05
+@dataclass(frozen=True)
+class NameMatch:
+    "A way to read a file: one of its dictionaries, with its names made those of the network"
+    where: str      # the dictionary, such as state_dict; empty: the file itself
+    prefix: str     # what stood before the names
+    tensors: dict   # new name -> tensor
+    votes: int      # names that are the network's
+
+    @property
+    def place(self) -> str:
+        "Dictionary and prefix, for people"
+        parts = [self.where, self.prefix and f'prefix {self.prefix}']
+        return printable(', '.join(filter(None, parts)))[:120]
+
+    @property
+    def rank(self) -> tuple: return -self.votes, not any(w in self.where.lower() for w in ('ema', 'averag', 'teacher'))
+
+# %% ../../nbs/models/04_weights.ipynb #b12c604d
+def _strip_names(tensors: dict, prefix: str, naming: dict[str, str]) -> dict:
+    "The tensors below a prefix, under the network's own names where `naming` knows them"
+    inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return {naming.get(k, k): v for k, v in inner.items()}
+
+def match_names(
+    net: nn.Module,  # its names are what counts; it can be on the meta device
+    content: object, # of `read_weights`
+) -> list[NameMatch]: # the likeliest first
+    "The ways in which the tensors of a file can be those of a network"
+    found = []
+    for where, tensors in tensor_dicts(content).items():
+        shared = commonprefix(list(tensors)).rpartition('.')[0]
+        for naming in ({k: k for k in net.state_dict()}, numbered_names(net)):
+            votes = vote_for_prefixes(tensors, naming)
+            likely = [prefix for prefix, _ in votes.most_common(2)]
+            for prefix in dict.fromkeys([*likely, shared and f'{shared}.', '']):
+                found.append(NameMatch(where, prefix, _strip_names(tensors, prefix, naming), votes[prefix]))
+    different = {(m.where, *m.tensors): m for m in reversed(found)}
+    return sorted(reversed(different.values()), key=lambda m: m.rank)
+
+# %% ../../nbs/models/04_weights.ipynb #5965e760
+def _is_counted(name: str) -> bool: return not name.endswith('num_batches_tracked')
+
+@dataclass(frozen=True)
+class WeightsFit:
+    "What a file holds of the body of a network"
+    body: dict[str, tuple]  # name -> shape, in the network
+    file: dict[str, tuple]  # the same in the file, under the network's names
+
+    @property
+    def fitted(self) -> list[str]:
+        "Names of the body that the file has in the same shape"
+        return [k for k, shape in self.body.items() if self.file.get(k) == shape]
+
+    @property
+    def missing(self) -> list[str]: return [k for k in self.body if k not in self.file]
+
+    @property
+    def reshaped(self) -> list[str]:
+        "Names with another shape in the file"
+        return [k for k, shape in self.body.items() if self.file.get(k, shape) != shape]
+
+    @property
+    def left_over(self) -> list[str]:
+        "Names of the file that belong to modules of the body, which have no such tensor: of a larger network"
+        modules = {k.partition('.')[0] for k in self.body if '.' in k}
+        return [k for k in self.file if k not in self.body and k.partition('.')[0] in modules and _is_counted(k)]
+
+    @property
+    def complete(self) -> bool: return not self.missing and not self.reshaped and not self.left_over
+    @property
+    def count(self) -> str: return f'{len(self.fitted)} of {len(self.body)} tensors of the body'
+
+# %% ../../nbs/models/04_weights.ipynb #a1ef9195
+def _shape(shape: tuple) -> str: return ' x '.join(map(str, shape)) or 'a number'
+
+def _first(names: list[str]) -> str: return ', '.join(printable(k)[:80] for k in names[:3]) + (' and others' if names[3:] else '')
+
+def fit_problems(
+    fit: WeightsFit,
+) -> str:
+    "Why a file does not fit, with counts and the first names of each kind; empty where it does"
+    texts = [fit.count]
+    if fit.missing: texts.append(f'{len(fit.missing)} missing: {_first(fit.missing)}')
+    if fit.reshaped:
+        k = fit.reshaped[0]
+        texts.append(f'{len(fit.reshaped)} of another shape: {k} is {_shape(fit.file[k])} in the file, '
+                     f'{_shape(fit.body[k])} in the network')
+    if fit.left_over: texts.append(f'{len(fit.left_over)} that the network lacks: {_first(fit.left_over)}')
+    if not fit.fitted: texts.append(f'the file has {_first(list(fit.file)) or "no tensors by name"}')
+    return '' if fit.complete else '; '.join(texts)
+
+# %% ../../nbs/models/04_weights.ipynb #efe13416
+def body_shapes(
+    net: nn.Module,       # from timm
+    heads: Iterable[str], # its modules that are the head, such as fc; other tensors in them can be missing, too
+) -> dict[str, tuple]: # name -> shape
+    "The tensors of a network that a file of weights must have"
+    heads = tuple(f'{head}.' for head in (*heads, 'fc_norm'))  # a transformer's norm after pooling, with --pool avg
+    return {k: tuple(v.shape) for k, v in net.state_dict().items() if _is_counted(k) and not k.startswith(heads)}
+
+# %% ../../nbs/models/04_weights.ipynb #86b17e3c
+@contextmanager
+def recorded_load() -> Iterator[dict[str, tuple]]: # name -> shape; filled while the block runs
+    "Record the tensors that networks which are built in the block are loaded with; timm's own warning of them is off"
+    loaded, handles, logger = {}, [], logging.getLogger('timm.models._builder')
+    level = logger.level
+    def on_load(_, state, prefix, *__):
+        if not prefix: loaded.update({k: tuple(v.shape) for k, v in state.items() if isinstance(v, torch.Tensor)})
+    def on_child(parent, *_): handles.append(parent.register_load_state_dict_pre_hook(on_load))
+    handles.append(register_module_module_registration_hook(on_child))
+    logger.setLevel(logging.ERROR)
+    try: yield loaded
+    finally:
+        logger.setLevel(level)
+        for handle in handles: handle.remove()
+
 # %% ../../nbs/models/04_weights.ipynb #8b050370
 WEIGHTS_HINT = ("Options: --weights FILE (safetensors or .pth with timm's parameter names), --weights RUN (an earlier "
                 'run), --weights none (random weights: needs more data and epochs), or fill the cache on a machine '
                 'with network access and copy it (HF_HOME).')
 
-def short_message(e: Exception) -> str:
+def short_message(e: Exception | str) -> str:
     "The text of an exception on one line, not too long"
     return printable(' '.join(str(e).split()))[:240]
 

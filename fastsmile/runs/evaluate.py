@@ -39,6 +39,7 @@ class MeasuredRows:
     measured_on: str                   # for people
     copies: tuple = ()                 # rows of a source whose images the run was trained on
 
+# %% ../../nbs/runs/08_evaluate.ipynb #f1dce580
 def load_predictions(
     run: Path,
     part: str, # valid or test
@@ -100,6 +101,9 @@ def _rows_labelled_by_people(
 def _report_copies(copies: pd.DataFrame, source: str | Path, anyway: bool):
     example = f'{printable(copies.path.iloc[0])} is {printable(copies.training_path.iloc[0])}'
     kept = 'They are measured all the same, and the figures are too good.' if anyway else 'They are left out.'
+    near = int((copies.same == 'look-alike').sum())
+    if near: kept += (f' {near} of them only look alike: the training images cannot be read any more, '
+                      'so that their pixels cannot be compared.')
     say(f'Training images of this run found in {printable(source)}: {len(copies)}, e.g. {example}. {kept}',
         style='yellow')
 
@@ -113,7 +117,7 @@ def _without_training_copies(
 ) -> tuple[pd.DataFrame, list[dict]]: # rows, with width and height; copies: path, training_path, split, same
     "Rows of a source without the run's training images; a `SmileError` where nothing is left"
     from fastsmile.data.scan import ImageScanner, scan_images
-    from fastsmile.data.splits import find_training_copies, read_training_fingerprints
+    from fastsmile.data.splits import TrainingSource, find_training_copies, read_training_fingerprints
     options, fingerprints = read_json(run/'config.json')['options'], read_training_fingerprints(run)
     scanned = scan_images(reader, rows.path, ImageScanner(options.get('hash', 'phash')))
     rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.info[['width', 'height']],
@@ -122,7 +126,8 @@ def _without_training_copies(
         say('This run kept no fingerprints of its images: whether some of them are in the source is not known.',
             style='yellow')
         return rows, []
-    copies = find_training_copies(fingerprints, scanned, options['hash'], options['near'])
+    copies = find_training_copies(fingerprints, scanned, reader, TrainingSource(run, fingerprints), options['hash'],
+                                  options['near'])
     if len(copies): _report_copies(copies, source, anyway)
     left = rows if anyway else rows[~rows.path.isin(copies.path)].reset_index(drop=True)
     if left.empty:
@@ -175,6 +180,7 @@ def _predict_source(run: Path, source: str | Path, config: EvaluateConfig) -> Me
     tta = _predict_rows_of_source(model, read.reader, rows, config.tta, config) if config.tta != 'none' else None
     return MeasuredRows(single_view, tta, str(source), tuple(copies))
 
+# %% ../../nbs/runs/08_evaluate.ipynb #4d872e89
 def _predict_rows_of_source(
     model: 'Model',
     reader: object,

@@ -16,7 +16,8 @@ from fastsmile.core.errors import OptionError, SmileError, shell_quote
 from fastsmile.core.files import folder_lock, new_run_folder, read_run_config, write_text
 from fastsmile.models.device import pick_device
 from fastsmile.data.images import parse_region
-from fastsmile.data.tables import ColumnChoice, ImageFinder, detect_columns
+from fastsmile.data.finder import ImageFinder
+from fastsmile.data.tables import ColumnChoice, detect_columns
 from fastsmile.data.readers import FolderReader
 from fastsmile.inference.inputs import open_inputs
 from fastsmile.serving.app import _listening_socket

@@ -18,7 +18,7 @@ from fastsmile.data.findings import odd_images
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
 from fastsmile.data.audit import remaining_classes, run_audit
-from fastsmile.data.duplicates import find_copies, near_groups
+from fastsmile.data.duplicates import find_look_alikes, near_groups
 from fastsmile.data.scan import IMAGE_HASHES, pack_bits
 from fastsmile.data.readers import FolderReader
 from fastsmile.config.commands import AuditConfig, SampleConfig
@@ -81,7 +81,7 @@ def test_groups_among_twenty_thousand_are_those_of_brute_force():
     assert canonical(near_groups(words, 16)) == canonical(connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(20_000, 20_000)))[1])
 
 
-def test_options_that_find_copies(tmp_path):
+def test_options_that_find_look_alikes(tmp_path):
     from io import BytesIO
 
     from PIL import Image
@@ -94,7 +94,7 @@ def test_options_that_find_copies(tmp_path):
     root = folder(tmp_path/'f', {'a.png': png(img), 'm.png': png(img.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), 'n.png': png(noisy), 'o.png': picture()})
     def linked(near=16, **ask):
         seen = scan_images(FolderReader(root), ['a.png', 'm.png', 'n.png', 'o.png'], ImageScanner(**ask))
-        look = find_copies(seen, near)[1]
+        look = find_look_alikes(seen, near)[1]
         return ''.join(n[0] for n, g in zip(seen.info.index, look) if g == look[0])
     assert linked(near=0) == 'a' and linked(near=32) == 'an' and 'm' in linked(mirror=True)
     for kind, h in IMAGE_HASHES.items(): assert linked(h.max_distance, hash=kind)[0] == 'a'

@@ -10,8 +10,8 @@ from fastsmile.data.sample import sample
 from fastsmile.data.source import read_source
 
 DOCUMENTED = ['unreadable', 'missing-image', 'image-without-row', 'label-variant', 'unlabelled', 'tiny-class', 'imbalance', 'odd-image',
-              'wrong-extension', 'exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak', 'suspect-label',
-              'no-face', 'several-faces']  # of audit.json
+              'wrong-extension', 'exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak', 'suspect-label', 'label-leak', 'grey-images',
+              'no-face', 'several-faces', 'look-alike']  # of audit.json
 
 
 def test_the_documented_kinds_are_registered():

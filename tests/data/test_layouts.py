@@ -1,6 +1,8 @@
 "What every registered layout promises: each row is used or has a reason, order changes nothing, and predict finds what audit found."
+import json
 import random
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from fastsmile.config.fields import SourceOptions
 from fastsmile.core.errors import SmileError
 from fastsmile.data.layouts import SourcePlace
 from fastsmile.data.source import LAYOUTS, detect_layout, read_source
-from fastsmile.data.tables import COLUMN_NAMES
+from fastsmile.data.words import COLUMN_NAMES
 from fastsmile.inference.inputs import open_inputs
 
 FACES = {f'faces/{c}/{i}.png': picture(seed=10 * len(c) + i) for c in ('yes', 'no') for i in range(4)}
@@ -52,8 +54,47 @@ def npz(where, seed):
     return where/'x.npz'
 
 
-MAKERS = {'tables': tables, 'table file': table_file, 'class folders': class_folders, 'array': array, 'npz': npz}
-OWN_ROWS = {'tables': len(ROWS), 'table file': len(ROWS), 'class folders': 2 * len(FACES), 'array': 6, 'npz': 6}
+def names_with_labels(where, seed): return folder(where, dict(shuffled(((name.replace('faces/', '').replace('/', '_'), d) for name, d in FACES.items()), seed)))
+
+
+def pixels(where, seed):
+    rows = [f'{i % 2},{" ".join(str((i * 7 + k) % 256) for k in range(64))},{u}' for i, u in enumerate(['Training'] * 4 + ['PublicTest', 'PrivateTest'])]
+    return folder(where, {'fer2013.csv': csv_of([[r] for r in rows], 'emotion,pixels,Usage')})/'fer2013.csv'
+
+
+def parquet_images(where, seed):
+    pa = pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
+    from pyarrow import parquet
+    (where/'data').mkdir(parents=True)
+    for split, n in (('train', 4), ('test', 2)):
+        cells = dict(image=[dict(bytes=picture(seed=i + n), path=f'{i}.png') for i in range(n)], label=[i % 2 for i in range(n)])
+        parquet.write_table(pa.table(cells), where/f'data/{split}-00000-of-00001.parquet')
+    return where
+
+
+def label_lists(where, seed):
+    lines = shuffled([*FLAT, 'faces/gone.png'], seed)
+    lists = {c: [n for n in lines if ('yes' in n) == (c == 'yes')] for c in ('yes', 'no')}
+    return folder(where, dict(shuffled(FLAT.items(), seed)) | {f'{c}_list.txt': '\n'.join(names) for c, names in lists.items()})
+
+
+def sidecars(where, seed):
+    texts = {name.replace('.png', '.json'): json.dumps(dict(flags={}, shapes=[dict(label=name.split('_')[1])], imagePath=name)) for name in FLAT}
+    return folder(where, dict(shuffled([*FLAT.items(), *texts.items()], seed)) | {'faces/stray.png': picture(seed=99)})
+
+
+MAKERS = {'tables': tables, 'table file': table_file, 'class folders': class_folders, 'array': array, 'npz': npz, 'labels in paths': names_with_labels,
+          'pixels in a table': pixels, 'images in Parquet': parquet_images, 'label files': label_lists,
+          'a file for each image': sidecars}
+OWN_ROWS = {'tables': len(ROWS), 'table file': len(ROWS), 'class folders': 2 * len(FACES), 'array': 6, 'npz': 6, 'labels in paths': len(FACES),
+            'pixels in a table': 6, 'images in Parquet': 6, 'label files': len(FACES) + 1,
+            'a file for each image': len(FACES)}
+ASIDE = {'tables': ['no file name', 'no such file', 'unlabelled'], 'table file': ['no file name', 'no such file', 'unlabelled'],
+         'label files': ['no such file']}
+OPTIONS = {'labels in paths': SourceOptions(label_from='^([a-z]+)_')}
+
+
+def read_as(layout, where, seed=0): return read_source(MAKERS[layout.name](where, seed), OPTIONS.get(layout.name, SourceOptions()))
 
 
 def test_every_registered_layout_is_tried():
@@ -66,42 +107,44 @@ def layout(request): return request.param
 
 
 def test_it_is_detected_and_read_as_itself(layout, tmp_path):
-    place = MAKERS[layout.name](tmp_path/'s', 0)
-    assert detect_layout(SourcePlace(place)) == layout
-    source = read_source(place)
+    place, options = MAKERS[layout.name](tmp_path/'s', 0), OPTIONS.get(layout.name, SourceOptions())
+    assert detect_layout(SourcePlace(place, options)) == layout
+    source = read_source(place, options)
     assert source.kind == layout.kind and source.notes[0].startswith(f'Read as {layout.description}')
     other = 'csv' if layout.kind == 'folders' else 'folders'
-    with pytest.raises(SmileError, match='is read as|has no CSV|no labelled images'): read_source(place, SourceOptions(layout=other))
+    refusals = "is read as|has no CSV|no labelled images|needed: no column|JSON|is not a source"
+    with pytest.raises(SmileError, match=refusals):
+        read_source(place, replace(options, layout=other))
 
 
 def test_rows_are_used_or_set_aside_with_a_reason(layout, tmp_path):
-    source = read_source(MAKERS[layout.name](tmp_path/'s', 0))
+    source = read_as(layout, tmp_path/'s')
     aside = source.frame[source.frame.reason != '']
     assert len(source.frame) == OWN_ROWS[layout.name] == len(source.kept) + len(aside)
     assert (source.kept.label != '').all() and source.kept.path.map(source.reader.exists).all()
-    if layout.kind == 'csv': assert sorted(aside.reason) == ['no file name', 'no such file', 'unlabelled']
+    assert sorted(aside.reason) == ASIDE.get(layout.name, ['unlabelled'] if layout.name == 'array' else [])
     if source.reader.stores_files:
         assert set(source.reader.names()) == set(source.images_without_row) | {p for p in source.frame.path if source.reader.exists(p)}
 
 
 def test_order_changes_nothing(layout, tmp_path):
     def rows(seed):
-        source = read_source(MAKERS[layout.name](tmp_path/str(seed), seed))
+        source = read_as(layout, tmp_path/str(seed), seed)
         return sorted(map(tuple, source.frame.values.tolist())), source.images_without_row, source.label_spellings
     assert rows(0) == rows(1) == rows(2)
 
 
 def test_predict_finds_every_image_that_audit_found(layout, tmp_path):
     place = MAKERS[layout.name](tmp_path/'s', 0)
-    source = read_source(place)
-    if not source.reader.stores_files:  # predict takes no arrays, and says that it does not
-        with pytest.raises(Exception, match='not an image|does not exist|holds no images'):
-            open_inputs(place).reader.read_image(next(iter(open_inputs(place).names)))
-        return
-    tables = [place] if place.is_file() else sorted(place.glob('*.csv'))
-    if not tables: assert set(source.kept.path) <= set(open_inputs(place).names)
-    found = [data for table in tables for data in read_all(open_inputs(table))]
-    if tables: assert sorted(found) == sorted(source.reader.read_bytes(p) for p, r in zip(source.frame.path, source.frame.reason) if r in ('', 'unlabelled'))
+    source = read_source(place, OPTIONS.get(layout.name, SourceOptions()))
+    found = [(p, r) for p, r in zip(source.frame.path, source.frame.reason) if r in ('', 'unlabelled')]
+    if place.is_dir(): assert {p for p, _ in found} <= set(open_inputs(place).names)
+    if not source.reader.stores_files or place.is_dir():
+        inputs = open_inputs(place)
+        assert all(np.array_equal(inputs.reader.read_image(p), source.reader.read_image(p)) for p, _ in found)
+    tables = [place] if place.is_file() else sorted([*place.glob('*.csv'), *place.glob('*.txt')])
+    if source.reader.stores_files and tables:
+        assert sorted(d for t in tables for d in read_all(open_inputs(t))) == sorted(source.reader.read_bytes(p) for p, _ in found)
 
 
 def read_all(inputs):
@@ -114,12 +157,13 @@ def read_all(inputs):
 
 def test_the_same_in_a_zip_and_at_a_url(layout, tmp_path):
     place = MAKERS[layout.name](tmp_path/'s', 0)
-    if not place.is_dir(): return
+    if not place.is_dir() or layout.name == 'images in Parquet': return
+    options = OPTIONS.get(layout.name, SourceOptions())
     with zipfile.ZipFile(tmp_path/'s.zip', 'w') as z:
         for p in sorted(place.rglob('*.*')): z.write(p, p.relative_to(place).as_posix())
-    here = read_source(place)
+    here = read_source(place, options)
     for other in (tmp_path/'s.zip', f'file://{place}', f'file://{tmp_path}/s.zip'):
-        there = read_source(other)
+        there = read_source(other, options)
         assert there.frame.equals(here.frame) and there.images_without_row == here.images_without_row
 
 

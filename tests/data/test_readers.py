@@ -12,7 +12,7 @@ import fastsmile.data.readers
 from fastsmile.core.errors import SmileError
 from fastsmile.data.images import ImageError, ImageNotFoundError, Preprocessing, region_name, resize_and_crop
 from fastsmile.data.readers import READERS, ArrayReader, FolderReader, RemoteFolderReader, RemoteZipReader, ZipReader
-from fastsmile.data.tables import ListedReader
+from fastsmile.data.finder import ListedReader
 
 IMAGES = {'b.png': picture(seed=1), 'a/x.PNG': picture(seed=2, size=(20, 30)), 'a/deep/y.jpg': picture(seed=3, fmt='JPEG'), 'noext': picture(seed=4)}
 OTHERS = {'train.csv': b'b,yes\n', 'a/notes.txt': b'x', '.hidden/z.png': picture(), '__MACOSX/._b.png': b'x'}

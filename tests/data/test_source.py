@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from fastsmile.data.source import unify_labels
 from fastsmile.data.cells import parse_table
-from fastsmile.data.tables import label_key
+from fastsmile.data.words import label_key
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.config.fields import SourceOptions
 from fastsmile.data.splits import stratified_group_split, weaker_split_rows
@@ -252,17 +252,21 @@ def test_a_split_column_is_obeyed_or_a_question(tmp_path, capsys):
     "Blanks name no split; an odd word is no reason to forget the others"
     s = read(tmp_path, {**THREE, 'labels.csv': 'path,label,split\na,yes,train\nb,no,Test\nc,yes,\n'})
     assert s.frame.split.tolist() == ['train', 'test', ''] and any('train 1, test 1' in n for n in s.notes)
-    odd = {**THREE, 'labels.csv': 'path,label,split\na,yes,train\nb,no,hold-out\nc,yes,test\n'}
+    odd = {**THREE, 'labels.csv': 'path,label,split\na,yes,train\nb,no,elsewhere\nc,yes,test\n'}
     for options in ({}, dict(split_col='split')):
-        with pytest.raises(SmileError, match=r"'hold-out' \(1 rows\)"): read(tmp_path/'odd', odd, **options)
+        with pytest.raises(SmileError, match=r"'elsewhere' \(1 rows\)"): read(tmp_path/'odd', odd, **options)
+    held = read(tmp_path/'held', {**THREE, 'labels.csv': 'path,label,split\na,yes,train\nb,no,hold-out\nc,yes,test\n'})
+    assert held.frame.split.tolist() == ['train', 'test', 'test']
     assert read(tmp_path/'odd', odd, split_col='none').frame.split.tolist() == ['', '', '']
     other = read(tmp_path/'other', {**THREE, 'labels.csv': 'path,label,set\na,yes,A\nb,no,B\nc,yes,A\n'})
     assert other.frame.split.tolist() == ['', '', '']
 
 
 def test_a_folder_beside_those_of_splits(tmp_path):
-    files = {f'{s}/{c}/{i}.png': P for s in ('train', 'validation', 'holdout') for c in ('smile', 'not') for i in range(2)}
-    with pytest.raises(SmileError, match='The folder holdout is next to train, validation'): read(tmp_path, files)
+    files = {f'{s}/{c}/{i}.png': P for s in ('train', 'validation', 'elsewhere') for c in ('smile', 'not') for i in range(2)}
+    with pytest.raises(SmileError, match='The folder elsewhere is next to train, validation'): read(tmp_path, files)
+    held = {n.replace('elsewhere', 'holdout'): P for n in files}
+    assert read(tmp_path/'held', held).frame.split.value_counts().to_dict() == dict(train=4, valid=4, test=4)
     nested = {f'train/{c}/{i}.png': P for c in ('a', 'b') for i in range(2)} | {f'c/deep/{i}.png': P for i in range(2)}
     assert set(read(tmp_path/'nested', nested).frame.label) == {'a', 'b', 'c'}
 

@@ -79,7 +79,7 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     ask = EvaluateConfig(out=str(tmp_path/'o'), tta='none', draws=100)
     r = evaluate(run.path, tmp_path/'s', ask)
     found = {Path(c['path']).name: (c['training_path'], c['split'], c['same']) for c in r['copies']}
-    assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'hash')}
+    assert found == {'same.jpg': (rows['train'][0], 'train', 'bytes'), 'smaller.png': (rows['valid'][0], 'valid', 'pixels')}
     assert r['metrics']['rows'] == 6 and not pd.read_csv(tmp_path/'o'/'predictions.csv').path.str.contains('same|smaller').any()
     both = evaluate(run.path, tmp_path/'s', replace(ask, anyway=True))
     assert both['metrics']['rows'] == 8 and both['copies'] == r['copies']
