@@ -23,7 +23,7 @@ from fastcore.basics import patch
 
 from ..config.choices import LOSSES, MONITORED_METRICS, SCORES, monitored_score, scores_where
 from ..core.errors import OptionError, SmileError, check_choice, printable
-from .scores import LABEL_SCORES, confusion_matrix, estimate_scores, label_scores
+from .scores import LABEL_SCORES, confusion_matrix, estimate_scores, group_ids, label_scores
 
 # %% ../../nbs/metrics/02_calibration.ipynb #8e1ba79d
 def _softmax(z: np.ndarray) -> np.ndarray: # (..., C) -> (..., C)
@@ -180,6 +180,14 @@ class _CalibRows:
     logp: np.ndarray    # (N, C)
     weights: np.ndarray # (N,) of the rows
     metric: str         # one of `LABEL_SCORES`
+    y: np.ndarray | None = None # (N,) true classes, where they are counted
+
+    def take(self, rows: np.ndarray) -> '_CalibRows':
+        return replace(self, logp=self.logp[rows], weights=self.weights[rows], y=self.y[rows])
+
+    def counted_score(self, labels: np.ndarray) -> float: # (N,) -> the score of these labels, counted
+        cm = confusion_matrix(self.y, labels, self.logp.shape[1], self.weights)
+        return float(label_scores(cm, [self.metric])[self.metric])
 
     def expected_score(self,
         offset: np.ndarray, # (C,)
@@ -196,6 +204,44 @@ def _fit_shared_weight(rows: _CalibRows, balanced: np.ndarray) -> float: # from 
     steps = np.linspace(0, 1, 41)
     found = np.array([rows.expected_score(step * balanced) for step in steps])
     return float(np.median(steps[found >= found.max() - 1e-12]))
+
+# %% ../../nbs/metrics/02_calibration.ipynb #88917cb7
+_OFFSET_STEPS = np.linspace(-2.5, 2.5, 26) # of an offset, around its current value
+
+def _fit_class_weights(
+    rows: _CalibRows,
+    start: np.ndarray, # (C,)
+) -> np.ndarray: # (C,)
+    "Coordinate ascent from `start` over the offsets of all classes but the first, on counted scores; steps grow smaller"
+    def score(offset: np.ndarray) -> float: return rows.counted_score((rows.logp + offset).argmax(1))
+    best, value = start.copy(), score(start)
+    for scale in (1, 0.4, 0.15):
+        for c in range(1, len(start)):
+            tries = np.repeat(best[None], len(_OFFSET_STEPS), 0)
+            tries[:, c] += scale * _OFFSET_STEPS
+            found = np.array([score(t) for t in tries])
+            if found.max() > value + 1e-12:
+                top = np.flatnonzero(found >= found.max() - 1e-12)
+                best, value = tries[top[len(top) // 2]], found.max()
+    return best
+
+# %% ../../nbs/metrics/02_calibration.ipynb #db9edb4b
+_RULE_FOLDS, _MIN_ROWS_OWN_WEIGHT = 5, 20  # parts that are held out in turn; rows of each class in calib
+
+def _clear_class_weights(
+    rows: _CalibRows,
+    start: np.ndarray,       # (C,) the offset that follows from the probabilities
+    groups: Sequence | None, # (N,) who is in the image; whole groups are in one part
+) -> np.ndarray | None: # (C,); None where they are not clearly better
+    "A weight for each class, fitted on labels, where held-out labels show that it is clearly better"
+    if np.bincount(rows.y, minlength=len(start)).min() < _MIN_ROWS_OWN_WEIGHT: return None
+    ids, labels, offsets = group_ids(groups, len(rows.y)), (rows.logp + start).argmax(1), []
+    fold = np.random.default_rng(0).permutation(ids.max() + 1)[ids] % _RULE_FOLDS
+    before = rows.counted_score(labels)
+    for f in range(_RULE_FOLDS):
+        offsets.append(_fit_class_weights(rows.take(fold != f), start))
+        labels[fold == f] = (rows.logp[fold == f] + offsets[-1]).argmax(1)
+    return np.mean(offsets, 0) if rows.counted_score(labels) > before + len(labels)**-0.5 else None
 
 # %% ../../nbs/metrics/02_calibration.ipynb #6e25b0fd
 def rule_before_fitting(
@@ -228,6 +274,7 @@ def fit_rule(
     prior: np.ndarray,  # (C,) class prior of `probs`
     metric: str,        # one of `LABEL_SCORES`
     weights: np.ndarray | None = None, # (N,) of the rows, where these have other shares
+    groups: Sequence | None = None, # (N,) who is in the image
 ) -> tuple[np.ndarray, str]: # offset (C,); how it was found
     "The offset under which `metric` is to be expected highest, with a note; raises `OptionError`"
     check_choice('metric', metric, LABEL_SCORES)
@@ -235,10 +282,12 @@ def fit_rule(
         note = (f'{metric}: fewer than two classes have {_MIN_ROWS_ANY_WEIGHT} rows in calib, so nothing is fitted '
                 f'and the rule is {unfitted_rule_text(metric)}')
         return decision_offset(metric, prior), note
-    rows = _CalibRows(np.log(np.maximum(probs, 1e-30)), np.ones(len(y)) if weights is None else weights, metric)
+    rows = _CalibRows(np.log(np.maximum(probs, 1e-30)), np.ones(len(y)) if weights is None else weights, metric, y)
     balanced = decision_offset('balanced', prior)
     weight = 1. if SCORES[metric].auto_rule == 'balanced' else _fit_shared_weight(rows, balanced)
     expected, plain = rows.expected_score(weight * balanced), rows.expected_score(np.zeros(len(prior)))
+    own = _clear_class_weights(rows, weight * balanced, groups)
+    if own is not None: return own, f'{metric}: a weight for each class, for labels of calib show that probabilities lean'
     return weight * balanced, _rule_note(metric, weight, expected, plain)
 
 # %% ../../nbs/metrics/02_calibration.ipynb #d6049953
@@ -399,13 +448,14 @@ def fit_calibration(
     prior: Sequence,   # (C,)
     settings: CalibrationSettings = CalibrationSettings(),
     weights: np.ndarray | None = None, # (N,) of the rows, of mean 1, where they have other shares than `prior`
+    groups: Sequence | None = None, # (N,) who is in the image
 ) -> Calibration:
     "Fit temperature, rules, abstention and sets on the rows of calib; `notes` says how, and where there was nothing to fit on"
     y = np.asarray(y, dtype=int)
     made = unfitted_calibration(prior, 'argmax')
     t = fit_temperature(probs, y, weights)
     p = apply_temperature(probs, t) if len(y) else probs
-    fitted = {m: fit_rule(p, y, np.array(prior), m, weights) for m in _fitted_rules(settings.rule)}
+    fitted = {m: fit_rule(p, y, np.array(prior), m, weights, groups) for m in _fitted_rules(settings.rule)}
     if len(y): made = replace(made, set_thresholds=fit_set_thresholds(p, y, settings.set_level).tolist())
     made = replace(made, rule=settings.rule, temperature=t, costs=settings.costs, set_level=settings.set_level,
                    offsets=made.offsets | {m: offset.tolist() for m, (offset, _) in fitted.items()},

@@ -194,7 +194,7 @@ def fit_run_calibration(
     "Fit on the saved predictions on calib, and say how; nothing is written"
     if has_predictions(run, 'calib'):
         saved = read_saved_predictions(run, 'calib')
-        made = fit_calibration(saved.probs, saved.y, prior, settings, saved.weights)
+        made = fit_calibration(saved.probs, saved.y, prior, settings, saved.weights, saved.groups)
         made = replace(made, notes=[*made.notes, *_sets_note(made, saved.classes)])
     else: made = fit_calibration(np.zeros((0, len(prior))), np.zeros(0, int), prior, settings)
     for note in made.notes: say(note)
