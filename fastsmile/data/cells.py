@@ -186,9 +186,10 @@ def parse_table(
     text = decode_table(data)
     if not text.strip(): raise _table_is_empty(name)
     if '\0' in text: raise SmileError(f'{name} is not a text file.', 'Save it as CSV in UTF-8.')
-    numbers, rows = zip(*_split_rows(text, name, blanks))
-    rows = list(rows) if blanks else _drop_empty_columns(list(rows))
-    width = _check_widths(list(zip(numbers, rows)), name)
+    numbered = _split_rows(text, name, blanks)
+    rows = [row for _, row in numbered]
+    if not blanks: rows = _drop_empty_columns(rows)
+    width = _check_widths([(n, row) for (n, _), row in zip(numbered, rows)], name)
     return import_pandas().DataFrame([row if _has_text(row) else [''] * width for row in rows], dtype=str)
 
 # %% ../../nbs/data/04_cells.ipynb #a8f1c162

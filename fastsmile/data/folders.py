@@ -110,12 +110,14 @@ def _subfolders(folders: list[list[str]], classes: list[tuple[str, str, int]]) -
         if below and not split_of(below) and not is_idle_name(below): above[below].add(label_key(label))
     return above
 
-def _check_crossed(folders: list[list[str]], classes: list[tuple[str, str, int]], skip: int):
+def _check_crossed(folders: list[list[str]], classes: list[tuple[str, str, int]], skip: int,
+                   group_level: int | None = None):
     "A `SmileError` where the same folders are below several others: either level may be the class"
     above = _subfolders(folders, classes)
     crossed = [name for name, labels in above.items() if len(labels) > 1]
     if len(crossed) < 2 or len(crossed) <= len(above) / 2: return
     level = skip + max(level for _, _, level in classes) + 1
+    if group_level == level + 1: return
     outer = ', '.join(map(printable, sorted({label for label, _, _ in classes if label})[:4]))
     inner = ', '.join(map(printable, sorted(above)[:4]))
     raise SmileError(f'The folders {outer} ... hold the same folders, {inner} ...: either may be the class.',
@@ -123,7 +125,8 @@ def _check_crossed(folders: list[list[str]], classes: list[tuple[str, str, int]]
                      f'--label-level {level} --group-level {level + 1} where {outer} are.')
 
 # %% ../../nbs/data/10_folders.ipynb #5bbe6a13
-_NUMBERED_PERSON = re.compile('(?:s|p|sub|subj|subject|person|participant|user|id)[ _-]*[0-9]+', re.IGNORECASE)
+_NUMBERED_PERSON = re.compile('(?:s|p|sub|subj|subject|person|participant|patient|volunteer|actor|model|user|id)[ _-]*[0-9]+',
+                              re.IGNORECASE)
 _FULL_NAME = re.compile(r"[A-Z][\w'.-]*(?:_[A-Z][\w'.-]*)+")
 
 def _check_people(frame: pd.DataFrame):
@@ -153,12 +156,13 @@ def _without_unlabelled(classes: list[tuple[str, str, int]]) -> list[tuple[str, 
 
 def read_folders(
     names: list[str], # of images, with forward slashes
+    group_level: int | None = None, # `--group-level`: the folders of people
 ) -> pd.DataFrame:
     "Rows from class folders; empty where there are no two classes; raises `SmileError` where the levels are not clear"
     skip, folders = _own_folders(names)
     _check_folder_levels(folders)
     classes = _without_unlabelled(_class_and_split(folders))
-    _check_crossed(folders, classes, skip)
+    _check_crossed(folders, classes, skip, group_level)
     rows = [(name, label, split, '', '') for name, (label, split, _) in zip(names, classes) if label]
     frame = pd.DataFrame(rows, columns=TABLE_COLUMNS, dtype=str)
     return frame if frame.label.nunique() > 1 else frame[:0]
@@ -193,12 +197,12 @@ def _split_list_notes(place: SourcePlace) -> list[str]:
 # %% ../../nbs/data/10_folders.ipynb #b03d8d18
 def _detect_folders(place: SourcePlace) -> str:
     if not place.reader or place.options.layout == 'csv' or place.options.labels: return ''
-    classes = read_folders(place.names).label.nunique()
+    classes = read_folders(place.names, place.options.group_level).label.nunique()
     return f'its class folders ({classes})' if classes else ''
 
 def _read_class_folders(place: SourcePlace) -> ReadSource:
     grouped = bool(place.options.group_from) or place.options.group_level is not None
-    frame = read_folders(place.names)
+    frame = read_folders(place.names, place.options.group_level)
     _check_people(frame)
     notes = (*_folder_notes(place.names, grouped), *_split_list_notes(place))
     return ReadSource(place.reader, frame, notes, 'the level of the class folders')

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import SmileError, printable
-from .annotations import label_record
+from .annotations import is_image_text, label_record
 from .finder import ImageFinder
 from .images import ImageError
 from .layouts import (Layout, ReadSource, SourcePlace, TABLE_COLUMNS, TableFile, class_of_list, files_in,
@@ -111,6 +111,7 @@ def _fits_images(table: TableFile, finder: ImageFinder, is_json: bool) -> bool:
     try: cells = table.cells().cells
     except SmileError: return False
     some = cells.iloc[:20 if is_json else 3].to_numpy().ravel()
+    if is_json and any(map(is_image_text, some)): return True
     if any(not finder.find(cell, table.split, table.folder).reason for cell in some): return True
     return not is_json and may_be_by_position(cells, sorted(finder.names or ()), finder)
 

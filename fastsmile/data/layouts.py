@@ -22,7 +22,7 @@ from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
 from .annotations import CellTable, read_cells
 from .cells import read_table_bytes
-from .finder import ImageFinder, NO_SUCH_FILE, learn_names
+from .finder import ImageFinder, NO_FILE_NAME, NO_SUCH_FILE, learn_names
 from .images import ImageError
 from .readers import FolderReader, Reader, ZipReader, remote_reader
 from .tables import (LIST_EXTENSIONS, MAIN_TABLE_EXTENSIONS, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS,
@@ -309,7 +309,7 @@ def may_be_by_position(
     "As many rows as images, all of numbers, and no column that names them or numbers them?"
     if len(cells) != len(names) or len(cells) < 2: return False
     numbers = cells.map(lambda c: bool(re.fullmatch(r'[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?', c.strip(), re.IGNORECASE)))
-    if not numbers.all(axis=None) or finder.has(cells.iat[0, 0]): return False
+    if not numbers.all(axis=None) or any(finder.has(cells.at[0, c]) and cells[c].is_unique for c in cells): return False
     numbers = [c for c in cells if not cells[c].str.contains('.', regex=False).any()]
     return not any(cells[c].nunique() == len(cells) for c in numbers)
 
@@ -445,11 +445,13 @@ def _options_as_in(first: _NamedTable, options: SourceOptions, need: tuple[str, 
 
 def _check_some_image(frame: pd.DataFrame, names: list[str], tables: list[TableFile]):
     "A `SmileError` where no row at all finds an image"
-    if frame.empty or (frame.reason != NO_SUCH_FILE).any(): return
+    if frame.empty or not frame.reason.str.startswith((NO_SUCH_FILE, NO_FILE_NAME, 'fits ')).all(): return
     files = ', '.join(printable(t.name) for t in tables)
     said = ', '.join(printable(p)[:60] for p in dict.fromkeys(frame.path.head(3)))
     there = f'the images are called {", ".join(map(printable, names[:3]))}' if names else 'there are no images'
     hint = 'Say which column names them with --image-col, or pass the folder of the images with --labels FILE.'
+    if frame.reason.str.startswith('fits ').any():
+        hint = 'Each name fits several images: give it with its folder and its ending.'
     if frame.path.str.contains('://').mean() > 0.5:
         hint = 'These are links: download the images, and add a column with the names of their files.'
     raise SmileError(f'None of the {len(frame)} rows of {files} names an image that is there: they say {said}; '

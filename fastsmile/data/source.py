@@ -249,16 +249,22 @@ def _person_note(frame: pd.DataFrame) -> list[str]:
     return []
 
 # %% ../../nbs/data/12_source.ipynb #9f216994
-def _splits_in_names(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.Series, list[str]]:
-    "The splits with which all names of files begin, where nothing else names them; a sentence"
-    none = frame.split, []
-    if (frame.split != '').any() or options.split_col or frame.empty: return none
-    starts = [re.match(r'([A-Za-z]+)[ _-]*[0-9]', PurePosixPath(p).name) for p in frame.path]
-    splits = pd.Series([split_of(m[1]) if m else '' for m in starts], index=frame.index)
-    if (splits == '').any() or splits.nunique() < 2 or 'train' not in set(splits): return none
-    said = ', '.join(sorted(set(splits), key=lambda s: SPLIT_PRIORITY[s]))
-    return splits, [f'The names of all files begin with a split ({said}): it is kept. --split-col {NO_SPLIT_COLUMN} says '
-                    'that it is none.']
+def _split_in_path(path: str) -> str:
+    "The split that a folder of an image is named for, or else the beginning of its name"
+    *folders, name = path.split('/')
+    begin = re.match(r'([A-Za-z]+)[ _-]*[0-9]', name)
+    return next(filter(None, map(split_of, folders)), '') or (split_of(begin[1]) if begin else '')
+
+def _splits_in_paths(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.Series, list[str]]:
+    "The splits that all paths name, where nothing else does; a sentence"
+    none, found = (frame.split, []), ~has_no_image(frame)
+    if (frame.split != '').any() or options.split_col or not found.any(): return none
+    splits = frame.path.map(_split_in_path).where(found, '')
+    named = set(splits[found])
+    if '' in named or len(named) < 2 or 'train' not in named: return none
+    said = ', '.join(sorted(named, key=lambda s: SPLIT_PRIORITY[s]))
+    return splits, [f'The paths of all images name a split ({said}): it is kept. --split-col {NO_SPLIT_COLUMN} says that it '
+                    'is none.']
 
 # %% ../../nbs/data/12_source.ipynb #d940efcc
 _PATH_OPTIONS = ('label_from', 'label_level')
@@ -329,7 +335,7 @@ def _paths_obeyed(frame: pd.DataFrame, layout: Layout, options: SourceOptions) -
     if options.group_from or options.group_level is not None:
         frame['group'], note = path_values(options.group_from, options.group_level, 'group', frame.path)
         notes.append(note)
-    frame['split'], said = _splits_in_names(frame, options)
+    frame['split'], said = _splits_in_paths(frame, options)
     return frame, notes + said + _person_note(frame)
 
 # %% ../../nbs/data/12_source.ipynb #a486f8c7

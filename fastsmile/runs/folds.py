@@ -39,7 +39,7 @@ def measure_folds(
     calibrations = [calibration_from_metadata(read_model_metadata(folder)) for folder in folders]
     calibration = combine_fold_calibrations(calibrations, saved.table.fold.to_numpy())
     by_fold = [read_json(folder/'metrics.json')['test'] for folder in folders]
-    return dict(test=measure_predictions(saved, calibration),
+    return dict(monitor=read_json(folders[0]/'metrics.json').get('monitor'), test=measure_predictions(saved, calibration),
                 calibration=dict(on='test', **measure_calibration(saved, calibration)),
                 folds=[_fold_scores(m) for m in by_fold], spread=spread_over_folds(by_fold))
 

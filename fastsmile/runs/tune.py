@@ -138,7 +138,7 @@ def train_trial(
     resume = (folder/'checkpoints'/STATE_FILE).exists()
     with tracked_training(learn, config, folder): train_learner(learn, config, folder, resume)
     reporter.report()  # an epoch that --patience ended with
-    return learn.checkpoint_saver.best * (-1 if lower_is_better(config.monitor) else 1)
+    return learn.history.rows[learn.checkpoint_saver.best_epoch - 1][f'valid_{config.monitor}']
 
 # %% ../../nbs/runs/13_tune.ipynb #3a0560d3
 def sampler_for(

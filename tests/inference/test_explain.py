@@ -214,7 +214,7 @@ def test_the_card_of_a_model_that_timm_alone_cannot_load_says_so(run, tmp_path):
 def test_compare_runs_on_the_same_rows(run, faces, tiny, tmp_path):
     from fastsmile.runs.compare import compare
     from fastsmile.runs.fit import fit
-    other = fit(faces, replace(tiny, epochs=1, augment='none', out=str(tmp_path/'other')))
+    other = fit(faces, replace(tiny, decide='balanced', epochs=1, augment='none', out=str(tmp_path/'other')))
     r = compare([run.path, other.path], CompareConfig(out=str(tmp_path/'c.html'), draws=200))
     assert r['options'] == dict(epochs=[2, 1], augment=['medium', 'none']) and r['rows'] == run.metrics['test']['rows']
     assert r['runs'][0]['metrics']['accuracy']['value'] == run.metrics['test']['accuracy']['value']
