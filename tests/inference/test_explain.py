@@ -130,7 +130,7 @@ def test_the_size_of_the_gradient_depends_less_on_what_was_learnt(patched, monke
     model, x = patched
     monkeypatch.setitem(explain_room._ATTRIBUTIONS, 'size', size)
     size, sensitivity = (randomisation_test(model, x, [1] * len(x), method) for method in ('size', 'sensitivity'))
-    assert size > 0.35 and abs(sensitivity) < 0.15
+    assert size > 0.35 and abs(sensitivity) < 0.3
     assert 'hardly depend' in explain_room._randomisation_warning(0.81, 'size') and not explain_room._randomisation_warning(0.2, 'size')
 
 

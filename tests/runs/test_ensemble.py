@@ -62,7 +62,7 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
     test = pd.read_csv(both.path/'predictions_test.csv')
     for tta in ('none', 'flip'):
         saved = test if tta == 'none' else pd.read_csv(both.path/'predictions_test_tta.csv')
-        again = both.predict(faces, tta=tta, bs=7).set_index('path').loc[saved.path].reset_index()
+        again = both.predict(faces, tta=tta, bs=7, precision='fp32').set_index('path').loc[saved.path].reset_index()
         p = [c for c in saved if c.startswith('p_')]
         assert np.abs(again[p].astype(float).to_numpy() - saved[p].to_numpy()).max() < 1e-5
     done = predict(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full', calibrated=True))
