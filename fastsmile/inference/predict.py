@@ -258,7 +258,7 @@ def open_prediction_job(
     model = load_model(config.model, config.engine)
     if config.known:
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
-    detector = make_face_detector(config, model.metadata.origin)
+    detector = make_face_detector(config, model.metadata.domain.face)
     request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets)
     row_format = make_row_format(model, config.raw, request, known, detector is not None)
     backend = make_backend(model, config.precision, config.device)

@@ -151,7 +151,8 @@ def predict(
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")
-    warn_face_options(job.backend.model.metadata.origin, config)
+    facts = job.backend.model.metadata
+    warn_face_options(facts.origin, facts.domain.face, config)
     tick = progress(inputs.total) if progress else lambda n: None
     done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
     if config.html: _write_gallery_page(config, picked, inputs, done)
