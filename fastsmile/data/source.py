@@ -26,7 +26,7 @@ from .cells import read_table_bytes
 from .finder import NO_FILE_NAME, NO_SUCH_FILE
 from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, name_code_hint, path_values
 from .layouts import LABEL_FILES, Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE
-from .readers import Reader
+from .readers import Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
 from .words import SPLIT_PRIORITY, label_key, split_of
 
@@ -310,4 +310,5 @@ def read_source(
     frame, notes = _paths_obeyed(frame, layout, options)
     _check_classes(frame, read.label_name)
     notes = _source_notes(layout.description, frame, options) + list(read.notes) + notes
+    notes += filter(None, [left_aside_note(read.reader)])
     return Source(str(place.source), layout.kind, read.reader, frame, without_row, spellings, notes)
