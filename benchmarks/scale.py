@@ -72,7 +72,7 @@ def made_scan(n: int):
     error = np.where(rng.random(n) < 0.005, 'truncated', '')
     facts = pd.DataFrame(dict(error=error, digest=[f'{v:032x}' for v in own], bytes=20_000, width=64, height=64, mode='RGB', format='JPEG',
                               mean=rng.normal(120, 20, n), spread=rng.normal(50, 8, n).clip(10), low=20., high=220., sharpness=rng.normal(.5, .1, n).clip(.2),
-                              cb=128., cr=130.), index=pd.Index(names_of(n), dtype=object))[SCAN_COLUMNS]
+                              cb=128., cr=130., chroma=2.), index=pd.Index(names_of(n), dtype=object))[SCAN_COLUMNS]
     return ScanResult(facts, hashes, thumbs)
 
 

@@ -1,4 +1,5 @@
 "Every script of benchmarks/ runs with tiny arguments, so that none rots: its figures here mean nothing, its output is whole"
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent/'benchmarks'
 
@@ -32,6 +34,22 @@ def people(faces, tmp_path_factory):
     rows = [f'{p.name},{label},{label},person {i // 2}' for i, (p, label) in enumerate(zip(names, labels))]
     (folder/'smiles.csv').write_text('\n'.join(['file,label,label3,person', *rows]))
     return folder
+
+
+@pytest.fixture(scope='module')
+def expressions(people, faces):
+    "facial_expressions.zip, legend.csv and clothing.zip beside the people, as benchmarks/domain.py reads them"
+    names = [p for p in sorted((faces/'happy_images').glob('*.jpg')) if p.stat().st_size > 500][:60]
+    rows = []
+    with zipfile.ZipFile(people/'facial_expressions.zip', 'w') as z, zipfile.ZipFile(people/'clothing.zip', 'w') as scenes:
+        for i, p in enumerate(names):
+            img, buf = Image.open(p).convert('L' if i % 2 else 'RGB'), io.BytesIO()
+            img.save(buf, 'JPEG')
+            z.writestr(f'images/Person{i}_{i}.jpg', buf.getvalue())
+            rows.append(f'{i},Person{i}_{i}.jpg,{"happiness" if i % 3 else "Neutral"}')
+            scenes.write(p, f'train/hat/{p.name}')
+    (people/'legend.csv').write_text('\n'.join(['user.id,image,emotion', *rows]))
+    return people
 
 
 def bench(script: str, *args, fails: bool = False) -> str:
@@ -106,6 +124,14 @@ def test_train(people):
     assert 'fastai' in said and 'fastsmile' in said
     said = bench('train.py', 'neighbours', '--seconds', 0, '--bs', 2, '--beside', 0)
     assert len(re.findall(r'^\| .* \| \d+ \|$', said, re.M)) == 3
+
+
+def test_domain(expressions, tmp_path):
+    pytest.importorskip('cv2', reason='the extra faces is not installed')
+    args = ['--data', expressions, '--out', tmp_path/'domain']
+    assert 'photographs' in bench('domain.py', 'draw', '-n', 20, *args)
+    bench('domain.py', 'fit', '--models', 'scratch', '--epochs', 1, *args)
+    assert 'rows | accuracy | AUC |' in bench('domain.py', 'measure', *args)
 
 
 def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):

@@ -7,7 +7,8 @@ __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMAT
            'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'FULL_SIZE_KEY', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError',
            'ImageNotFoundError', 'without_text', 'named_content', 'unreadable_reason', 'open_image_bytes', 'to_rgb',
            'to_srgb', 'upright_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'normalize', 'denormalize',
-           'decode_image', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail', 'UnreadableImageError']
+           'grey_pixels', 'decode_image', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail',
+           'UnreadableImageError']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -211,6 +212,12 @@ class Preprocessing:
     interpolation: str = 'bilinear'
     crop_mode: str = 'squash'        # squash, center or border
     crop_pct: float = 1.0            # the share of the resized image that stays
+    grey: bool = False               # turn colour grey: for a model that was trained on grey images
+
+    @property
+    def summary(self) -> str:
+        "The size, and whether colour is used, for people"
+        return f'{self.size} px, turned grey' if self.grey else f'{self.size} px'
 
 # %% ../../nbs/data/01_images.ipynb #da897302
 def resized_size(
@@ -227,23 +234,32 @@ def resized_size(
     return max(1, int(w * k + 1e-9)), max(1, int(h * k + 1e-9))
 
 # %% ../../nbs/data/01_images.ipynb #0a939df8
-def resize_and_crop(
+def _square(
     img: Image.Image,    # RGB
-    prep: Preprocessing, # size, interpolation, crop mode
-) -> np.ndarray: # (size, size, 3), uint8
-    "Resize and crop `img` as `prep` says, as timm's evaluation transform does"
+    prep: Preprocessing,
+) -> Image.Image: # size x size
+    "Resize, and crop or pad, as timm's evaluation transform does"
     how = getattr(Image.Resampling, prep.interpolation.upper(), Image.Resampling.BILINEAR)
     w, h, scale = img.info.get(FULL_SIZE_KEY, (*img.size, 1))
     s, target = prep.size, resized_size((w, h), prep)
     if img.size != target: img = img.resize(target, how, box=(0, 0, w / scale, h / scale))
-    if img.size == (s, s): return np.asarray(img)
+    if img.size == (s, s): return img
     left, top = (int(round((v - s) / 2)) for v in img.size)
-    if min(left, top) >= 0: return np.asarray(img.crop((left, top, left + s, top + s)))
+    if min(left, top) >= 0: return img.crop((left, top, left + s, top + s))
     out = Image.new('RGB', (s, s), tuple(round(255 * m) for m in prep.mean))
     out.paste(img, (-left, -top))
-    return np.asarray(out)
+    return out
 
 FULL_SIZE_KEY = 'full_size_and_scale'  # in `img.info`, of a JPEG that was decoded smaller
+
+# %% ../../nbs/data/01_images.ipynb #00201091
+def resize_and_crop(
+    img: Image.Image,    # RGB
+    prep: Preprocessing, # size, interpolation, crop mode, colour
+) -> np.ndarray: # (size, size, 3), uint8
+    "The pixels that a network sees of an image, as `prep` says"
+    if prep.grey: img = img.convert('L').convert('RGB')
+    return np.asarray(_square(img, prep))
 
 # %% ../../nbs/data/01_images.ipynb #127bbb8b
 def normalize(
@@ -264,6 +280,13 @@ def denormalize(
 ) -> np.ndarray: # from 0 to 1
     "The inverse, for drawing"
     return x * std + mean
+
+# %% ../../nbs/data/01_images.ipynb #26c7862e
+def grey_pixels(
+    x: np.ndarray, # (N, 3, H, W), linear in the pixels' values, an array or a tensor
+) -> np.ndarray:
+    "The same images with three equal channels"
+    return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:] + 0 * x
 
 # %% ../../nbs/data/01_images.ipynb #10522aed
 JPEG_DRAFT_OVERSAMPLING = 2  # a JPEG that is decoded smaller keeps this many times the pixels on a side that are needed

@@ -46,14 +46,15 @@ def _onnx_metadata(
 ) -> dict: # name -> JSON
     "What an ONNX file says of its model"
     p, m, c = model.spec.prep, model.metadata, model.metadata.calibration
-    prepare = (f'RGB, upright; {p.crop_mode} to {p.size} x {p.size} ({p.interpolation}, crop_pct {p.crop_pct:g}); '
+    grey = 'turned grey (ITU-R BT.601), three equal channels; ' if p.grey else ''
+    prepare = (f'RGB, upright; {p.crop_mode} to {p.size} x {p.size} ({p.interpolation}, crop_pct {p.crop_pct:g}); {grey}'
                '/ 255, - mean, / std; float32, N x 3 x H x W')
     decide = (f'logits through {m.link}, + shift, softmax: p; then p ** (1 / temperature), normalised; '
               'label: argmax of log p + offset of the rule')
     entries = {
         'labels': list(model.spec.classes),
         'preprocessing': dict(steps=prepare, size=p.size, mean=p.mean, std=p.std, interpolation=p.interpolation,
-                              crop_mode=p.crop_mode, crop_pct=p.crop_pct),
+                              crop_mode=p.crop_mode, crop_pct=p.crop_pct, grey=p.grey),
         'decision': dict(steps=decide, link=m.link, shift=m.shift, temperature=c.temperature, rule=c.rule,
                          offsets=c.offsets, cost=c.costs),
         'calibration': c.as_dict(),
@@ -212,7 +213,7 @@ def export(
                          'as it is.')
     out = _export_path(config, kind, model)
     images, origin = _load_check_images(model, run, config.check)
-    say(f'exporting {model.spec.arch}, {model.spec.prep.size} px, opset {config.opset}')
+    say(f'exporting {model.spec.arch}, {model.spec.prep.summary}, opset {config.opset}')
     with atomic_write(out) as tmp:
         kind.write(model, read_json(Path(model.path)/'config.json'), tmp, config.opset)
         difference = _compare_backends(model, kind.load(tmp), images)

@@ -130,7 +130,8 @@ def _paths_in(path: Path) -> Iterator[str]:
 
 def _open_list(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     if is_whole_table(path): return _open_table(path, image_col, below)
-    if image_col is not None: raise OptionError(f'--image-col does not go with {printable(path)}.', 'It is for a table.')
+    if image_col is not None:
+        raise OptionError(f'--image-col does not go with {printable(path)}.', 'It is for a table.')
     reader, total = ListedReader(reader_below(below, path.parent)), sum(1 for _ in _paths_in(path))
     return ImageInputs(reader, _paths_in(path), total, f'the list {printable(path)}')
 

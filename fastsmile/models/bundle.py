@@ -42,7 +42,7 @@ def _own_config(
     "What timm has no key for, and checksums of the other files"
     members = [file_sha256(folder/'members'/str(i)/'config.json') for i in range(len(model.members))]
     return dict(format=BUNDLE_FORMAT, arch=model.spec.arch, sha256=file_sha256(folder/'model.safetensors'),
-                head=model.spec.head, members=members, **asdict(model.metadata))
+                head=model.spec.head, members=members, grey_input=model.spec.prep.grey, **asdict(model.metadata))
 
 # %% ../../nbs/models/07_bundle.ipynb #cd42feab
 def save_bundle(

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.errors import check_choice
-from ..data.images import Preprocessing
+from ..data.images import Preprocessing, grey_pixels
 from ..metrics.calibration import invert_link, prior_shift
 from .heads import FittedHead, MIN_PROBABILITY, build_head, without_head
 from .spec import Model
@@ -44,6 +44,7 @@ def convert_preprocessing(
     def stats(p: Preprocessing): return (x.new_tensor(v).view(1, 3, 1, 1) for v in (p.mean, p.std))
     (m, s), (mean, std) = stats(old), stats(new)
     pixels = x * s + m
+    if new.grey and not old.grey: pixels = grey_pixels(pixels)
     if new.size != old.size:
         pixels = F.interpolate(pixels, (new.size, new.size), mode='bilinear', antialias=True, align_corners=False)
     return (pixels - mean) / std
@@ -63,7 +64,8 @@ class EnsembleNetwork(nn.Module):
         super().__init__()
         self.nets, self.calibrations, self.head = nn.ModuleList(nets), list(calibrations), head
         self.inputs = check_choice('--inputs', inputs, ENSEMBLE_INPUTS)
-        self.preps = tuple(sorted(dict.fromkeys(preps), key=lambda p: -p.size))  # the largest first
+        # the first can become the others: in colour, if any is, and large
+        self.preps = tuple(sorted(dict.fromkeys(preps), key=lambda p: (p.grey, -p.size)))
         self.prep_index = [self.preps.index(p) for p in preps]
         self.num_features, self.pretrained_cfg = None, {}
 

@@ -23,13 +23,14 @@ from ..core.files import local_path, new_run_folder, read_run_config, write_json
 from ..core.system import is_distributed, iso_now, seed_everything
 from ..data.audit import AuditedSource, SplitData, audit_for_training, cross_validation_splits
 from ..data.audit import remaining_classes, split_audited, write_split_data
+from ..data.domain import colour_note
 from ..data.source import read_source
 from ..metrics.calibration import target_prior
 from ..metrics.comparison import write_comparison
 from ..metrics.predictions import calibration_settings
 from ..models.device import pick_device
 from ..models.factory import build_network, freeze_before
-from ..models.spec import Model, ModelSpec
+from ..models.spec import Model, ModelSpec, spec_for_domain
 from ..reports.run import write_training_plots
 from .folder import Run, base_record, check_same_rows, recording_status, run_status
 from .folds import write_folds
@@ -87,6 +88,12 @@ def _audit_and_build_network(
     audited, (spec, net) = audit_and_build(source, config, build)
     target_prior(config.prior, [0] * len(spec.classes), spec.classes)  # an invalid one leaves no run folder
     return audited, spec, net
+
+# %% ../../nbs/runs/06_fit.ipynb #a8decaab
+def _spec_of_data(spec: ModelSpec, data: SplitData, config: FitConfig) -> ModelSpec:
+    "The network with its input as the training images ask for, which is said"
+    if note := colour_note(data.domain, config.colour): say(note)
+    return spec_for_domain(spec, data.domain, config.colour)
 
 # %% ../../nbs/runs/06_fit.ipynb #670069fc
 def _train_and_write(
@@ -158,6 +165,7 @@ def fit(
     audited, spec, net = _audit_and_build_network(source, config, device)
     if config.folds: return _fit_folds(source, audited, spec, config, device, into)
     data = split_audited(audited, config)
+    spec = _spec_of_data(spec, data, config)
     path = into or new_run_folder(config.out, spec.arch)
     _write_fit_options(config, path, source)
     if config.is_comparison: return _fit_variants(source, data, spec, config, path, device)
@@ -182,6 +190,7 @@ class _FirstProcess:
         if into is None: check_run_folder_free(options.out)
         audited, spec, self.net = _audit_and_build_network(source, options, rank_device(options.device))
         data = split_audited(audited, options)
+        spec = _spec_of_data(spec, data, options)
         self.path = into or new_run_folder(options.out, spec.arch)
         _write_fit_options(options, self.path, source)
         return source, options, data, spec, into is not None
@@ -271,7 +280,8 @@ def _fit_folds(
             say(f'training fold {i} of {len(folds)}', style='bold')
             folder = path/f'fold_{i}'
             if not run_status(folder): new_run_folder(folder, spec.arch)
-            fit_data(source, data, spec, new_network(spec, once), once, folder, device, command=command)
+            own = _spec_of_data(spec, data, config)
+            fit_data(source, data, own, new_network(own, once), once, folder, device, command=command)
         write_folds(path, command)
         write_json(path/'config.json', record | dict(status='cross-validated', finished=iso_now()))
     return Run(path)

@@ -76,7 +76,7 @@ def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
     backend, model = job.backend, job.backend.model
     where = _compute_device(job, config) + (f', Ray ({printable(config.ray)})' if config.ray else '')
     views = config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}'
-    return dict(model=f'{printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px)',
+    return dict(model=f'{printable(model.path)} ({model.spec.arch}, {model.spec.prep.summary})',
                 precision=f'{backend.precision} on {where}{backend.engine_name}', views=views,
                 probabilities=job.row_format.description)
 

@@ -57,7 +57,7 @@ def initial_record(
     net: nn.Module,
 ) -> dict:
     "config.json of a run before anything is trained"
-    facts = dict(size=spec.prep.size, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec),
+    facts = dict(size=spec.prep.size, grey=spec.prep.grey, classes=list(spec.classes), needs_fastsmile=needs_fastsmile(spec),
                  stages=stage_table(net))
     record = base_record(kind, command, source, options)
     return record | dict(model=facts | count_parameters(net), origin=_model_origin(data, options))
@@ -128,10 +128,11 @@ def calibrate_and_save(
 ):
     "Fit on calib, measure, write the model file, and draw what the report explains"
     settings = calibration_settings(config, config.monitor, model.spec.classes)
-    calibration = fit_run_calibration(path, model.metadata.prior, settings, config.seed)
-    metrics = write_metrics(path, calibration, config.tta)
+    calibration = fit_run_calibration(path, model.metadata.prior, settings)
+    metrics = write_metrics(path, calibration, config.tta, config.monitor)
     model = replace(model, metadata=model.metadata.calibrated(calibration))
-    facts = replace(model.metadata, metrics=summary_metrics(metrics), origin=_model_origin(data, config.as_dict()))
+    facts = replace(model.metadata, metrics=summary_metrics(metrics), domain=data.domain,
+                    origin=_model_origin(data, config.as_dict()))
     save_bundle(replace(model, metadata=facts), path/'model')
     explain_for_report(model, data, path, config.device, config.seed)
 

@@ -493,7 +493,7 @@ def _make_server(service: Service) -> Any: # a uvicorn.Server
 def _say_start(model: Model, service: Service, host: str):
     "The model, and what its owner should know"
     engine, config = service.engine, service.config
-    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.size} px), '
+    say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.summary}), '
         f'{engine.precision} on {engine.device}{engine.engine_name}')
     warn_face_options(model.metadata.origin, config)
     if config.explain != 'none' and not service.methods:

@@ -262,7 +262,7 @@ def page_info(
 ) -> PageInfo:
     "What the page needs to know of the model"
     spec, config = service.model.spec, service.config
-    return PageInfo(model=f'{spec.arch} at {spec.prep.size} pixels', labels=spec.classes,
+    return PageInfo(model=f'{spec.arch} at {spec.prep.summary}', labels=spec.classes,
                     accuracy=accuracy_sentence(service.model.metadata.metrics), methods=service.methods,
                     squashed=spec.prep.crop_mode == 'squash' and config.faces == 'none',
                     max_files=config.max_files, max_bytes=config.max_bytes)

@@ -29,7 +29,7 @@ from ..data.cache import CACHE_VERSION, cache_dir, cached_array
 from ..models.device import DTYPES, free_device_memory, inference_copy, is_out_of_memory
 from ..models.factory import param_groups
 from ..models.heads import classifier_head, feature_shape, without_head
-from .loaders import SampledDL
+from .loaders import RandomGrey, SampledDL
 
 # %% ../../nbs/training/08_features.ipynb #a1d648dc
 class FeatureNetwork(nn.Module):
@@ -136,8 +136,9 @@ def feature_cache_file(
     images = dls.train.rows.images
     digests = [list(map(images.digests.get, dl.rows.names)) for dl in dls]
     if images.cache in ('memory', 'none') or not all(map(all, digests)): return None
+    grey = [t.share for t in dls.train.after_batch.fs if isinstance(t, RandomGrey)]
     key = [CACHE_VERSION, _body_settings(net), asdict(images.prep), digests, _body_digest(net), precision,
-           augmentation_key if augmentation_key[0] else 0]
+           [*augmentation_key, *grey] if augmentation_key[0] else 0]
     return cache_dir()/'features'/f'{sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy'
 
 # %% ../../nbs/training/08_features.ipynb #a7c75342

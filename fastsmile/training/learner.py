@@ -35,12 +35,13 @@ from ..core.errors import OptionError, say
 from ..core.files import atomic_write, write_json, write_safe_csv
 from ..core.system import graceful_interrupt, seed_everything, sub_seed
 from ..data.audit import SplitData
+from ..data.domain import Domain, grey_draws
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, loss_link, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..models.device import keep_freed_memory
 from ..models.factory import build_network, count_parameters, freeze_before, make_spec, needs_fastsmile
 from ..models.factory import param_groups, stage_table, trainable_names
-from ..models.spec import ModelMetadata, ModelSpec
+from ..models.spec import ModelMetadata, ModelSpec, spec_for_domain
 from .balance import BalancePlan, balance_record, plan_balance
 from .callbacks import CheckpointSaver, EarlyStopping, FrozenBatchNorm, History, LiveProgress
 from .callbacks import ReduceOnPlateau, SkipValidation, StopOnDivergence, StopOnInterrupt
@@ -57,11 +58,13 @@ from .resume import STATE_FILE, SkipFinishedEpochs, StateSaver, restore_learner
 # %% ../../nbs/training/10_learner.ipynb #59863447
 def spec_from_config(
     config: FitConfig,
-    classes: Sequence[str],  # the labels, in the order of the outputs
+    classes: Sequence[str],    # the labels, in the order of the outputs
+    domain: Domain = Domain(), # of the training images, once that is known
 ) -> ModelSpec:
     "The network that the options describe; raises `OptionError`"
-    return make_spec(config.arch, classes, config.size, config.resize, config.model_args, config.head,
-                     config.dropout, config.pool)
+    spec = make_spec(config.arch, classes, config.size, config.resize, config.model_args, config.head, config.dropout,
+                     config.pool)
+    return spec_for_domain(spec, domain, config.colour)
 
 # %% ../../nbs/training/10_learner.ipynb #9f7c60e6
 def plan_training(
@@ -96,7 +99,6 @@ def make_learner(
     model: nn.Module,              # from `build_network`
     path: Path,                    # the run folder
     validation_metrics: ValidationMetrics,
-    monitor: str = 'macro_f1',
     wd: float = 0.01,              # weight decay
     classes: Sequence[str] = (),   # for the history
     print_line: Callable[[str], None] = say,
@@ -107,7 +109,7 @@ def make_learner(
     "A fastai Learner around a timm model, with the callbacks of this package"
     path = Path(path)
     history = History(validation_metrics, path/'history.csv', classes, print_line)
-    saver = CheckpointSaver(path/'checkpoints', monitor)
+    saver = CheckpointSaver(path/'checkpoints')
     learn = MemorySafeLearner(
         dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, wd=wd, train_bn=False,
         splitter=partial(param_groups, n=groups, names=trainable_names(model)), path=path, model_dir='checkpoints',
@@ -139,10 +141,11 @@ def build_learner(
     "The fastai Learner that `fit` trains, and the metadata that its model will carry; raises `OptionError`"
     balance, metadata = plan_training(data.rows, spec.classes, config)
     images, augment = images or prepare_images(data, spec, config), config.effective_augment
-    loaders = LoaderSpec(images, spec.classes, balance.sampler, augment, config.bs, device, config.workers)
+    loaders = LoaderSpec(images, spec.classes, balance.sampler, augment, config.bs, device, config.workers,
+                         grey_draws(data.domain, config.colour))
     dls = make_loaders(data.rows, loaders)
     learn = make_learner(dls, freeze_before(net, config.freeze), path, _validation_metrics(balance, metadata),
-                         config.monitor, config.wd, spec.classes, loss=make_loss(*config.parsed().loss, balance),
+                         config.wd, spec.classes, loss=make_loss(*config.parsed().loss, balance),
                          groups=config.groups, cbs=mixup_callbacks(augment))
     return learn, metadata
 

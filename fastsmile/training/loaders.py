@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED_MEMORY', 'MAX_CACHED_BYTES', 'AUGMENT_STRENGTHS', 'loader_errors', 'PreparedImages', 'BatchRows', 'SampledDL',
-           'augmentation_transforms', 'mixup_callbacks', 'LoaderSpec', 'make_datablock', 'make_loaders',
-           'augmentation_preview']
+           'augmentation_transforms', 'mixup_callbacks', 'RandomGrey', 'grey_transforms', 'LoaderSpec',
+           'make_datablock', 'make_loaders', 'augmentation_preview']
 
 # %% ../../nbs/training/07_loaders.ipynb #7cd7b074
 import errno
@@ -29,7 +29,7 @@ from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory
-from fastai.vision.augment import RandomErasing, aug_transforms
+from fastai.vision.augment import RandTransform, RandomErasing, aug_transforms
 from fastai.vision.core import TensorImage
 from torch.utils.data import get_worker_info
 
@@ -38,7 +38,7 @@ from ..config.fields import AUGMENT_CHOICES
 from ..config.fit import CACHE_MODES
 from ..core.errors import SmileError, check_choice, printable, say
 from ..data.cache import cached_pixels
-from ..data.images import ImageError, Preprocessing, UnreadableImageError, resize_and_crop
+from ..data.images import ImageError, Preprocessing, UnreadableImageError, grey_pixels, resize_and_crop
 from ..data.readers import ArrayReader, FolderReader, ZipReader
 from .balance import EpochSampler
 from .distributed import local_world_size
@@ -239,6 +239,27 @@ def mixup_callbacks(
     parts = parse_choices('--augment', augment, AUGMENT_CHOICES)
     return [callback(parts[word]) for word, callback in _MIXING_CALLBACKS.items() if word in parts]
 
+# %% ../../nbs/training/07_loaders.ipynb #dca67110
+class RandomGrey(RandTransform):
+    "Turns images of a batch grey, each with probability `share`"
+    split_idx, order = 0, 20  # training alone; after the pixels are floats, before they are normalized
+
+    def __init__(self,
+        share: float, # of the images
+    ):
+        super().__init__(p=1.)
+        self.share = share
+
+    def encodes(self, x: TensorImage): # (n, 3, size, size), from 0 to 1
+        chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < self.share
+        return torch.where(chosen, grey_pixels(x), x)
+
+def grey_transforms(
+    share: float, # of the images of a batch
+) -> list: # of fastai batch transforms, empty where the share is 0
+    "The transform that turns training images grey"
+    return [RandomGrey(share)] if share else []
+
 # %% ../../nbs/training/07_loaders.ipynb #c6bdd4e5
 @dataclass(frozen=True)
 class LoaderSpec:
@@ -250,6 +271,7 @@ class LoaderSpec:
     bs: int = 64
     device: str | None = None
     workers: int | None = None  # None: none where all images are decoded, else by the number of cores
+    grey: float = 0.            # share of the training images of a batch that are turned grey
 
 def make_datablock(
     spec: LoaderSpec,
@@ -261,7 +283,7 @@ def make_datablock(
     return DataBlock(blocks=(face, CategoryBlock(vocab=list(spec.classes), sort=False)),
                      get_x=ColReader('path'), get_y=ColReader('label'),
                      splitter=lambda items: (list(train), list(valid)),
-                     batch_tfms=[*augmentation_transforms(spec.augment),
+                     batch_tfms=[*augmentation_transforms(spec.augment), *grey_transforms(spec.grey),
                                  Normalize.from_stats(prep.mean, prep.std, cuda=False)])
 
 # %% ../../nbs/training/07_loaders.ipynb #6695d3df

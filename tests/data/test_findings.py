@@ -10,7 +10,7 @@ from fastsmile.data.sample import sample
 from fastsmile.data.source import read_source
 
 DOCUMENTED = ['unreadable', 'missing-image', 'image-without-row', 'label-variant', 'unlabelled', 'tiny-class', 'imbalance', 'odd-image',
-              'wrong-extension', 'exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak', 'suspect-label',
+              'wrong-extension', 'exact-duplicate', 'near-duplicate', 'conflicting-label', 'split-leak', 'suspect-label', 'label-leak', 'grey-images',
               'no-face', 'several-faces', 'look-alike']  # of audit.json
 
 
