@@ -9,9 +9,9 @@
 
 Each part is one `fit`; its rows are appended to --out when it is done, and a part that has rows is not run again, so the
 script may be stopped at any time and started once more. --minutes ends it after the part that is running by then.
-The folds are disjoint: every picture is tested once, by a network that has not seen its person; the interval of the five
-together comes from drawing persons. In label3 and emotions the split is the same for all ways (seed 42), and so is the
-budget: 32 pixels, and as many pictures as 5 epochs of the data show.
+The folds are disjoint: every picture is tested once, by a network that has seen neither it nor, where the person is
+known, that person; the interval of the five together comes from drawing persons. In label3 and emotions the split is the
+same for all ways (seed 42), and so is the budget: 32 pixels, and as many pictures as 5 epochs of the data show.
 """
 import argparse
 import fnmatch

@@ -21,6 +21,13 @@ TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv tha
 TINY = '{"channels": [8, 16, 32, 64]}'
 
 
+def pytest_collection_modifyitems(config, items):
+    "Two workers take a file each, whose tests share its fixtures (`--dist loadgroup`); benchmarks share none: one at a time, last"
+    if not config.pluginmanager.hasplugin('xdist'): return
+    for item in items:
+        if item.path.name != 'test_benchmarks.py': item.add_marker(pytest.mark.xdist_group(f'{item.path.parent.name}/{item.path.stem}'))
+
+
 @pytest.fixture(scope='session')
 def shared():
     "The folder of real data and weights that may stand beside the project"
@@ -77,10 +84,10 @@ def trained(data, config, path, resume=False):
 
 @pytest.fixture(scope='session')
 def run(faces, tiny, tmp_path_factory):
-    "A finished run on the sample"
+    "A finished run on the sample; its rule gives all classes, though the little network is sure of none"
     from dataclasses import replace
     from fastsmile.runs.fit import fit
-    return fit(faces, replace(tiny, out=str(tmp_path_factory.mktemp('runs')/'tiny')))
+    return fit(faces, replace(tiny, decide='balanced', out=str(tmp_path_factory.mktemp('runs')/'tiny')))
 
 
 def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', seed=0, **kwargs) -> bytes:

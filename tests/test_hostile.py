@@ -98,7 +98,7 @@ def test_the_pages_of_a_run_hold_them_as_text(hostile, made, tmp_path):
     assert any('alert(5)' in code for _, code in page.scripts[:1])  # the plan, as JSON that is not run
     predict(hostile/'pics', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html')))
     harmless(tmp_path/'g.html', NAMES[0], '{{7*7}}{% raw %}')
-    explain(made.path, (str(hostile/'pics'),), ExplainConfig(methods=('saliency',), out=str(tmp_path/'e')))
+    explain(made.path, (str(hostile/'pics'),), ExplainConfig(methods=('sensitivity',), out=str(tmp_path/'e')))
     harmless(tmp_path/'e'/'explain.html', NAMES[0])
     other = tmp_path/NAMES[1]
     shutil.copytree(made.path, other)

@@ -60,7 +60,7 @@ def main() -> int:
                  agree=agree, clean=clean, readme=lambda: run(sys.executable, 'tools/readme.py', '--check'),
                  licences=lambda: run(sys.executable, 'tools/licences.py', '--check'),
                  notebooks=lambda: run('nbdev-test', '--n-workers', '2', env=quiet),
-                 tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs', '-n', '2', '--dist', 'loadfile', '--durations=12', env=quiet))
+                 tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs', '-n', '2', '--dist', 'loadgroup', '--durations=12', env=quiet))
     failed = []
     for name, step in steps.items():
         print(f'== {name}', flush=True)

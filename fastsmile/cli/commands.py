@@ -208,7 +208,7 @@ def _report(run: str, config: ReportConfig) -> tuple:
          'fastsmile explain runs/resnet18 party.jpg --faces', _RUN,
          Argument('images', 'images or folders to explain; without any, the rows that measured the run', []))
 def _explain(run: str, images: list[str], config: ExplainConfig) -> tuple:
-    "Where the model looks: saliency, Grad-CAM, average faces, the worst mistakes, the nearest training images"
+    "Where the model looks: sensitivity, Grad-CAM, average faces, the worst mistakes, the nearest training images"
     from fastsmile.runs.explain import explain
     r = explain(run, tuple(images), config)
     return explain_tables(r), r

@@ -340,6 +340,12 @@ def _known_line(done: PredictionSummary) -> str:
     if not done.conflicting: return line
     return f'{line}; {done.conflicting} did not: their known labels are contradictory, or no class of the model'
 
+# %% ../../nbs/cli/01_tables.ipynb #12e02845
+def _overruled_line(done: PredictionSummary) -> str:
+    "How many labels are another class than the most probable one"
+    are = 'label is' if done.overruled == 1 else 'labels are'
+    return f'{done.overruled} {are} not the most probable class: the decision rule serves another score (--threshold argmax: none)'
+
 # %% ../../nbs/cli/01_tables.ipynb #2c5e8a54
 def _speed_line(done: PredictionSummary) -> str:
     "How many rows were predicted in what time"
@@ -357,11 +363,12 @@ def predict_output(
     "What `predict` prints"
     shown = [_labels_table(done), *_error_tables(done)]
     if done.known or done.conflicting: shown.append(_known_line(done))
+    if done.overruled: shown.append(_overruled_line(done))
     shown += [f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
-                  known=done.known, conflicting=done.conflicting, seconds=done.seconds, **done.run_info)
+                  known=done.known, conflicting=done.conflicting, overruled=done.overruled, seconds=done.seconds, **done.run_info)
     if not page: return shown, result
     return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)
 
@@ -426,7 +433,9 @@ def explain_tables(
     title = 'images' if 'requested' in r['images'] else 'the most confident mistakes'
     corners = [f'{m}: {v:.0%} of the evidence in the corners (a quarter of the area)'
                for m, v in r['corner_share'].items()]
-    return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *r['warnings'],
+    tested = [f'{m}: rank correlation {v:.2f} with the maps of a random head (near 1: a map of the image alone)'
+              for m, v in r['randomisation'].items()]
+    return [rich_table(title, ['image', 'label', 'true', 'probability'], rows), *corners, *tested, *r['warnings'],
             f"page: {printable(r['page'])}"]
 
 # %% ../../nbs/cli/01_tables.ipynb #f1fa4e5a

@@ -92,7 +92,7 @@ class Score:
     card: bool = False             # on the model card
     monitor: str = ''              # its name under `--monitor` and in history.csv; empty: not monitored
     auto_rule: str = ''            # the decision rule of `--decide auto` when it is monitored; empty: class weights fitted for it
-    equal_classes: bool = False    # every class counts the same: before anything is fitted, the rule is `balanced`
+    prior_weight: float = 0.0      # of labels: the part of the offset of `balanced` that serves it before anything is fitted
     always_fitted: bool = False    # its class weights are fitted with every calibration
     one_vs_rest: bool = False      # of labels: measured for each class against the rest, too, where the class has rows
     minimum: float = 0.0           # of labels: the lowest value that it can have; the highest is 1
@@ -101,8 +101,8 @@ class Score:
 SCORES = dict(
     accuracy=Score('accuracy', 'labels', main=True, card=True, monitor='accuracy', auto_rule='argmax'),
     balanced_accuracy=Score('balanced accuracy', 'labels', main=True, card=True, monitor='balanced_accuracy',
-                            auto_rule='balanced', equal_classes=True, always_fitted=True),
-    macro_f1=Score('macro F1', 'labels', main=True, card=True, monitor='macro_f1', equal_classes=True,
+                            auto_rule='balanced', prior_weight=1.0, always_fitted=True),
+    macro_f1=Score('macro F1', 'labels', main=True, card=True, monitor='macro_f1', prior_weight=0.5,
                    always_fitted=True),
     weighted_f1=Score('weighted F1', 'labels'),
     mcc=Score("Matthews' correlation", 'labels', card=True, always_fitted=True, one_vs_rest=True, minimum=-1.0),

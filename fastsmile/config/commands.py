@@ -155,7 +155,7 @@ class RequestLimits(Options):
         minimum=0.1, maximum=3600)
 
 # %% ../../nbs/config/04_commands.ipynb #465acba4
-SERVED_EXPLANATIONS = ('gradcam', 'saliency', 'none')
+SERVED_EXPLANATIONS = ('gradcam', 'sensitivity', 'none')
 
 @dataclass(frozen=True)
 class ServerOptions(Options):
@@ -239,20 +239,20 @@ class CalibrateConfig(DecideOptions):
     device: str | None = device_opt()
 
 # %% ../../nbs/config/04_commands.ipynb #37f7d925
-EXPLAIN_METHODS = ('saliency', 'smoothgrad', 'gradcam', 'occlusion')
+EXPLAIN_METHODS = ('sensitivity', 'gradcam', 'occlusion')
 
 @dataclass(frozen=True)
 class ExplainConfig(Options):
     "Options of `explain`"
     methods: tuple[str, ...] = opt(
-        ('gradcam', 'smoothgrad'), f'how a decision is explained: {", ".join(EXPLAIN_METHODS)}; repeatable',
+        ('gradcam', 'sensitivity'), f'how a decision is explained: {", ".join(EXPLAIN_METHODS)}; repeatable',
         metavar='METHOD')
     n: int = opt(10, 'images in each grid', minimum=1, maximum=100, short_flag='-n')
     neighbours: int = opt(5, 'nearest training images of each explained image', minimum=0, maximum=20)
     out: str | None = opt(
         None, 'folder for the page and the images (default: RUN/explain, or RUN/explain-images with IMAGES)',
         metavar='DIR')
-    seed: int = seed_opt('seed of the ten images that are drawn and of the noise of smoothgrad')
+    seed: int = seed_opt('seed of the ten images that are drawn, and of the random heads of the randomisation test')
     device: str | None = device_opt()
     faces: str = faces_opt('largest')
     face_margin: float | None = face_margin_opt()
@@ -396,8 +396,8 @@ class EnsembleConfig(DecideOptions):
     "Options of `ensemble`"
     how: str = opt('mean', 'how the runs are combined: the mean of their calibrated probabilities, or a random forest '
                    'on their outputs', choices=('mean', 'forest'))
-    inputs: str = opt('features', "input of the forest: the networks' features, on the training rows, or their "
-                      'probabilities, on half of calib', choices=('features', 'probs'))
+    inputs: str = opt('features', "input of the forest, fitted on half of calib: the networks' features, or their "
+                      'probabilities', choices=('features', 'probs'))
     trees: int = _trees_opt()
     leaf: str = _leaf_opt()
     monitor: str = opt('macro_f1', 'metric that --decide auto optimises, and that selects the best leaf on valid',

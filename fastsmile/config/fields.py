@@ -222,7 +222,7 @@ class SourceOptions(Options):
     label_col: str | None = opt(
         None, 'column of the class; several with a number of votes each as a,b,c', metavar='COL')
     split_col: str | None = opt(
-        None, 'column of train / valid / test, in words, as 0 / 1 / 2, as is_valid or as folds; none: no splits are named',
+        None, 'column of train / valid / test, in words, as 0 / 1 / 2, as is_valid or as folds; none: no splits',
         metavar='COL')
     group_col: str | None = opt(
         None, 'column of the person: one group is never on both sides of a split', metavar='COL')
@@ -239,10 +239,10 @@ class SourceOptions(Options):
         None, 'level of the folders that are named for the class: 1 is the outermost, -1 the one that holds the image',
         minimum=-20, maximum=20, metavar='N')
     label_map: str | None = opt(
-        None, 'names of classes that the labels only number: JSON {0: smile}, a CSV of number and name, or a name a line',
+        None, 'names of classes that are numbers: JSON {"0": "smile"}, a CSV of number and name, or a name a line',
         metavar='FILE')
     min_agreement: float | None = opt(
-        None, 'leave rows out in which a smaller share of the votes is for the label, where the label is in columns of votes',
+        None, 'of labels in columns of votes: leave rows out in which a smaller share is for the label, e.g. 0.6',
         minimum=0.0, maximum=1.0, metavar='SHARE')
     raw_shape: str | None = opt(
         None, 'height,width,channels of each image where the source is a file of raw bytes', metavar='H,W,C')

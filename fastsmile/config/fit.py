@@ -85,7 +85,9 @@ class OptimizerOptions(Options):
     balance: str = opt('weighted', f'against class imbalance: {format_choices(BALANCE_CHOICES)}; all compares them '
                        'under one budget', metavar='WORD[:N]|all')
     loss: str = opt('ce', f'{format_choices(LOSS_CHOICES)}', metavar='WORD[:N]')
-    monitor: str = opt('macro_f1', 'validation metric that selects the best epoch', choices=MONITORED_METRICS)
+    monitor: str = opt(
+        'macro_f1', 'what the model is to serve: its decision rule, the verdict and the choice among several trainings; '
+        'the epoch kept is the one with the lowest log loss', choices=MONITORED_METRICS)
 
 # %% ../../nbs/config/03_fit.ipynb #993d5a4c
 @dataclass(frozen=True)

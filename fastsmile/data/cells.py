@@ -75,11 +75,13 @@ _NUMBER = re.compile(r'[-+]?[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?', re.IGNORECASE)
 
 def _has_image_column(rows: list[list[str]]) -> bool:
     "Is one word of each row, the same one in all, a file of an image?"
-    return any(all(_IMAGE_WORD.fullmatch(row[i]) for row in rows) for i in range(len(rows[0])))
+    return any(all(map(_IMAGE_WORD.fullmatch, column)) for column in zip(*rows))
+
+def _words(line: str) -> list[str]: return [word.strip('"') for word in line.split()]
 
 def _cut_at_spaces(lines: list[str]) -> list[list[str]]:
     "The words of each line, where a space is the separator; none where it is not"
-    rows = [[word.strip('"') for word in line.split()] for line in lines]
+    rows = [_words(line) for line in lines]
     body = rows[1:] or rows  # the first line may be a header
     if len({len(row) for row in body}) == 1:
         is_numeric = all(_NUMBER.fullmatch(word) for row in body for word in row)
@@ -150,10 +152,11 @@ def _split_rows(text: str, name: str, blanks: bool) -> list[tuple[int, list[str]
                          'Save it again as CSV in UTF-8.') from None
 
 # %% ../../nbs/data/04_cells.ipynb #df5be06a
+def _filled_width(row: list[str]) -> int: return max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0)
+
 def _drop_empty_columns(rows: list[list[str]]) -> list[list[str]]:
     "The rows without the empty cells at the right that only some of them have, or that all of them have"
-    filled = [max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0) for row in rows]
-    width = max(filled, default=0)
+    width = max(map(_filled_width, rows), default=0)
     return [row[:width] for row in rows] if width and len(rows[0]) <= MAX_TABLE_COLUMNS else rows
 
 # %% ../../nbs/data/04_cells.ipynb #82124b64
@@ -183,9 +186,10 @@ def parse_table(
     text = decode_table(data)
     if not text.strip(): raise _table_is_empty(name)
     if '\0' in text: raise SmileError(f'{name} is not a text file.', 'Save it as CSV in UTF-8.')
-    numbers, rows = zip(*_split_rows(text, name, blanks))
-    rows = list(rows) if blanks else _drop_empty_columns(list(rows))
-    width = _check_widths(list(zip(numbers, rows)), name)
+    numbered = _split_rows(text, name, blanks)
+    rows = [row for _, row in numbered]
+    if not blanks: rows = _drop_empty_columns(rows)
+    width = _check_widths([(n, row) for (n, _), row in zip(numbered, rows)], name)
     return import_pandas().DataFrame([row if _has_text(row) else [''] * width for row in rows], dtype=str)
 
 # %% ../../nbs/data/04_cells.ipynb #a8f1c162
@@ -197,7 +201,7 @@ def _check_spreadsheet(data: bytes, name: str):
     with open_zip(name, io.BytesIO(data)) as z: parts = z.namelist()
     if 'xl/workbook.xml' not in parts:
         kind = 'an OpenDocument file' if 'content.xml' in parts else 'a zip, and no table'
-        raise SmileError(f'{what} is {kind}.', 'Save the table as CSV or .xlsx; a zip of images is passed as the source.')
+        raise SmileError(f'{what} is {kind}.', 'Save the table as CSV or .xlsx; pass a zip of images as the source.')
     if find_spec('openpyxl') is None:
         raise SmileError(f'{what} is an Excel file, which needs openpyxl.',
                          'Install it: pip install "fastsmile[xlsx]"; or save the table as CSV.')
@@ -232,7 +236,8 @@ def _parse_spreadsheet(data: bytes, name: str) -> 'pd.DataFrame':
     filled = {title: rows for title, rows in sheets.items() if rows}
     if not filled: raise _table_is_empty(name)
     title = next(iter(filled))
-    if len(filled) > 1: say(f'{printable(name)}: the sheet {printable(title)} of {len(filled)} is read.', style='yellow')
+    if len(filled) > 1:
+        say(f'{printable(name)}: the sheet {printable(title)} of {len(filled)} is read.', style='yellow')
     return import_pandas().DataFrame(_drop_empty_columns(filled[title]), dtype=str).fillna('')
 
 # %% ../../nbs/data/04_cells.ipynb #3620f3a1

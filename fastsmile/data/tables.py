@@ -69,13 +69,15 @@ def _column_by_name(role: str, names: list[str]) -> str | None:
     return next((by_key[n] for n in COLUMN_NAMES[role] if n in by_key), None)
 
 # %% ../../nbs/data/07_tables.ipynb #cc030921
+def _is_link(cell: str) -> bool: return '://' in cell
+
 def _is_image_file(cell: str) -> bool: return PurePosixPath(cell.strip().lower()).suffix in IMAGE_EXTENSIONS
 
 def _column_by_content(rows: list[list[str]], finder: ImageFinder) -> int | None:
     "The column whose cells are most often images, or else are called like files of images, in up to 200 rows"
     some = rows[:: max(1, len(rows) // 200)]
     checks = [finder.probe, finder.has] if finder.names is None else [finder.has]  # what lists all folders comes last
-    for is_image in [*checks, _is_image_file]:
+    for is_image in [*checks, _is_image_file, _is_link]:
         hits = Counter()
         for row in some: hits.update(i for i, cell in enumerate(row) if is_image(cell))
         if hits: return min(hits, key=lambda i: (-hits[i], i))
@@ -164,7 +166,8 @@ def find_vote_columns(
     votes = {}
     for i, name in enumerate(names):
         column = [row[i] for row in rows]
-        if name in taken or name_key(name) in _NO_VOTES or looks_like_split(name, column): continue
+        no_class = name in taken or not name.strip() or name_key(name) in _NO_VOTES
+        if no_class or looks_like_split(name, column): continue
         if (values := _vote_values(column)) is not None: votes[name] = values
     sums = [sum(row) for row in zip(*votes.values())]
     total = max(sums, default=0)
@@ -216,15 +219,26 @@ def _asked_votes(label: str | None, first: list[str]) -> tuple[str, ...]:
     if len(parts) < 2 or label in first or not all(p.lower() in lower for p in parts): return ()
     return tuple(lower[p.lower()] for p in parts)
 
-def _with_votes(columns: TableColumns, rows: list[list[str]], finder: ImageFinder) -> TableColumns:
+def _with_votes(columns: TableColumns, rows: list[list[str]], finder: ImageFinder, are_named: bool) -> TableColumns:
     "The roles that the user left open, and the columns that are the label together"
     names, asked = columns.names, columns.roles
     roles = _guess_roles(asked, names, rows, finder)
     if columns.votes: return replace(columns, roles=roles | dict(label=None))
     is_sure = asked['label'] or roles['label'] and name_key(roles['label']) in _SURE_LABELS
     taken = [c for role, c in roles.items() if c and role != 'label']
-    votes = () if is_sure or not columns.has_header else find_vote_columns(names, rows, taken)
+    votes = () if is_sure or not are_named else find_vote_columns(names, rows, taken)
+    if names == list(_FERPLUS_COLUMNS): votes = _FERPLUS_COLUMNS[2:]
     return replace(columns, roles=roles | dict(label=None), votes=votes) if votes else replace(columns, roles=roles)
+
+# %% ../../nbs/data/07_tables.ipynb #6f52f359
+_FERPLUS_COLUMNS = ('image', 'box', 'neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear', 'contempt',
+                    'unknown', 'NF')
+
+def _column_names(has_header: bool, first: list[str]) -> tuple[list[str], bool]: # names; do they stand for classes?
+    "The names of the columns: of the header, of FER+ without one (label.csv), or their numbers"
+    if has_header: return _unique_names(first), True
+    is_ferplus = len(first) == len(_FERPLUS_COLUMNS) and bool(re.fullmatch(r'\([0-9]+(, [0-9]+){3}\)', first[1]))
+    return (list(_FERPLUS_COLUMNS), True) if is_ferplus else ([str(i + 1) for i in range(len(first))], False)
 
 # %% ../../nbs/data/07_tables.ipynb #d810c816
 MAX_SAMPLE_ROWS = 1000  # that are looked at
@@ -244,9 +258,9 @@ def detect_columns(
     if votes: wanted['label'] = None
     lower = {c.strip().lower() for c in [*wanted.values(), *votes] if c}
     has_header = _has_header(rows, finder, lower, need, name)
-    names = _unique_names(first) if has_header else [str(i + 1) for i in range(len(first))]
+    names, are_named = _column_names(has_header, first)
     roles = {role: _asked_column(role, column, names, first, name) for role, column in wanted.items()}
-    columns = _with_votes(TableColumns(has_header, names, roles, votes), rows[has_header:], finder)
+    columns = _with_votes(TableColumns(has_header, names, roles, votes), rows[has_header:], finder, are_named)
     _check_roles(columns, first, need, name)
     return columns
 
@@ -262,7 +276,8 @@ class ImageColumn:
     @property
     def name(self) -> str: return self.columns.roles['image']
 
-    def _all_rows(self) -> Iterable[list[str]]: return csv_rows(self.path, self.separator) if self.rows is None else self.rows
+    def _all_rows(self) -> Iterable[list[str]]:
+        return csv_rows(self.path, self.separator) if self.rows is None else self.rows
 
     def cells(self) -> Iterator[str]:
         "The cells, one a row; a row that is too short has an empty one"
@@ -284,7 +299,7 @@ def is_whole_table(
     with open(path, 'rb') as f: start = f.read(4)
     if start in (b'PK\x03\x04', b'\xd0\xcf\x11\xe0'): return True
     with open_text(path) as f: lines = list(islice(iter(lambda: f.readline(_SNIFF_CHARS), ''), 50))
-    if any(len(line) == _SNIFF_CHARS for line in lines[1:]): lines = lines[:1]  # no lines of a table: its first one is looked at
+    if any(len(line) == _SNIFF_CHARS for line in lines[1:]): lines = lines[:1]  # parts of one line
     return is_annotation_text(''.join(lines[:2])) or bool(lines) and not is_plain_csv(lines)
 
 def _first_rows(path: Path, separator: str) -> list[list[str]]:
@@ -311,6 +326,6 @@ def open_image_column(
     at = columns.position('image')
     learn_names(finder, [row[at] for row in rows[columns.has_header:] if at < len(row)])
     for cell, image in finder.examples:
-        say(f'Names in {printable(path.name)} do not fit those of the images and are found by rule, such as {printable(image)} '
-            f'for {printable(cell)}.', style='yellow')
+        say(f'Names in {printable(path.name)} do not fit those of the images and are found by rule, such as '
+            f'{printable(image)} for {printable(cell)}.', style='yellow')
     return ImageColumn(path, separator, columns, whole)

@@ -17,10 +17,12 @@ from typing import Any
 SPLITS = ('train', 'valid', 'calib', 'test')
 SPLIT_PRIORITY = dict(train=0, calib=1, valid=2, test=3)  # a group on two sides: the weaker side gives way
 _SPLIT_WORDS = dict(
-    train='train|training|trn|learn|learning', valid='publictest|valid|validation|validate|validating|val|dev|eval|evaluation',
+    train='train|training|trn|learn|learning',
+    valid='publictest|valid|validation|validate|validating|val|dev|eval|evaluation',
     calib='calib|calibration', test='privatetest|test|testing|tst|holdout|heldout')
 _IDLE_WORDS = ('set|sets|images?|imgs?|pictures?|pics|photos?|faces?|data|dataset|folder|dir|split|subset|part|labels?|'
-               'lists?|names|annotations?|labelled|labeled|unlabelled|unlabeled|aligned|cropped|resized|original|raw|fer|of|[0-9]')
+               'lists?|names|annotations?|labelled|labeled|unlabelled|unlabeled|aligned|cropped|resized|original|raw|'
+               'fer|of|[0-9]')
 _SPLIT_PATTERNS = {split: re.compile(f'(?:{_IDLE_WORDS})*(?:{words})(?:{_IDLE_WORDS})*')
                    for split, words in _SPLIT_WORDS.items()}
 
@@ -88,7 +90,8 @@ def looks_like_split(
     key, meanings = re.sub(r'[\W_]+', '', column.lower()), split_meanings(column, cells)
     if len(set(meanings.values())) < 2: return False
     in_words = all(map(split_of, meanings))
-    return in_words or key in _SPLIT_COLUMNS or 'fold' in key or key.startswith(('is', 'in')) and bool(split_of(key[2:]))
+    is_question = key.startswith(('is', 'in')) and bool(split_of(key[2:]))
+    return in_words or key in _SPLIT_COLUMNS or 'fold' in key or is_question
 
 # %% ../../nbs/data/00_words.ipynb #395f7b21
 COLUMN_NAMES = dict(

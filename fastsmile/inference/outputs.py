@@ -171,6 +171,7 @@ class PredictionSummary:
     conflicting: int = 0  # rows whose known images have several labels, or one that the model does not know
     run_info: dict = field(default_factory=dict)  # model, precision, views, what the probabilities are
     images: int = 0       # fewer than rows where a row is a face
+    overruled: int = 0    # labels that are not the most probable class, by the decision rule
 
 # %% ../../nbs/inference/08_outputs.ipynb #9435616c
 _MAX_ERRORS = 1000
@@ -180,11 +181,19 @@ def starts_image(row: dict) -> bool:
     "Is it the first row of its image? A photograph has one for each of its faces"
     return str(row.get('face', '')) in ('', '1')
 
+# %% ../../nbs/inference/08_outputs.ipynb #efa8077b
+def _is_overruled(row: dict) -> bool:
+    "Is another class more probable than the label that the decision rule gives?"
+    label = row['label'] or row.get('withheld')
+    probs = {k[2:]: float(v) for k, v in row.items() if k.startswith('p_')}
+    return label in probs and probs[label] < max(probs.values())
+
 # %% ../../nbs/inference/08_outputs.ipynb #9b4348e4
 class _RowCounts:
     "What the rows of a file amount to"
     def __init__(self):
         self.rows, self.images, self.failed, self.labels, self.errors, self.known = 0, 0, 0, Counter(), [], Counter()
+        self.overruled = 0
 
     def add(self, row: dict):
         self.rows += 1
@@ -192,6 +201,7 @@ class _RowCounts:
         if row.get('known'): self.known[has_known_label(row)] += 1
         if not row['error']:
             self.labels[row['label'] or WITHHELD_LABEL] += 1
+            self.overruled += not row.get('known') and _is_overruled(row)
             return
         self.failed += 1
         if len(self.errors) < _MAX_ERRORS: self.errors.append((row['path'], row['error']))
@@ -200,7 +210,7 @@ class _RowCounts:
         labels = {c: self.labels[c] for c in classes}
         labels |= {k: n for k, n in self.labels.items() if k not in classes}
         return PredictionSummary(self.rows, labels, self.errors, str(out), self.failed, seconds, resumed,
-                                 self.known[True], self.known[False], run_info, self.images)
+                                 self.known[True], self.known[False], run_info, self.images, self.overruled)
 
 # %% ../../nbs/inference/08_outputs.ipynb #93af9165
 def _complete_batches(

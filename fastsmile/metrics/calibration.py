@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['INVERSE_LINKS', 'PRIOR_RULES', 'loss_link', 'split_link', 'invert_link', 'class_prior', 'prior_shift', 'target_prior',
            'probabilities_from_logits', 'apply_temperature', 'fit_temperature', 'decision_offset', 'decide_labels',
-           'rule_before_fitting', 'fit_rule', 'read_cost_matrix', 'fit_min_confidence', 'fit_set_thresholds',
-           'Calibration', 'resolve_decision_rule', 'CalibrationSettings', 'unfitted_calibration', 'fit_calibration',
-           'with_coverage', 'calibration_from_metadata', 'calibration_metadata', 'ValidationMetrics',
+           'rule_before_fitting', 'unfitted_rule_text', 'fit_rule', 'read_cost_matrix', 'fit_min_confidence',
+           'fit_set_thresholds', 'Calibration', 'resolve_decision_rule', 'CalibrationSettings', 'unfitted_calibration',
+           'fit_calibration', 'with_coverage', 'calibration_from_metadata', 'calibration_metadata', 'ValidationMetrics',
            'FoldedCalibration', 'combine_fold_calibrations']
 
 # %% ../../nbs/metrics/02_calibration.ipynb #6da12af6
 import json
-from collections import defaultdict
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from fastcore.basics import patch
 
 from ..config.choices import LOSSES, MONITORED_METRICS, SCORES, monitored_score, scores_where
 from ..core.errors import OptionError, SmileError, check_choice, printable
-from ..core.system import sub_seed
 from .scores import LABEL_SCORES, confusion_matrix, estimate_scores, group_ids, label_scores
 
 # %% ../../nbs/metrics/02_calibration.ipynb #8e1ba79d
@@ -159,12 +158,13 @@ def fit_temperature(
 PRIOR_RULES = ('argmax', 'balanced')  # they follow from the prior alone
 
 def decision_offset(
-    rule: str,        # one of `PRIOR_RULES`; `fit_rule` fits the others
+    rule: str,        # one of `PRIOR_RULES`, or a score of labels before anything is fitted for it
     data: np.ndarray, # (C,) shares in the data
 ) -> np.ndarray: # (C,) to be added to log-probabilities before the argmax
-    "The offset that makes `rule` an argmax; raises `OptionError` for another rule"
-    check_choice('--decide', rule, PRIOR_RULES)
-    return np.zeros(len(data)) if rule == 'argmax' else -np.log(np.maximum(data, 1e-12))
+    "The offset that makes `rule` an argmax, from the prior alone; raises `OptionError` for another rule"
+    check_choice('--decide', rule, (*PRIOR_RULES, *LABEL_SCORES))
+    weight = SCORES[rule].prior_weight if rule in SCORES else float(rule == 'balanced')
+    return np.zeros(len(data)) if not weight else -weight * np.log(np.maximum(data, 1e-12))
 
 def decide_labels(
     probs: np.ndarray,  # (N, C)
@@ -176,95 +176,96 @@ def decide_labels(
 # %% ../../nbs/metrics/02_calibration.ipynb #ce8dcafc
 @dataclass(frozen=True)
 class _CalibRows:
-    "Rows of calib, and the score that a rule is fitted for"
-    logp: np.ndarray    # (N, C), calibrated
-    y: np.ndarray       # (N,)
+    "Calibrated rows of calib, and the score that a rule is fitted for"
+    logp: np.ndarray    # (N, C)
     weights: np.ndarray # (N,) of the rows
     metric: str         # one of `LABEL_SCORES`
+    y: np.ndarray | None = None # (N,) true classes, where they are counted
 
     def take(self, rows: np.ndarray) -> '_CalibRows':
-        return replace(self, logp=self.logp[rows], y=self.y[rows], weights=self.weights[rows])
+        return replace(self, logp=self.logp[rows], weights=self.weights[rows], y=self.y[rows])
 
-    def labels_under(self, offset: np.ndarray) -> np.ndarray: return (self.logp + offset).argmax(1)
+    def counted_score(self, labels: np.ndarray) -> float: # (N,) -> the score of these labels, counted
+        cm = confusion_matrix(self.y, labels, self.logp.shape[1], self.weights)
+        return float(label_scores(cm, [self.metric])[self.metric])
 
-    def score(self, pred: np.ndarray) -> float:
-        cm = confusion_matrix(self.y, pred, self.logp.shape[1], self.weights)
+    def expected_score(self,
+        offset: np.ndarray, # (C,)
+    ) -> float:
+        "The score to be expected of the labels under an offset: a row is of each class as far as that is probable"
+        c = self.logp.shape[1]
+        labels = np.eye(c)[(self.logp + offset).argmax(1)]
+        cm = (np.exp(self.logp) * self.weights[:, None]).T @ labels  # (C, C), rows true
         return float(label_scores(cm, [self.metric])[self.metric])
 
 # %% ../../nbs/metrics/02_calibration.ipynb #4537c5f4
-def _fit_shared_weight(rows: _CalibRows, balanced: np.ndarray) -> np.ndarray: # (C,)
-    "The best of the offsets between none and `balanced`; the middle of those that are as good"
-    steps = np.linspace(0, 1, 21)
-    found = np.array([rows.score(rows.labels_under(step * balanced)) for step in steps])
-    return float(np.median(steps[found >= found.max() - 1e-12])) * balanced
+def _fit_shared_weight(rows: _CalibRows, balanced: np.ndarray) -> float: # from 0 to 1
+    "The best of the steps between no offset and `balanced`; the middle of those that are as good"
+    steps = np.linspace(0, 1, 41)
+    found = np.array([rows.expected_score(step * balanced) for step in steps])
+    return float(np.median(steps[found >= found.max() - 1e-12]))
 
-# %% ../../nbs/metrics/02_calibration.ipynb #5aba9527
+# %% ../../nbs/metrics/02_calibration.ipynb #88917cb7
 _OFFSET_STEPS = np.linspace(-2.5, 2.5, 26) # of an offset, around its current value
 
 def _fit_class_weights(
     rows: _CalibRows,
     start: np.ndarray, # (C,)
-    free: np.ndarray,  # the classes whose offset may move
 ) -> np.ndarray: # (C,)
-    "Coordinate ascent from `start` over the offsets of the classes `free`; steps grow smaller"
-    best, value = start.copy(), rows.score(rows.labels_under(start))
+    "Coordinate ascent from `start` over the offsets of all classes but the first, on counted scores; steps grow smaller"
+    def score(offset: np.ndarray) -> float: return rows.counted_score((rows.logp + offset).argmax(1))
+    best, value = start.copy(), score(start)
     for scale in (1, 0.4, 0.15):
-        for c in free:
+        for c in range(1, len(start)):
             tries = np.repeat(best[None], len(_OFFSET_STEPS), 0)
             tries[:, c] += scale * _OFFSET_STEPS
-            found = np.array([rows.score(rows.labels_under(t)) for t in tries])
+            found = np.array([score(t) for t in tries])
             if found.max() > value + 1e-12:
                 top = np.flatnonzero(found >= found.max() - 1e-12)
                 best, value = tries[top[len(top) // 2]], found.max()
     return best
 
-# %% ../../nbs/metrics/02_calibration.ipynb #f8deb6a2
-_RULE_FOLDS = 5
+# %% ../../nbs/metrics/02_calibration.ipynb #db9edb4b
+_RULE_FOLDS, _MIN_ROWS_OWN_WEIGHT = 5, 20  # parts that are held out in turn; rows of each class in calib
 
-def _rule_folds(groups: Sequence | None, n: int, seed: int) -> np.ndarray: # (N,)
-    "The part of each row, whole groups in one part"
-    ids = group_ids(groups, n)
-    parts = np.arange(ids.max() + 1) % _RULE_FOLDS
-    return np.random.default_rng(sub_seed(seed, 'rule')).permutation(parts)[ids]
-
-def _cross_fit(
+def _clear_class_weights(
     rows: _CalibRows,
-    fold: np.ndarray,     # (N,) from `_rule_folds`
-    balanced: np.ndarray, # (C,) offset of the rule of that name
-    plain: np.ndarray,    # (C,) of the rule that needs no fitting
-    free: np.ndarray,     # classes with a weight of their own
-) -> tuple[dict, dict]: # kind of rule -> its offsets (folds, C); kind -> its score on the rows it was not fitted on
-    "Each kind of rule, fitted without each part in turn and applied to that part"
-    offsets, labels = defaultdict(list), defaultdict(list)
+    start: np.ndarray,       # (C,) the offset that follows from the probabilities
+    groups: Sequence | None, # (N,) who is in the image; whole groups are in one part
+) -> np.ndarray | None: # (C,); None where they are not clearly better
+    "A weight for each class, fitted on labels, where held-out labels show that it is clearly better"
+    if np.bincount(rows.y, minlength=len(start)).min() < _MIN_ROWS_OWN_WEIGHT: return None
+    ids, labels, offsets = group_ids(groups, len(rows.y)), (rows.logp + start).argmax(1), []
+    fold = np.random.default_rng(0).permutation(ids.max() + 1)[ids] % _RULE_FOLDS
+    before = rows.counted_score(labels)
     for f in range(_RULE_FOLDS):
-        fitted = rows.take(fold != f)
-        shared = _fit_shared_weight(fitted, balanced)
-        rules = dict(plain=plain, shared=shared, own=_fit_class_weights(fitted, shared, free))
-        for kind, offset in rules.items():
-            offsets[kind].append(offset)
-            labels[kind].append(rows.take(fold == f).labels_under(offset))
-    in_folds = rows.take(np.argsort(fold, kind='stable'))
-    return offsets, {kind: in_folds.score(np.concatenate(found)) for kind, found in labels.items()}
+        offsets.append(_fit_class_weights(rows.take(fold != f), start))
+        labels[fold == f] = (rows.logp[fold == f] + offsets[-1]).argmax(1)
+    return np.mean(offsets, 0) if rows.counted_score(labels) > before + len(labels)**-0.5 else None
 
 # %% ../../nbs/metrics/02_calibration.ipynb #6e25b0fd
 def rule_before_fitting(
     rule: str, # a decision rule
-) -> str: # one of `PRIOR_RULES`
-    "What serves `rule` best before anything is fitted: `balanced` where every class counts the same"
+) -> str: # one of `PRIOR_RULES`, or a score whose rule is a part of `balanced`
+    "What serves `rule` best before anything is fitted"
     if rule in PRIOR_RULES: return rule
-    return 'balanced' if rule in SCORES and SCORES[rule].equal_classes else 'argmax'
+    weight = SCORES[rule].prior_weight if rule in SCORES else 0.
+    return {0.: 'argmax', 1.: 'balanced'}.get(weight, rule)
 
-_MIN_ROWS_OWN_WEIGHT, _MIN_ROWS_ANY_WEIGHT = 20, 5 # rows of a class in calib: for a weight of its own; for any weight
+def unfitted_rule_text(
+    rule: str, # a decision rule
+) -> str:
+    "What `rule` is before anything is fitted, in words"
+    name = rule_before_fitting(rule)
+    return name if name in PRIOR_RULES else f'{SCORES[name].prior_weight:.0%} of the offset of balanced'
 
-def _rule_note(metric: str, kind: str, scores: dict, plain_rule: str, n_classes: int, n_free: int) -> str:
+_MIN_ROWS_ANY_WEIGHT = 5 # rows of a class in calib, of two classes at least, for a rule to be fitted
+
+def _rule_note(metric: str, weight: float, expected: float, plain: float) -> str:
     "How a rule was found, in a sentence"
-    words = dict(plain=f'no weights did better than {plain_rule}', shared='one weight between argmax and balanced',
-                 own='a weight for each class')
-    note = (f'{metric}: {words[kind]} ({scores[kind]:.3f} on the parts of calib that did not choose it, '
-            f'{plain_rule} {scores["plain"]:.3f})')
-    if n_free == n_classes: return note
-    return (f'{note}; {n_classes - n_free} of {n_classes} classes have fewer than {_MIN_ROWS_OWN_WEIGHT} rows '
-            'and no weight of their own')
+    words = {0.: 'no weights do better than argmax', 1.: 'the rule is balanced'}
+    how = words.get(weight, f'{weight:.0%} of the way from argmax to balanced')
+    return f'{metric}: {how} ({expected:.3f} is to be expected from the probabilities on calib, with argmax {plain:.3f})'
 
 # %% ../../nbs/metrics/02_calibration.ipynb #79312846
 def fit_rule(
@@ -272,26 +273,22 @@ def fit_rule(
     y: np.ndarray,      # (N,)
     prior: np.ndarray,  # (C,) class prior of `probs`
     metric: str,        # one of `LABEL_SCORES`
-    groups: Sequence | None = None, # (N,)
-    seed: int = 0,
     weights: np.ndarray | None = None, # (N,) of the rows, where these have other shares
+    groups: Sequence | None = None, # (N,) who is in the image
 ) -> tuple[np.ndarray, str]: # offset (C,); how it was found
-    "Class weights (as offsets) under which `metric` is highest, shrunk, with a note; raises `OptionError`"
+    "The offset under which `metric` is to be expected highest, with a note; raises `OptionError`"
     check_choice('metric', metric, LABEL_SCORES)
-    rows_per_class = np.bincount(y, minlength=len(prior))
-    if (rows_per_class >= _MIN_ROWS_ANY_WEIGHT).sum() < 2:
-        rule = rule_before_fitting(metric)
+    if (np.bincount(y, minlength=len(prior)) >= _MIN_ROWS_ANY_WEIGHT).sum() < 2:
         note = (f'{metric}: fewer than two classes have {_MIN_ROWS_ANY_WEIGHT} rows in calib, so nothing is fitted '
-                f'and the rule is {rule}')
-        return decision_offset(rule, prior), note
-    rows = _CalibRows(np.log(np.maximum(probs, 1e-30)), y, np.ones(len(y)) if weights is None else weights, metric)
-    balanced = decision_offset('balanced', prior) - decision_offset('balanced', prior).max()
-    plain_rule = SCORES[metric].auto_rule or 'argmax'
-    plain = balanced if plain_rule == 'balanced' else np.zeros(len(prior))
-    free = np.flatnonzero(rows_per_class >= _MIN_ROWS_OWN_WEIGHT)
-    offsets, scores = _cross_fit(rows, _rule_folds(groups, len(y), seed), balanced, plain, free[1:])
-    kind = max(scores, key=lambda k: round(scores[k], 6))  # the simplest of those that are as good
-    return np.mean(offsets[kind], 0), _rule_note(metric, kind, scores, plain_rule, len(prior), len(free))
+                f'and the rule is {unfitted_rule_text(metric)}')
+        return decision_offset(metric, prior), note
+    rows = _CalibRows(np.log(np.maximum(probs, 1e-30)), np.ones(len(y)) if weights is None else weights, metric, y)
+    balanced = decision_offset('balanced', prior)
+    weight = 1. if SCORES[metric].auto_rule == 'balanced' else _fit_shared_weight(rows, balanced)
+    expected, plain = rows.expected_score(weight * balanced), rows.expected_score(np.zeros(len(prior)))
+    own = _clear_class_weights(rows, weight * balanced, groups)
+    if own is not None: return own, f'{metric}: a weight for each class, for labels of calib show that probabilities lean'
+    return weight * balanced, _rule_note(metric, weight, expected, plain)
 
 # %% ../../nbs/metrics/02_calibration.ipynb #d6049953
 def _read_cost_table(path: str) -> tuple[list, list, list]: # labels; true classes; a row of {label: cost} for each
@@ -365,6 +362,17 @@ class Calibration:
         "The names of its rules"
         return [*self.offsets, 'cost'] if self.costs else [*self.offsets]
 
+    @property
+    def always_in_sets(self) -> list[int]:
+        "The classes with too few rows of calib to be left out of any set"
+        if not self.calib_rows: return []
+        return [i for i, rows in enumerate(self.calib_rows) if rows < self.rows_for_sets]
+
+    @property
+    def rows_for_sets(self) -> int: # 9 for a level of 90%
+        "How many rows of calib a class needs to be left out of a set"
+        return math.ceil(1 / (1 - self.set_level) - 1 - 1e-9) if self.set_level < 1 else 10**9
+
 # %% ../../nbs/metrics/02_calibration.ipynb #84cd87c1
 @patch
 def apply(self: Calibration,
@@ -422,10 +430,10 @@ class CalibrationSettings:
 # %% ../../nbs/metrics/02_calibration.ipynb #7752eac8
 def unfitted_calibration(
     prior: Sequence, # (C,) shares in the data
-    rule: str,       # one of `PRIOR_RULES`
+    rule: str,       # one of `PRIOR_RULES`, or from `rule_before_fitting`
 ) -> Calibration:
     "What a model has before anything is fitted"
-    offsets = {r: decision_offset(r, np.array(prior)).tolist() for r in PRIOR_RULES}
+    offsets = {r: decision_offset(r, np.array(prior)).tolist() for r in dict.fromkeys((*PRIOR_RULES, rule_before_fitting(rule)))}
     return Calibration(rule, offsets=offsets, set_thresholds=[0.] * len(prior))
 
 def _fitted_rules(rule: str) -> list[str]:
@@ -439,16 +447,15 @@ def fit_calibration(
     y: np.ndarray,     # (N,)
     prior: Sequence,   # (C,)
     settings: CalibrationSettings = CalibrationSettings(),
-    groups: Sequence | None = None, # (N,)
-    seed: int = 0,
     weights: np.ndarray | None = None, # (N,) of the rows, of mean 1, where they have other shares than `prior`
+    groups: Sequence | None = None, # (N,) who is in the image
 ) -> Calibration:
     "Fit temperature, rules, abstention and sets on the rows of calib; `notes` says how, and where there was nothing to fit on"
     y = np.asarray(y, dtype=int)
     made = unfitted_calibration(prior, 'argmax')
     t = fit_temperature(probs, y, weights)
     p = apply_temperature(probs, t) if len(y) else probs
-    fitted = {m: fit_rule(p, y, np.array(prior), m, groups, seed, weights) for m in _fitted_rules(settings.rule)}
+    fitted = {m: fit_rule(p, y, np.array(prior), m, weights, groups) for m in _fitted_rules(settings.rule)}
     if len(y): made = replace(made, set_thresholds=fit_set_thresholds(p, y, settings.set_level).tolist())
     made = replace(made, rule=settings.rule, temperature=t, costs=settings.costs, set_level=settings.set_level,
                    offsets=made.offsets | {m: offset.tolist() for m, (offset, _) in fitted.items()},
@@ -460,7 +467,7 @@ def fit_calibration(
 # %% ../../nbs/metrics/02_calibration.ipynb #77f307fb
 def _calibration_notes(rule: str, temperature: float, rows: int, fitted: dict) -> list[str]:
     "What was fitted, in sentences"
-    if not rows: return [f'no rows in calib: temperature 1, and the rule is {rule_before_fitting(rule)}']
+    if not rows: return [f'no rows in calib: temperature 1, and the rule is {unfitted_rule_text(rule)}']
     notes = [f'temperature {temperature:.3f} on {rows} rows of calib']
     return [*notes, fitted[rule][1]] if rule in fitted else notes
 

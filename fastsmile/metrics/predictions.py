@@ -10,7 +10,7 @@ __all__ = ['PREDICTION_PARTS', 'SavedPredictions', 'predictions_from_table', 'sp
            'measure_slices', 'fold_folders', 'read_fold_predictions']
 
 # %% ../../nbs/metrics/04_predictions.ipynb #e5f7a3da
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -180,16 +180,22 @@ def calibration_settings(
     return CalibrationSettings(rule=rule, costs=costs, coverage=options.coverage, min_confidence=options.min_confidence,
                                set_level=options.set_level)
 
+def _sets_note(calibration: Calibration, classes: tuple) -> list[str]:
+    "That some classes are in every set, for want of rows"
+    always = [f'{classes[i]!r} ({calibration.calib_rows[i]} rows)' for i in calibration.always_in_sets]
+    if not always: return []
+    return [f"in every set of --sets, for want of {calibration.rows_for_sets} rows of calib: {', '.join(always)}"]
+
 def fit_run_calibration(
     run: str | Path, # a run folder with its predictions
     prior: list,     # (C,) of its probabilities
     settings: CalibrationSettings,
-    seed: int = 0,
 ) -> Calibration:
     "Fit on the saved predictions on calib, and say how; nothing is written"
     if has_predictions(run, 'calib'):
         saved = read_saved_predictions(run, 'calib')
-        made = fit_calibration(saved.probs, saved.y, prior, settings, saved.groups, seed, saved.weights)
+        made = fit_calibration(saved.probs, saved.y, prior, settings, saved.weights, saved.groups)
+        made = replace(made, notes=[*made.notes, *_sets_note(made, saved.classes)])
     else: made = fit_calibration(np.zeros((0, len(prior))), np.zeros(0, int), prior, settings)
     for note in made.notes: say(note)
     return made
@@ -199,11 +205,12 @@ def _measure_rule(
     rule: str,
     saved: SavedPredictions,
     calibration: Calibration,
-) -> dict: # rule, is_default, weights, scores of labels, recall of each class, and where there are costs their mean
+) -> dict: # rule, is_default, weights, labels that are not the most probable class, scores of labels, recalls, mean cost
     "One decision rule on these rows"
     y, label = saved.y, calibration.apply(saved.probs, rule)[0]
     scores = label_scores(confusion_matrix(y, label, len(saved.classes)))
-    out = dict(rule=rule, is_default=rule == calibration.rule, weights=calibration.rule_weights(rule),
+    overruled = int((label != saved.probs.argmax(1)).sum())
+    out = dict(rule=rule, is_default=rule == calibration.rule, weights=calibration.rule_weights(rule), overruled=overruled,
                **{name: float(value) for name, value in scores.items()},
                recall=_share_by_class(label == y, y, len(saved.classes)))
     if calibration.costs: out['cost'] = float(np.array(calibration.costs)[y, label].mean())
@@ -298,13 +305,14 @@ def write_metrics(
     run: str | Path,     # a run folder with its predictions
     calibration: Calibration,
     views: str = 'flip', # of the test-time augmentation in predictions_test_tta.csv
+    monitor: str | None = None, # the score that the run was to serve, as `--monitor` names it
 ) -> dict: # metrics
     "Label all saved rows by the calibration's rule, and measure them; writes the tables and metrics.json"
     for part in PREDICTION_PARTS:
         if not has_predictions(run, part): continue
         relabelled = relabel_predictions(read_prediction_table(run, part), calibration)
         write_prediction_table(relabelled, predictions_path(run, part))
-    metrics = measure_run(run, calibration, views)
+    metrics = dict(monitor=monitor) | measure_run(run, calibration, views)
     write_json(Path(run)/'metrics.json', metrics)
     return metrics
 

@@ -7,10 +7,11 @@ __all__ = ['CARD_SCORES', 'RULE_SCORES', 'reported_split', 'verdict', 'decision_
 
 # %% ../../nbs/reports/03_card.ipynb #3e9e0b24
 import json
+import math
 import re
 from pathlib import Path
 
-from ..config.choices import LOSSES, SCORES, parse_choices, scores_where
+from ..config.choices import LOSSES, SCORES, monitored_score, parse_choices, scores_where
 from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES
 from ..core.errors import printable, printable_lines
 from ..core.files import read_json, write_text
@@ -37,37 +38,66 @@ def _weakest_class_text(
     return (f"It is weakest at {c['label']!r} (F1 {c['f1']:.3f}, {low:.3f} to {high:.3f}): "
             f"it finds {c['recall']:.0%} of its {c['support']:.0f} rows{taken_for}.")
 
+# %% ../../nbs/reports/03_card.ipynb #4dc5d365
+def _judged_score(metrics: dict) -> str: # one of `SCORES`
+    "The score that a run was to serve"
+    return monitored_score(metrics['monitor']) if metrics.get('monitor') else 'balanced_accuracy'
+
+def _baseline_value(
+    measured: dict, # of one split
+    score: str,     # one of `SCORES`
+) -> float:
+    "What the commonest class scores; of log loss, what the shares of the classes lose"
+    if score in measured['baseline']: return measured['baseline'][score]
+    shares = [c['support'] / measured['rows'] for c in measured['per_class'] if c['support']]
+    return -sum(share * math.log(share) for share in shares)
+
 # %% ../../nbs/reports/03_card.ipynb #c9b39f03
 def _figures_text(metrics: dict) -> str:
-    "The balanced accuracy, its interval and rows, and what the majority class scores"
-    split = reported_split(metrics)
+    "The judged score, its interval and rows, and what the majority class scores"
+    split, judged = reported_split(metrics), _judged_score(metrics)
     m, rows = metrics[split], 'out-of-fold' if 'folds' in metrics else split
-    score, baseline = m['balanced_accuracy'], m['baseline']
-    return (f"balanced accuracy {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f}) "
-            f"on {m['rows']} {rows} rows, where answering {baseline['label']!r} "
-            f"scores {baseline['balanced_accuracy']:.3f}")
+    score, label = m[judged], m['baseline']['label']
+    instead = f'answering {label!r}' if judged in m['baseline'] else 'giving the shares of the classes'
+    return (f"{SCORE_NAMES[judged]} {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f}) "
+            f"on {m['rows']} {rows} rows, where {instead} scores {_baseline_value(m, judged):.3f}")
 
 # %% ../../nbs/reports/03_card.ipynb #8a426f20
+def _compared_with_baseline(metrics: dict) -> tuple[int, float]: # 1 better, -1 worse, 0 not clear; the gain
+    "How the judged score and its interval stand to what the commonest class scores"
+    m, judged = metrics[reported_split(metrics)], _judged_score(metrics)
+    sign, baseline = -1 if SCORES[judged].lower_is_better else 1, _baseline_value(m, judged)
+    low, high = sorted(sign * (m[judged][end] - baseline) for end in ('low', 'high'))
+    return int(low > 0) - int(high < 0), sign * (m[judged]['value'] - baseline)
+
+def _accuracy_text(measured: dict) -> str: # empty where the accuracy is no lower
+    "That the commonest class would be right more often"
+    found, baseline = measured['accuracy']['value'], measured['baseline']
+    if found >= baseline['accuracy']: return ''
+    return (f" It is right less often, though: its accuracy is {found:.3f}, and answering {baseline['label']!r} to "
+            f"everything is right in {baseline['accuracy']:.3f}. --monitor accuracy serves that.")
+
+# %% ../../nbs/reports/03_card.ipynb #329ddb9b
 def verdict(
     metrics: dict, # from metrics.json
-) -> dict: # text; tone: good or bad
-    "Two sentences about how good the model is, and where it fails"
+) -> dict: # text; tone: good, mixed or bad
+    "A few sentences about how good the model is, and where it fails"
     split, figures = reported_split(metrics), _figures_text(metrics)
     m = metrics[split]
-    score, baseline, note = m['balanced_accuracy'], m['baseline'], f" {m['note']}" if m.get('note') else ''
+    label, note = m['baseline']['label'], f" {m['note']}" if m.get('note') else ''
     if m['collapsed']:
         text = f'This model has collapsed: it answers one class to nearly everything ({figures}). '
         text += f'Train it again with another --balance, a lower --lr or more epochs.{note}'
         return dict(tone='bad', text=text)
     weak = f' {_weakest_class_text(m)}{note}'
     if split == 'valid': weak += ' There are no test rows, so this figure also made the choices and is too good.'
-    everything = f'answering {baseline["label"]!r} to everything'
-    if score['high'] < baseline['balanced_accuracy']:
-        return dict(tone='bad', text=f'This model is worse than {everything}: {figures}.{weak}')
-    if score['low'] <= baseline['balanced_accuracy']:
-        return dict(tone='bad', text=f'This model is not clearly better than guessing: {figures}.{weak}')
-    gain = score['value'] - baseline['balanced_accuracy']
-    return dict(tone='good', text=f'This model is better than {everything}: {figures}, a gain of {gain:.3f}.{weak}')
+    better, gain = _compared_with_baseline(metrics)
+    if better < 0: return dict(tone='bad', text=f'This model is worse than answering {label!r} to everything: {figures}.{weak}')
+    if not better: return dict(tone='bad', text=f'This model is not clearly better than guessing: {figures}.{weak}')
+    accuracy = _accuracy_text(m)
+    start = f'This model finds more than answering {label!r} to everything would' if accuracy else \
+        f'This model is better than answering {label!r} to everything'
+    return dict(tone='mixed' if accuracy else 'good', text=f'{start}: {figures}, a gain of {gain:.3f}.{accuracy}{weak}')
 
 # %% ../../nbs/reports/03_card.ipynb #65162356
 _DECISION_RULE_TEXTS = dict(
@@ -77,20 +107,29 @@ _DECISION_RULE_TEXTS = dict(
     cost='The label is the one with the least expected cost; it need not be the most probable one.')
 
 # %% ../../nbs/reports/03_card.ipynb #1f89f82d
+def _fitted_rule_text(rule: str, weights: list | None, balanced: list | None) -> str:
+    "What a rule that serves a score does"
+    score = SCORE_NAMES.get(rule, rule)
+    if weights and max(weights) < 1.005: return f'The label is the most probable class: no class weights serve the {score} better.'
+    if weights and balanced:
+        away = [math.log(a) - part * math.log(b) for part in (1, 0.5) for a, b in zip(weights, balanced)]
+        if max(map(abs, away[:len(weights)])) < 1e-6: return _DECISION_RULE_TEXTS['balanced']
+        if max(map(abs, away[len(weights):])) < 1e-6:
+            return (f'The label follows from class weights half-way to equal shares, which serve the {score} without any fitting; '
+                    'it need not be the most probable class.')
+    return (f'The label follows from class weights that were fitted on calib so that the highest {score} is to be expected; '
+            'it need not be the most probable class.')
+
 def decision_rule_text(
     calibration: dict, # as measured: rule, and what its `rules` weigh
 ) -> str:
-    "What the model's decision rule does, in a sentence or two"
-    rule = calibration['rule']
-    if rule in _DECISION_RULE_TEXTS: return _DECISION_RULE_TEXTS[rule]
-    score, known = SCORE_NAMES.get(rule, rule), {r['rule']: r['weights'] for r in calibration.get('rules', [])}
-    weights = known.get(rule)
-    if weights and max(weights) < 1.005:
-        return f'The label is the most probable class: on calib no class weights served the {score} better.'
-    if weights and sum(abs(a - b) for a, b in zip(weights, known['balanced'])) < 1e-6:
-        return _DECISION_RULE_TEXTS['balanced']
-    return (f'The label follows from class weights that were fitted on calib so that the {score} is highest; '
-            'it need not be the most probable class.')
+    "What the model's decision rule does, in a sentence or two, and how many labels it changed"
+    rule, known = calibration['rule'], {r['rule']: r for r in calibration.get('rules', [])}
+    weights = {name: r['weights'] for name, r in known.items()}
+    text = _DECISION_RULE_TEXTS.get(rule) or _fitted_rule_text(rule, weights.get(rule), weights.get('balanced'))
+    changed = known.get(rule, {}).get('overruled')
+    if not changed: return text
+    return f"{text} Of the rows measured {changed} {'has' if changed == 1 else 'have'} such a label."
 
 # %% ../../nbs/reports/03_card.ipynb #1cbed745
 _PRIOR_TEXTS = dict(data='the shares that the classes have in the training data', uniform='equal shares of all classes')

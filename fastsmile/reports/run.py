@@ -72,12 +72,11 @@ def _training_text(options: dict, training: dict, model: dict) -> str:
     phases = ', then '.join(_phase_text(p, options) for p in training['phases'])
     features, again = training.get('features'), training.get('refit')
     augment = 'none' if features and not features['views'] else options['augment']
-    monitor = SCORE_NAMES.get(options['monitor'], options['monitor'])
     text = (f"{options['arch']} with {model['parameters']:,} parameters, {model['trainable']:,} of them trained, "
             f"from {start}; {phases}, {options['schedule']}. "
             f"Balance: {options['balance']}; loss: {options['loss']}; augmentation: {augment}. "
             f"{_compute_text(training)}{_options_text(options)} "
-            f"Kept: epoch {training['best_epoch']}, the best {monitor} on valid. ")
+            f"Kept: epoch {training['best_epoch']}, the lowest log loss on valid. ")
     if again:
         text += (f"Then trained again on train and valid together ({again['rows']} rows, {again['epochs']} epochs): "
                  'test measures that model, valid the one before. ')

@@ -50,9 +50,9 @@ def _calibrate_run(run: Path, config: CalibrateConfig) -> dict:
     options = read_json(run/'config.json')['options']
     part = next(p for p in PREDICTION_PARTS if has_predictions(run, p))
     settings = calibration_settings(config, options['monitor'], read_saved_predictions(run, part).classes)
-    calibration = fit_run_calibration(run, read_model_metadata(run)['prior'], settings, options['seed'])
+    calibration = fit_run_calibration(run, read_model_metadata(run)['prior'], settings)
     with _calibrating(run, config):
-        metrics = write_metrics(run, calibration, options['tta'])
+        metrics = write_metrics(run, calibration, options['tta'], options['monitor'])
         _write_to_model_file(run, calibration, metrics)
         write_card(run)
         write_report(run)

@@ -122,6 +122,7 @@ def _data_fingerprint(runs: list[Run]) -> str:
     if len(set(each)) == 1: return each[0]
     return blake2b(repr(sorted(each)).encode(), digest_size=16).hexdigest()
 
+# %% ../../nbs/runs/14_ensemble.ipynb #e06b7845
 def _training_fingerprints(paths: list[Path], table: pd.DataFrame) -> pd.DataFrame | None:
     "The fingerprints of all training rows of a member, with their split in the ensemble; None where a member kept none"
     each = [read_training_fingerprints(p) for p in paths]
@@ -156,6 +157,7 @@ def _ensemble_metadata(members: _EnsembleMembers, config: EnsembleConfig) -> Mod
     rule = rule_before_fitting(resolve_decision_rule(config.decide, config.monitor))
     return ModelMetadata(prior.tolist(), [0.] * len(prior), decision_offset(rule, prior).tolist(), rule)
 
+# %% ../../nbs/runs/14_ensemble.ipynb #1b3ef4ff
 def _ensemble_model(members: _EnsembleMembers, metadata: ModelMetadata, head: dict) -> Model:
     "The members as one model; a forest is still empty"
     net = build_ensemble(members.models, metadata.prior, head or None).eval()
@@ -167,13 +169,11 @@ def _forest_rows(
     members: _EnsembleMembers,
     config: EnsembleConfig,
 ) -> tuple[pd.DataFrame, _EnsembleMembers]: # the rows that fit the forest; the members, without these in calib
-    "Training rows for features, half of calib for probabilities; a `SmileError` where there are none"
-    rows = members.rows
-    if config.inputs == 'features': return rows[rows.split == 'train'], members
-    calib = rows[rows.split == 'calib']
+    "Half of calib, on which no member was trained; a `SmileError` where it lacks classes"
+    calib = members.rows[members.rows.split == 'calib']
     if calib.label.nunique() < 2:
-        raise SmileError('--inputs probs needs rows of two classes in calib.',
-                         'Train the runs with --calib, or take --inputs features.')
+        raise SmileError('--how forest needs rows of two classes in calib, on which no member was trained.',
+                         'Train the runs with --calib, or take --how mean.')
     half = stratified_group_split(calib.label, calib.group, dict(fit=0.5, calib=0.5), sub_seed(config.seed, 'ensemble'))
     fitting, table = calib[half == 'fit'], members.data.table
     table = table.assign(split=table.split.mask(table.path.isin(fitting.path), 'train'))
@@ -219,6 +219,7 @@ def _fit_forest(
 _MEMBERS_CAPTION = ('The members and the ensemble, each with its own decision rule, '
                     'on the test rows that all of them hold out.')
 
+# %% ../../nbs/runs/14_ensemble.ipynb #c504ee4f
 def _recorded_options(members: _EnsembleMembers, config: EnsembleConfig) -> dict:
     "The options that config.json holds: the ensemble's, and how the source is read"
     names = [f.name for f in fields(DataOptions)]
@@ -226,6 +227,7 @@ def _recorded_options(members: _EnsembleMembers, config: EnsembleConfig) -> dict
     return read | config.as_dict() | dict(arch='ensemble', members=members.names, weights='none', balance='none',
                                           prior='data')
 
+# %% ../../nbs/runs/14_ensemble.ipynb #6c76375b
 def _write_shared_rows(members: _EnsembleMembers, model: Model, path: Path):
     "table.csv, the training fingerprints, audit.json, plan.csv and balance.json of the rows that the runs share"
     data, first, classes = members.data, members.runs[0].path, members.classes
@@ -247,6 +249,7 @@ def _write_member_table(members: _EnsembleMembers, path: Path):
     rows.append(_member_row('ensemble', load_bundle(path), own, own.table.path))
     write_safe_csv(pd.DataFrame(rows), path/'candidates.csv')
 
+# %% ../../nbs/runs/14_ensemble.ipynb #da7c88c6
 def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Series) -> dict:
     saved = replace(saved, table=saved.table[saved.table.path.isin(set(paths))].reset_index(drop=True), class_row_weights=())
     label, _ = model.metadata.calibration.apply(saved.probs)
@@ -269,10 +272,9 @@ def _ensemble_summary(
     start = f'An ensemble of {len(members.runs)} runs: {who}.'
     if config.how == 'mean':
         return f'{start} Its probabilities are the mean of theirs, each calibrated under the shares of the data.'
-    inputs = 'calibrated probabilities, on half of calib'
-    if config.inputs == 'features': inputs = 'features, on training rows'
+    inputs = 'features' if config.inputs == 'features' else 'calibrated probabilities'
     best = best_probe(candidates, config.monitor).name
-    return (f"{start} {best} reads their {inputs} ({rows:,} rows); it is the best on valid "
+    return (f"{start} {best} reads their {inputs} on half of calib ({rows:,} rows); it is the best on valid "
             f"in {config.monitor.replace('_', ' ')} of {len(candidates)}.")
 
 # %% ../../nbs/runs/14_ensemble.ipynb #c620f289

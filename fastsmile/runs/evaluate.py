@@ -39,6 +39,7 @@ class MeasuredRows:
     measured_on: str                   # for people
     copies: tuple = ()                 # rows of a source whose images the run was trained on
 
+# %% ../../nbs/runs/08_evaluate.ipynb #f1dce580
 def load_predictions(
     run: Path,
     part: str, # valid or test
@@ -180,6 +181,7 @@ def _predict_source(run: Path, source: str | Path, config: EvaluateConfig) -> Me
     tta = _predict_rows_of_source(model, read.reader, rows, config.tta, config) if config.tta != 'none' else None
     return MeasuredRows(single_view, tta, str(source), tuple(copies))
 
+# %% ../../nbs/runs/08_evaluate.ipynb #4d872e89
 def _predict_rows_of_source(
     model: 'Model',
     reader: object,

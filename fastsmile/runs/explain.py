@@ -90,7 +90,7 @@ def explain(
     images: tuple = (),   # files, or folders and zips of images; the run's own rows where empty
     config: ExplainConfig | None = None,
     **options: object,  # those of `ExplainConfig` by name, instead of `config`
-) -> dict: # page, corner_share, warnings, images
+) -> dict: # page, corner_share, randomisation, warnings, images
     "Explain what a run's model looks at, as a page with its images beside it; raises `OptionError` and `SmileError`"
     config = options_or(config, ExplainConfig, options)
     check_image_options(config, bool(images))
@@ -104,5 +104,5 @@ def explain(
         album = inline_explanations(out)
         write_text(out/'explain.html', render_template('explain.html.j2', dict(run=path.name, album=album)))
     shown = {group: list(map(_describe_row, rows)) for group, rows in album['groups'].items()}
-    return dict(page=str(out/'explain.html'), corner_share=album['corner_share'], warnings=album['warnings'],
-                images=shown)
+    return dict(page=str(out/'explain.html'), corner_share=album['corner_share'], randomisation=album['randomisation'],
+                warnings=album['warnings'], images=shown)

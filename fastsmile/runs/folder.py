@@ -39,6 +39,7 @@ def base_record(
     return dict(status='running', kind=kind, started=iso_now(), command=command, source=absolute_source(source),
                 options=options)
 
+# %% ../../nbs/runs/01_folder.ipynb #445459c8
 def run_status(
     path: Path,
 ) -> str | None:
@@ -54,6 +55,7 @@ def _resume_hint(record: dict, path: Path) -> str:
     kind = 'study' if is_study else record.get('kind', 'fit')
     return _RESUME_HINTS.get(kind, 'Give its command again, with another --out.').format(shell_quote(path))
 
+# %% ../../nbs/runs/01_folder.ipynb #0d4bb3fb
 @contextmanager
 def recording_status(
     path: Path,
@@ -76,6 +78,7 @@ def _is_readable(record: dict, folds: bool) -> bool:
     made = status == 'finished' and 'model' in record or folds and status == 'cross-validated'
     return made and 'options' in record
 
+# %% ../../nbs/runs/01_folder.ipynb #048b34a8
 def _not_finished(path: Path, status: str | None) -> SmileError:
     if status == 'cross-validated':
         return SmileError(f'{printable(path)} is a cross-validation, which has no model of its own.',
@@ -189,6 +192,7 @@ def _read_run_data(run: Run) -> 'SplitData':
     return SplitData(source, table, [], run.config['origin']['data'],
                      digests=digests_by_path(read_training_fingerprints(run.path)), domain=run.model.metadata.domain)
 
+# %% ../../nbs/runs/01_folder.ipynb #f47b8eef
 def _build_run_learner(run: Run) -> 'Learner':
     from fastsmile.models.bundle import load_bundle
     from fastsmile.models.device import pick_device
@@ -201,6 +205,7 @@ def _build_run_learner(run: Run) -> 'Learner':
     learn.remove_cbs([learn.checkpoint_saver, learn.history])  # what is tried with it must not overwrite the run
     return learn
 
+# %% ../../nbs/runs/01_folder.ipynb #df31a39a
 def load_run(
     path: str | Path | None = None, # a run folder; the newest finished one under ./runs where None
 ) -> Run:

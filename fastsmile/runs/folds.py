@@ -29,6 +29,7 @@ def write_oof_predictions(
     parts = [read_prediction_table(folder, 'test').assign(fold=i) for i, folder in enumerate(fold_folders(path))]
     write_prediction_table(pd.concat(parts, ignore_index=True), predictions_path(path, 'oof'))
 
+# %% ../../nbs/runs/05_folds.ipynb #d510eb54
 def measure_folds(
     path: Path,              # the folder that holds the folds
     saved: SavedPredictions, # of all folds, with the column `fold`
@@ -38,7 +39,7 @@ def measure_folds(
     calibrations = [calibration_from_metadata(read_model_metadata(folder)) for folder in folders]
     calibration = combine_fold_calibrations(calibrations, saved.table.fold.to_numpy())
     by_fold = [read_json(folder/'metrics.json')['test'] for folder in folders]
-    return dict(test=measure_predictions(saved, calibration),
+    return dict(monitor=read_json(folders[0]/'metrics.json').get('monitor'), test=measure_predictions(saved, calibration),
                 calibration=dict(on='test', **measure_calibration(saved, calibration)),
                 folds=[_fold_scores(m) for m in by_fold], spread=spread_over_folds(by_fold))
 
@@ -57,6 +58,7 @@ def _write_folds_page(path: Path, metrics: dict, command: str):
         charts=charts, folds=metrics['folds'], spread=metrics['spread'], verdict=verdict(metrics),
         score_names=SCORE_NAMES, rule_scores=RULE_SCORES, command=command)))
 
+# %% ../../nbs/runs/05_folds.ipynb #88639f6a
 def write_folds(
     path: Path,    # the folder that holds `fold_0/`, `fold_1/`, ...
     command: str,  # of the cross-validation

@@ -39,7 +39,7 @@ def _check_output_paths(
         raise OptionError(f'--out {printable(out)} is a URL, and rows are appended to a file.',
                           'Name a file on this machine, and copy it there.')
     for one in where if isinstance(where, list | tuple) else [where]:
-        if Path(one).resolve() == Path(out).resolve():
+        if isinstance(one, str | Path) and Path(one).resolve() == Path(out).resolve():
             raise OptionError(f'--out {printable(out)} is the input, and would replace it.', 'Name another.')
     check_replaceable(out, output_format(out))
     if not page: return

@@ -73,6 +73,7 @@ def _fit_knn(
     head = knn_from_rows(training.features[rows], training.labels[rows], training.n_classes, k, distance)
     return head, training.balance.sampler.sampled_prior
 
+# %% ../../nbs/runs/12_probe.ipynb #02c92713
 def _fit_forest(
     training: TrainingFeatures,
     leaf: int,  # fewest rows in a leaf
@@ -116,6 +117,7 @@ def _fit_logistic(
         fitted.fit((x[rows] - mean) / std, labels, training.balance.weights[labels])
     return _linear_head(fitted.coef_, fitted.intercept_, mean, std), training.balance.implied_prior
 
+# %% ../../nbs/runs/12_probe.ipynb #d64c8aa7
 _PROBE_FITTERS = dict(knn=_fit_knn, forest=_fit_forest, logistic=_fit_logistic)
 
 # %% ../../nbs/runs/12_probe.ipynb #bde23f0d
@@ -134,8 +136,10 @@ class FittedProbe:
         settings = [_SETTING_FORMATS[k].format(v) for k, v in self.settings.items()]
         return f'{self.probe}, {", ".join(settings)}'
 
+# %% ../../nbs/runs/12_probe.ipynb #8513de70
 _SETTING_FORMATS = dict(k='k {}', distance='{}', leaf='leaf {}', trees='{} trees', c='C {:g}')
 
+# %% ../../nbs/runs/12_probe.ipynb #dd1d62e6
 def _head_logits(
     head: nn.Module,
     features: np.ndarray,   # (N, F)
@@ -197,6 +201,7 @@ def best_probe(
     sign = -1 if lower_is_better(monitor) else 1
     return max(fitted, key=lambda f: sign * f.valid_metrics[monitor])
 
+# %% ../../nbs/runs/12_probe.ipynb #7052fdd1
 def _write_candidates(
     path: Path,              # a run folder
     fitted: list[FittedProbe],
@@ -279,6 +284,7 @@ def _probe_model(probed: ProbeFeatures, chosen: FittedProbe) -> Model:
     return Model(replace(probed.spec, head=head_settings(chosen.head)), chosen.metadata,
                  net.eval())
 
+# %% ../../nbs/runs/12_probe.ipynb #1b904285
 def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: Model, path: Path):
     "predictions_PART.csv from the features that are there"
     for part, features in probed.features.items():
@@ -324,6 +330,7 @@ _CANDIDATES_CAPTION = ('Every probe and setting that was fitted, on valid under 
                        'Of each kind the best was calibrated and measured on test; '
                        'the best of these on valid is the model.')
 
+# %% ../../nbs/runs/12_probe.ipynb #995c831e
 def _probe_summary(probed: ProbeFeatures, chosen: FittedProbe, fitted: list[FittedProbe]) -> str:
     "How the model came about, in a few sentences"
     config, n = probed.config, probed.features['train'].shape[2]

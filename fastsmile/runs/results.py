@@ -128,8 +128,8 @@ def calibrate_and_save(
 ):
     "Fit on calib, measure, write the model file, and draw what the report explains"
     settings = calibration_settings(config, config.monitor, model.spec.classes)
-    calibration = fit_run_calibration(path, model.metadata.prior, settings, config.seed)
-    metrics = write_metrics(path, calibration, config.tta)
+    calibration = fit_run_calibration(path, model.metadata.prior, settings)
+    metrics = write_metrics(path, calibration, config.tta, config.monitor)
     model = replace(model, metadata=model.metadata.calibrated(calibration))
     facts = replace(model.metadata, metrics=summary_metrics(metrics), domain=data.domain,
                     origin=_model_origin(data, config.as_dict()))

@@ -63,6 +63,7 @@ def trial_config(
     if 'dropout' in params: options['dropout'] = round(params['dropout'], 3)
     return FitConfig(**options)
 
+# %% ../../nbs/runs/13_tune.ipynb #9f98814d
 def _invalid_reason(
     config: TuneConfig,
     params: dict, # option -> value
@@ -77,11 +78,13 @@ _BALANCE_CHOICES = ('none', 'weighted', 'class-weight', 'logit-adjust')
 _LOSS_CHOICES = ('ce', 'label-smoothing:0.1', 'focal:2')
 _BATCH_SIZES = (16, 32, 64, 128)
 
+# %% ../../nbs/runs/13_tune.ipynb #22d8758c
 def _sizes_around(size: int) -> tuple: # pixels
     "Sizes to try: three quarters, once, one and a half times, in steps of 16"
     smaller, larger = (min(1024, max(16, 16 * round(size * factor / 16))) for factor in (0.75, 1.5))
     return tuple(dict.fromkeys([smaller, size, larger]))
 
+# %% ../../nbs/runs/13_tune.ipynb #9af40586
 def search_space(
     config: TuneConfig,
     size: int,  # pixels that the network sees where nothing else is given
@@ -135,7 +138,7 @@ def train_trial(
     resume = (folder/'checkpoints'/STATE_FILE).exists()
     with tracked_training(learn, config, folder): train_learner(learn, config, folder, resume)
     reporter.report()  # an epoch that --patience ended with
-    return learn.checkpoint_saver.best * (-1 if lower_is_better(config.monitor) else 1)
+    return learn.history.rows[learn.checkpoint_saver.best_epoch - 1][f'valid_{config.monitor}']
 
 # %% ../../nbs/runs/13_tune.ipynb #3a0560d3
 def sampler_for(
@@ -147,6 +150,7 @@ def sampler_for(
     kinds = dict(tpe=samplers.TPESampler, random=samplers.RandomSampler)
     return kinds[config.sampler](seed=sub_seed(config.seed, 'trial', number))
 
+# %% ../../nbs/runs/13_tune.ipynb #ce970670
 def pruner_for(
     config: TuneConfig,
 ) -> 'optuna.pruners.BasePruner':
@@ -162,6 +166,7 @@ def _search_identity(source: object, config: TuneConfig) -> dict:
     options = {k: v for k, v in jsonable(config.as_dict()).items() if k not in free}
     return dict(source=absolute_source(source), **options)
 
+# %% ../../nbs/runs/13_tune.ipynb #25e204e5
 def search_folder(
     source: object,
     config: TuneConfig,
@@ -207,10 +212,12 @@ def _next_trial(search: _TuneSearch) -> tuple['optuna.Trial', int]: # and the ep
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     raise SmileError(f'No options that go together were found; the last: {invalid}', 'See --space.')
 
+# %% ../../nbs/runs/13_tune.ipynb #50dabf6b
 def _valid_trials(study: 'optuna.Study') -> list['optuna.trial.FrozenTrial']:
     "Without those whose options do not go together"
     return [t for t in study.trials if 'invalid' not in t.user_attrs]
 
+# %% ../../nbs/runs/13_tune.ipynb #808c0db7
 def _ended_trials(study: 'optuna.Study') -> int: return sum(t.state.name in _ENDED_STATES for t in _valid_trials(study))
 
 # %% ../../nbs/runs/13_tune.ipynb #80ab11e0
@@ -219,6 +226,7 @@ def _best_trial_number(study: 'optuna.Study') -> int | None:
     complete = any(t.state.name == 'COMPLETE' for t in study.trials)
     return study.best_trial.number if complete else None
 
+# %% ../../nbs/runs/13_tune.ipynb #af403069
 def _keep_best_checkpoints(search: _TuneSearch):
     "Keep the weights of the best trial alone"
     best = _best_trial_number(search.study)
@@ -263,6 +271,7 @@ def trial_table(
                                                                       kind='stable')
     return table.drop(columns='ended').reset_index(drop=True)
 
+# %% ../../nbs/runs/13_tune.ipynb #0085b6dc
 def _best_value(trial: 'optuna.trial.FrozenTrial', lower: bool) -> float:
     "Its value; where it did not end well, that of its best epoch"
     if trial.value is not None: return trial.value
@@ -289,6 +298,7 @@ def _write_search_results(path: Path, study: 'optuna.Study', monitor: str):
     _save_plot(path/'tune_history.png', draw_trials, table)
     if shares: _save_plot(path/'tune_importance.png', draw_option_importance, shares)
 
+# %% ../../nbs/runs/13_tune.ipynb #df03869b
 def _save_plot(path: Path, draw: Callable, values: object):
     from matplotlib.figure import Figure
     fig = Figure(figsize=(5, 3), layout='constrained')
@@ -299,6 +309,7 @@ def _save_plot(path: Path, draw: Callable, values: object):
 _TRIALS_CAPTION = ('Trials of the search, the best on valid first. '
                    'No trial has seen a test row; test measured the first one, once.')
 
+# %% ../../nbs/runs/13_tune.ipynb #dc7500bd
 def _finish_best_trial(search: _TuneSearch, command: str):
     "Make the best trial the run: measured on test, with the table and the plots of the search"
     path, config, study = search.path, search.config, search.study

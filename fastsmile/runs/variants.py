@@ -86,6 +86,7 @@ def compared_scores() -> dict: # column in comparison.csv, behind valid_ or test
     monitored = {word: monitored_score(word) for word in MONITORED_METRICS}
     return {name: name for name in MAIN_SCORES} | monitored
 
+# %% ../../nbs/runs/04_variants.ipynb #83a355eb
 def variant_row(
     variant: Variant,
     record: dict,     # its config.json
@@ -111,10 +112,12 @@ def read_variant_result(
     record = read_json(folder/'config.json')
     return record, read_json(folder/'metrics.json') if record['status'] == 'finished' else {}
 
+# %% ../../nbs/runs/04_variants.ipynb #f0fe5a9a
 def _copy_file(source: Path, path: Path):
     "Copy a file, atomically"
     with atomic_write(path) as tmp: shutil.copyfile(source, tmp)
 
+# %% ../../nbs/runs/04_variants.ipynb #52cc90f2
 def adopt_best_variant(
     path: Path,    # the run folder of the comparison
     folder: str,   # of the best training, under fits/

@@ -157,7 +157,7 @@ def error_article(
     return Article(Div(*words, cls='words'), cls='answer bad', aria_label=printable(message), tabindex='-1')
 
 # %% ../../nbs/serving/02_page.ipynb #0cd88c02
-_METHOD_TITLES = dict(gradcam='Grad-CAM: which region', saliency='saliency: which pixels', none='nothing')
+_METHOD_TITLES = dict(gradcam='Grad-CAM: which region', sensitivity='sensitivity: which pixels', none='nothing')
 
 def _upload_form(info: PageInfo) -> Any: # an element of FastHTML's
     "The form: choose, drop, paste or photograph"

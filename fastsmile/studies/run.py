@@ -101,6 +101,7 @@ def _seed_scores(
     "All metrics of each seed"
     return [estimate_scores(entry.y, label, probs, weights)[0] for label, probs in entry.predictions]
 
+# %% ../../nbs/studies/02_run.ipynb #776d2a79
 def mean_scores(
     entry: EntryPredictions,
     weights: np.ndarray, # (D, N)
@@ -143,6 +144,7 @@ def _difference_text(differences: Mapping[str, Mapping[str, float]], metric: str
     d = differences[metric]
     return f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}) in {SCORE_NAMES[metric]}"
 
+# %% ../../nbs/studies/02_run.ipynb #1db5d3e4
 def _claim_better(claim: Claim, trained: Trained) -> tuple[str, str]:
     "Is the first entry better than the second?"
     first, second = claim.entries
@@ -152,6 +154,7 @@ def _claim_better(claim: Claim, trained: Trained) -> tuple[str, str]:
     if d['high'] < 0: result = 'reversed'
     return result, _difference_text(differences, claim.metric)
 
+# %% ../../nbs/studies/02_run.ipynb #54ed945e
 def _claim_same(claim: Claim, trained: Trained) -> tuple[str, str]:
     "Is there no clear difference between two entries?"
     first, second = claim.entries
@@ -167,6 +170,7 @@ def _claim_collapse(claim: Claim, trained: Trained) -> tuple[str, str]:
     if any(collapsed): result = 'confirmed' if all(collapsed) else 'partly confirmed'
     return result, f'{sum(collapsed)} of {len(collapsed)} seeds collapse'
 
+# %% ../../nbs/studies/02_run.ipynb #04f9cb6e
 def _claim_above_majority(claim: Claim, trained: Trained) -> tuple[str, str]:
     "Is an entry better than a model that predicts the commonest class?"
     entry = trained[claim.entries[0]]
@@ -176,6 +180,7 @@ def _claim_above_majority(claim: Claim, trained: Trained) -> tuple[str, str]:
     result = 'confirmed' if differences[claim.metric]['low'] > 0 else 'not confirmed'
     return result, f'{_difference_text(differences, claim.metric)} over the majority class'
 
+# %% ../../nbs/studies/02_run.ipynb #04e8d4c5
 def _claim_best_of_all(claim: Claim, trained: Trained) -> tuple[str, str]:
     "Is an entry better than the best of the others?"
     best, values = claim.entries[0], {}
@@ -247,6 +252,7 @@ def _slug(name: str) -> str:
     "A name as a folder's"
     return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
 
+# %% ../../nbs/studies/02_run.ipynb #def1829b
 def _planned_trainings(
     setup: _StudySetup,
     entry: Entry,
@@ -266,6 +272,7 @@ def _compared_options(options: Mapping[str, Any]) -> dict[str, Any]: # option ->
     if weights.exists(): compared['weights'] = str(weights.resolve())
     return compared
 
+# %% ../../nbs/studies/02_run.ipynb #c53b82e1
 def _check_same_training(setup: _StudySetup, folder: Path, config: FitConfig | ProbeConfig) -> None:
     "Raise a `SmileError` where a folder holds another training, or one of other rows"
     defaults, options = jsonable(type(config)().as_dict()), jsonable(config.as_dict())
@@ -301,6 +308,7 @@ def _probe_entry(setup: _StudySetup, trainings: Mapping[Path, ProbeConfig], runs
             probe_data(setup.source, setup.data, spec, replace(config, out=str(folder)), command=setup.command)
         runs.append(folder)
 
+# %% ../../nbs/studies/02_run.ipynb #6aba00dd
 _ENTRY_TRAINERS: dict[str, Callable[..., None]] = dict(fit=_fit_entry, probe=_probe_entry)
 
 # %% ../../nbs/studies/02_run.ipynb #4b06b28c
@@ -309,6 +317,7 @@ def _failed_entry(entry: Entry, config: FitConfig | ProbeConfig | None, error: S
     say(f'{entry.name} failed: {error.message}', style='red')
     return _EntryRuns(config, error.message)
 
+# %% ../../nbs/studies/02_run.ipynb #0ca711f3
 def _train_entry(
     setup: _StudySetup,
     entry: Entry,

@@ -171,7 +171,7 @@ class CheckpointSaver(Callback):
     order = 61  # after History
     def __init__(self,
         folder: Path,              # of `best.safetensors` and `last.safetensors`
-        monitor: str = 'macro_f1', # macro_f1, balanced_accuracy, accuracy or loss
+        monitor: str = 'loss', # loss, macro_f1, balanced_accuracy or accuracy
     ):
         self.folder, self.monitor = Path(folder), monitor
         self.best, self.best_epoch = None, None

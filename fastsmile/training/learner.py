@@ -99,7 +99,6 @@ def make_learner(
     model: nn.Module,              # from `build_network`
     path: Path,                    # the run folder
     validation_metrics: ValidationMetrics,
-    monitor: str = 'macro_f1',
     wd: float = 0.01,              # weight decay
     classes: Sequence[str] = (),   # for the history
     print_line: Callable[[str], None] = say,
@@ -110,7 +109,7 @@ def make_learner(
     "A fastai Learner around a timm model, with the callbacks of this package"
     path = Path(path)
     history = History(validation_metrics, path/'history.csv', classes, print_line)
-    saver = CheckpointSaver(path/'checkpoints', monitor)
+    saver = CheckpointSaver(path/'checkpoints')
     learn = MemorySafeLearner(
         dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=Adam, wd=wd, train_bn=False,
         splitter=partial(param_groups, n=groups, names=trainable_names(model)), path=path, model_dir='checkpoints',
@@ -146,7 +145,7 @@ def build_learner(
                          grey_draws(data.domain, config.colour))
     dls = make_loaders(data.rows, loaders)
     learn = make_learner(dls, freeze_before(net, config.freeze), path, _validation_metrics(balance, metadata),
-                         config.monitor, config.wd, spec.classes, loss=make_loss(*config.parsed().loss, balance),
+                         config.wd, spec.classes, loss=make_loss(*config.parsed().loss, balance),
                          groups=config.groups, cbs=mixup_callbacks(augment))
     return learn, metadata
 

@@ -320,7 +320,7 @@ def test_refit_trains_on_train_and_valid(faces, tiny, tmp_path, run):
     drawn = r.history.filter(like='drawn_').sum(axis=1)
     assert drawn.iloc[-1] > drawn.iloc[0] and 'trained again' in r.report.read_text()
     assert not r.model.net.state_dict()['fc.weight'].equal(load_file(r.path/'checkpoints'/'best.safetensors')['fc.weight'])
-    assert set(r.metrics) == {'valid', 'test', 'calibration'}
+    assert set(r.metrics) == {'monitor', 'valid', 'test', 'calibration'}
     assert set(read_training_fingerprints(r.path).split) == {'train', 'calib'}  # nothing that is made of it is chosen on what was valid
     both = ensemble([run.path, r.path], EnsembleConfig(tta='none', out=str(tmp_path/'both')))
     assert 'valid' not in both.metrics and 'test' in both.metrics

@@ -325,7 +325,7 @@ def test_evaluate_on_photographs(trained, good, tmp_path):
 def test_explain_cuts_faces_out_of_photographs(trained, album, tmp_path, capsys, monkeypatch):
     from fastsmile.runs.explain import explain
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    ask = ExplainConfig(methods=('saliency',), neighbours=0, faces='each', out=str(tmp_path/'x'), device='cpu')
+    ask = ExplainConfig(methods=('sensitivity',), neighbours=0, faces='each', out=str(tmp_path/'x'), device='cpu')
     shown = explain(trained.path, (str(album),), ask)['images']['requested']
     said = trained.predict(album, faces=FaceDetector('each', margin=0.25))
     assert sorted(r['path'].split('#')[0] for r in shown) == sorted(said.path[said.error == '']) and all('#xywh=' in r['path'] for r in shown)

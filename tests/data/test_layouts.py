@@ -1,4 +1,5 @@
 "What every registered layout promises: each row is used or has a reason, order changes nothing, and predict finds what audit found."
+import json
 import random
 import zipfile
 from dataclasses import replace
@@ -77,10 +78,17 @@ def label_lists(where, seed):
     return folder(where, dict(shuffled(FLAT.items(), seed)) | {f'{c}_list.txt': '\n'.join(names) for c, names in lists.items()})
 
 
+def sidecars(where, seed):
+    texts = {name.replace('.png', '.json'): json.dumps(dict(flags={}, shapes=[dict(label=name.split('_')[1])], imagePath=name)) for name in FLAT}
+    return folder(where, dict(shuffled([*FLAT.items(), *texts.items()], seed)) | {'faces/stray.png': picture(seed=99)})
+
+
 MAKERS = {'tables': tables, 'table file': table_file, 'class folders': class_folders, 'array': array, 'npz': npz, 'labels in paths': names_with_labels,
-          'pixels in a table': pixels, 'images in Parquet': parquet_images, 'label files': label_lists}
+          'pixels in a table': pixels, 'images in Parquet': parquet_images, 'label files': label_lists,
+          'a file for each image': sidecars}
 OWN_ROWS = {'tables': len(ROWS), 'table file': len(ROWS), 'class folders': 2 * len(FACES), 'array': 6, 'npz': 6, 'labels in paths': len(FACES),
-            'pixels in a table': 6, 'images in Parquet': 6, 'label files': len(FACES) + 1}
+            'pixels in a table': 6, 'images in Parquet': 6, 'label files': len(FACES) + 1,
+            'a file for each image': len(FACES)}
 ASIDE = {'tables': ['no file name', 'no such file', 'unlabelled'], 'table file': ['no file name', 'no such file', 'unlabelled'],
          'label files': ['no such file']}
 OPTIONS = {'labels in paths': SourceOptions(label_from='^([a-z]+)_')}

@@ -220,7 +220,7 @@ class Api(Target):
         multi, raw = b'content-type: multipart/form-data; boundary=x', b'content-type: image/jpeg\r\norigin: http://localhost'
         self.seeds = [b'\r\n'.join([line, b'host: localhost', more, b'content-length: %d' % len(body), b'', body]) for line, more, body in (
             (b'POST /predict HTTP/1.1', multi, form), (b'POST / HTTP/1.1', multi, form), (b'POST /predict?name=a.jpg HTTP/1.1', raw, face('JPEG')),
-            (b'POST /explain?method=saliency&label=a&face=1 HTTP/1.1', raw, face('JPEG')), (b'GET /model HTTP/1.1', b'x: y', b''),
+            (b'POST /explain?method=sensitivity&label=a&face=1 HTTP/1.1', raw, face('JPEG')), (b'GET /model HTTP/1.1', b'x: y', b''),
             (b'GET /serve.js HTTP/1.1', b'sec-fetch-site: none', b''), (b'GET /healthz HTTP/1.1', b'x: y', b''))]
 
     def __call__(self, data: bytes) -> str:

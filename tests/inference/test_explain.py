@@ -9,12 +9,13 @@ import torch
 from conftest import folder, picture
 from torch import nn
 
+from fastsmile.inference import explain as explain_room
 from fastsmile.models.spec import Model, ModelMetadata
 from fastsmile.core.errors import OptionError, SmileError
-from fastsmile.inference.explain import attribution_maps, corner_share, find_feature_layer
+from fastsmile.inference.explain import attribution_maps, corner_share, find_feature_layer, randomisation_test
 from fastsmile.inference.torch_backend import pixels_to_tensor
 from fastsmile.models.factory import build_network, make_spec
-from fastsmile.config.commands import CompareConfig, EXPLAIN_METHODS, ExplainConfig, ReportConfig
+from fastsmile.config.commands import CompareConfig, EXPLAIN_METHODS, ExplainConfig, ReportConfig, SERVED_EXPLANATIONS
 
 
 class Window(nn.Module):
@@ -93,13 +94,50 @@ def test_a_network_without_a_feature_map_says_so():
     with pytest.raises(SmileError, match='no feature map'): find_feature_layer(net, 32)
 
 
-def test_smoothgrad_depends_on_its_seed_alone():
-    spec = make_spec('resnet10t', ['a', 'b'], size=32, model_args='{"channels": [8, 16, 32, 64]}')
+@pytest.fixture(scope='module')
+def patched():
+    "A small network that has learnt a red patch, and images that hold it"
+    rng = np.random.default_rng(0)
+    x = rng.integers(60, 140, (256, 8, 8, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    y, at = rng.integers(0, 2, 256), rng.integers(0, 49, (256, 2))
+    for i in np.flatnonzero(y): x[i, at[i, 0]:at[i, 0] + 16, at[i, 1]:at[i, 1] + 16, 0] = 250
     torch.manual_seed(0)
-    model = Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), build_network(spec).eval())
-    x = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
-    a, b, c = (attribution_maps(model, x, [0, 1], 'smoothgrad', seed=s) for s in (1, 1, 2))
-    assert (a == b).all() and (a != c).any()
+    spec = make_spec('resnet10t', ['no', 'yes'], size=64, model_args='{"channels": [8, 16, 32, 64]}')
+    net = build_network(spec)
+    opt = torch.optim.Adam(net.parameters(), 2e-3)
+    for s in range(60):
+        i = np.arange(32 * s, 32 * s + 32) % 256
+        loss = nn.functional.cross_entropy(net(pixels_to_tensor(x[i], spec.prep)), torch.from_numpy(y[i]))
+        opt.zero_grad(); loss.backward(); opt.step()
+    return Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), net.eval()), x[y == 1][:8]
+
+
+@pytest.mark.parametrize('method', EXPLAIN_METHODS)
+def test_every_explanation_that_is_shown_depends_on_what_was_learnt(patched, method):
+    model, x = patched
+    assert set(SERVED_EXPLANATIONS) - {'none'} <= set(EXPLAIN_METHODS)
+    state = {k: v.clone() for k, v in model.net.state_dict().items()}
+    assert abs(randomisation_test(model, x, [1] * len(x), method)) < 0.5
+    assert all(v.equal(state[k]) for k, v in model.net.state_dict().items())  # the model itself keeps its head
+
+
+def test_the_size_of_the_gradient_depends_less_on_what_was_learnt(patched, monkeypatch):
+    "What SmoothGrad shows: the mean size of gradients over noisy copies. Their signs, which sensitivity keeps, make the difference"
+    from captum.attr import NoiseTunnel, Saliency
+    def size(net, x, target, layer):
+        torch.manual_seed(0)
+        return NoiseTunnel(Saliency(net)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=24, nt_samples_batch_size=4, stdevs=0.3).amax(1)
+    model, x = patched
+    monkeypatch.setitem(explain_room._ATTRIBUTIONS, 'size', size)
+    size, sensitivity = (randomisation_test(model, x, [1] * len(x), method) for method in ('size', 'sensitivity'))
+    assert size > 0.35 and abs(sensitivity) < 0.3
+    assert 'hardly depend' in explain_room._randomisation_warning(0.81, 'size') and not explain_room._randomisation_warning(0.2, 'size')
+
+
+def test_a_head_without_random_weights_is_not_tested(patched):
+    model, x = patched
+    assert randomisation_test(replace(model, net=Window()), x, [1] * len(x), 'sensitivity') is None
+    assert randomisation_test(model, x[:0], [], 'gradcam') is None
 
 
 def test_corners_are_a_quarter_of_the_picture():
@@ -116,23 +154,24 @@ def test_evidence_in_the_corners_is_a_warning_on_the_page(tmp_path, at, warned):
     model = Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), Window(at=at).eval())
     files = FolderReader(folder(tmp_path/'p', {f'{i}.png': picture(seed=i, size=(64, 64)) for i in range(4)}))
     album = write_explanations(model, TrainingImages(files, files.names(), ['no', 'yes'] * 2), None, tmp_path/'e',
-                               ExplainConfig(methods=('saliency',), neighbours=0),
+                               ExplainConfig(methods=('sensitivity',), neighbours=0),
                        (files, files.names()))
     page = render_template('explain.html.j2', dict(run='r', album=inline_explanations(tmp_path/'e')))
-    assert (album.corner_share['saliency'] > 0.9) == warned == bool(album.warnings) == ('class="warn"' in page)
+    assert (album.corner_share['sensitivity'] > 0.9) == warned == bool(album.warnings) == ('class="warn"' in page)
 
 
 def test_explain_a_run_its_mistakes_and_other_pictures(run, tmp_path):
     from fastsmile.runs.explain import explain
-    config = ExplainConfig(methods=('saliency', 'gradcam'), n=3, neighbours=2, out=str(tmp_path/'e'))
+    config = ExplainConfig(methods=('sensitivity', 'gradcam'), n=3, neighbours=2, out=str(tmp_path/'e'))
     told = explain(run.path, (), config)
     album = json.loads((tmp_path/'e'/'explain.json').read_text())
-    assert set(told['images']) == {'grid', 'losses', 'mistakes', 'uncertain'} and set(told['corner_share']) == {'saliency', 'gradcam'}
+    assert set(told['images']) == {'grid', 'losses', 'mistakes', 'uncertain'} and set(told['corner_share']) == {'sensitivity', 'gradcam'}
+    assert set(told['randomisation']) == {'sensitivity', 'gradcam'} and told['randomisation'] == album['randomisation']
     assert all(len(v) <= 3 for v in told['images'].values()) and all(m['label'] != m['target'] for m in told['images']['mistakes'])
     assert all(len(r['nearest']) == 2 for r in album['groups']['mistakes']) and len(album['class_means']) == 3
     assert all((tmp_path/'e'/f).exists() for r in album['groups']['grid'] for f in (r['file'], *r['maps'].values()))
     html = (tmp_path/'e'/'explain.html').read_text()
-    assert 'Average faces' in html and not re.findall(r'src="(?!data:image/jpeg)', html)
+    assert 'Randomisation test' in html and 'Average faces' in html and not re.findall(r'src="(?!data:image/jpeg)', html)
     files = folder(tmp_path/'p', {'a.png': picture('red'), 'b/c.png': picture('blue'), 'no.jpg': b'no'})
     asked = explain(run.path, (str(files/'a.png'), str(files/'b')), replace(config, neighbours=0, out=str(tmp_path/'f')))
     assert [p['path'] for p in asked['images']['requested']] == [str(files/'a.png'), str(files/'b'/'c.png')]
@@ -175,7 +214,7 @@ def test_the_card_of_a_model_that_timm_alone_cannot_load_says_so(run, tmp_path):
 def test_compare_runs_on_the_same_rows(run, faces, tiny, tmp_path):
     from fastsmile.runs.compare import compare
     from fastsmile.runs.fit import fit
-    other = fit(faces, replace(tiny, epochs=1, augment='none', out=str(tmp_path/'other')))
+    other = fit(faces, replace(tiny, decide='balanced', epochs=1, augment='none', out=str(tmp_path/'other')))
     r = compare([run.path, other.path], CompareConfig(out=str(tmp_path/'c.html'), draws=200))
     assert r['options'] == dict(epochs=[2, 1], augment=['medium', 'none']) and r['rows'] == run.metrics['test']['rows']
     assert r['runs'][0]['metrics']['accuracy']['value'] == run.metrics['test']['accuracy']['value']
@@ -208,7 +247,7 @@ def test_a_collapsed_a_random_and_a_good_model_are_called_so(faces, tiny, tmp_pa
 def test_only_an_explanations_own_files_give_way_and_not_to_pictures_that_cannot_be_read(run, tmp_path):
     from fastsmile.runs.explain import explain
     out, pics = tmp_path/'e', folder(tmp_path/'pics', {'a.png': picture(), 'bad.jpg': b'no picture'})
-    config = ExplainConfig(methods=('saliency',), n=1, neighbours=0, out=str(out))
+    config = ExplainConfig(methods=('sensitivity',), n=1, neighbours=0, out=str(out))
     explain(run.path, (), config)
     folder(out, {'notes.txt': 'mine', 'sub/grid-0.jpg': 'mine', 'grid-0 (copy).jpg': 'mine'})
     before = sorted(p.name for p in out.rglob('*'))
@@ -222,4 +261,4 @@ def test_only_an_explanations_own_files_give_way_and_not_to_pictures_that_cannot
     (out/'notes.txt').write_text('mine')
     explain(run.path, (str(pics/'a.png'),), config)
     left = {p.name for p in out.iterdir()}
-    assert 'requested-0-saliency.jpg' in left and (out/'notes.txt').read_text() == 'mine' and not [n for n in left if n.startswith('grid')]
+    assert 'requested-0-sensitivity.jpg' in left and (out/'notes.txt').read_text() == 'mine' and not [n for n in left if n.startswith('grid')]

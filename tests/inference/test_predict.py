@@ -255,7 +255,7 @@ def test_resume_refuses_a_model_that_reads_otherwise(album, ask, tmp_path):
         if len(seen) == 9: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): predict(album, ask, lambda total: tick)
     config = read_json(model/'config.json')
-    config['fastsmile']['calibration']['rule'] = 'balanced'
+    config['fastsmile']['calibration']['rule'] = 'argmax'
     write_json(model/'config.json', config)
     with pytest.raises(SmileError, match='model was'): predict(album, replace(ask, resume=True))
 

@@ -62,7 +62,7 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
     test = pd.read_csv(both.path/'predictions_test.csv')
     for tta in ('none', 'flip'):
         saved = test if tta == 'none' else pd.read_csv(both.path/'predictions_test_tta.csv')
-        again = both.predict(faces, tta=tta, bs=7).set_index('path').loc[saved.path].reset_index()
+        again = both.predict(faces, tta=tta, bs=7, precision='fp32').set_index('path').loc[saved.path].reset_index()
         p = [c for c in saved if c.startswith('p_')]
         assert np.abs(again[p].astype(float).to_numpy() - saved[p].to_numpy()).max() < 1e-5
     done = predict(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full', calibrated=True))
@@ -84,7 +84,7 @@ def test_every_command_takes_an_ensemble(both, run, faces, tmp_path):
     assert calibrate(both.path, CalibrateConfig(decide='argmax'))['calibration']['rule'] == 'argmax'
     assert load_bundle(both.path).metadata.decide == 'argmax'
     album = explain(both.path, config=ExplainConfig(methods=('gradcam',), n=2, neighbours=1, out=str(tmp_path/'e')))
-    assert 'smoothgrad' in album['corner_share'] and 'no single feature map' in album['warnings'][0]
+    assert 'sensitivity' in album['corner_share'] and 'no single feature map' in album['warnings'][0]
     assert compare([run.path, both.path], CompareConfig(draws=100, out=str(tmp_path/'c.html')))['rows'] == run.metrics['test']['rows']
     with pytest.raises(SmileError, match='has no learner'): load_run(both.path).learner()
     with pytest.raises(SmileError, match='is an ensemble, which has no single network'): build_network(make_spec('resnet10t', ['a', 'b']), str(both.path))
@@ -100,8 +100,19 @@ def test_a_forest_over_what_they_say(run, second, faces, tmp_path, inputs):
     p = [c for c in test if c.startswith('p_')]
     assert np.abs(again[p].astype(float).to_numpy() - test[p].to_numpy()).max() < 1e-5
     calib, before = (pd.read_csv(q/'table.csv', keep_default_na=False).query("reason == '' and split == 'calib'") for q in (made.path, run.path))
-    assert len(calib) == len(before) if inputs == 'features' else 0 < len(calib) < len(before)  # the rows that taught it do not calibrate it
+    assert 0 < len(calib) < len(before)  # the rows that taught it do not calibrate it
+    members = [pd.read_csv(q.path/'table.csv', keep_default_na=False).query("reason == '' and split == 'train'") for q in (run, second)]
+    taught = set(before.path) - set(calib.path)
+    assert f'on half of calib ({len(taught)} rows)' in made.config['training']['summary']
+    assert not any(taught & set(m.path) for m in members)  # no member was trained on them: its features of them are those of new images
     assert set(pd.read_csv(made.path/'predictions_calib.csv').path) == set(calib.path)
+
+
+@pytest.mark.parametrize('inputs', ['features', 'probs'])
+def test_a_forest_needs_rows_that_no_member_was_trained_on(faces, tiny, tmp_path, inputs):
+    pair = [fit(faces, replace(tiny, epochs=1, calib=0.0, decide='argmax', train_seed=s, tta='none', out=str(tmp_path/f'{s}'))).path for s in (1, 2)]
+    with pytest.raises(SmileError, match='on which no member was trained') as e: ensemble(pair, EnsembleConfig(how='forest', inputs=inputs, trees=5))
+    assert '--calib' in e.value.hint
 
 
 def test_what_taught_one_measures_nothing(run, faces, tiny, tmp_path):

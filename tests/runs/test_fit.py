@@ -48,7 +48,7 @@ def test_predict_gives_the_validation_rows_again(run, faces):
 
 
 def test_the_same_seed_gives_the_same_run(run, faces, tiny, tmp_path):
-    again = fit(faces, replace(tiny, out=str(tmp_path/'r')))
+    again = fit(faces, replace(tiny, decide='balanced', out=str(tmp_path/'r')))
     same = ['epoch', 'train_loss', 'valid_loss', 'valid_macro_f1', 'lr']
     pd.testing.assert_frame_equal(again.history[same], run.history[same])
     other = fit(faces, replace(tiny, seed=2, out=str(tmp_path/'o')))
@@ -155,11 +155,14 @@ def test_options_that_change_training(faces, tiny, tmp_path, run):
         assert fit(faces, replace(tiny, out=str(tmp_path/str(i)), **change)).history.train_loss.tolist() != loss, change
 
 
-def test_monitor_chooses_the_epoch(faces, tiny, tmp_path):
+def test_the_epoch_is_chosen_by_log_loss_and_the_rule_by_monitor(faces, tiny, tmp_path):
+    rules = {}
     for monitor in ('loss', 'macro_f1', 'balanced_accuracy', 'accuracy'):
         r = fit(faces, replace(tiny, epochs=3, monitor=monitor, out=str(tmp_path/monitor)))
-        column = r.history[f'valid_{monitor}']
-        assert r.config['training']['best_epoch'] == 1 + int(column.argmin() if monitor == 'loss' else column.argmax())
+        assert r.config['training']['best_epoch'] == 1 + int(r.history.valid_loss.argmin())
+        assert r.metrics['monitor'] == monitor and 'the lowest log loss on valid' in r.report.read_text()
+        rules[monitor] = r.metrics['calibration']['rule']
+    assert rules == dict(loss='argmax', macro_f1='macro_f1', balanced_accuracy='balanced', accuracy='argmax')
 
 
 def test_fractions_and_groups(faces, tiny, tmp_path):

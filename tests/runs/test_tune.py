@@ -47,7 +47,7 @@ def test_no_trial_touches_a_test_row_and_the_best_is_measured_once(searched):
     best = table(run).iloc[0]
     assert best.valid_macro_f1 == table(run)[table(run).state == 'complete'].valid_macro_f1.max()
     assert run.options.lr == f'{best.lr:.4g}' and run.options.bs == best.bs and run.options.balance == best.balance
-    assert run.history.valid_macro_f1.max() == pytest.approx(best.valid_macro_f1)
+    assert run.history.valid_macro_f1[run.history.valid_loss.argmin()] == pytest.approx(best.valid_macro_f1)
 
 
 def test_the_best_trial_is_a_run(searched, faces):

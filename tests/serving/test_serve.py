@@ -195,12 +195,12 @@ def test_the_explanation_is_that_of_explain(server, model):
     data = picture('olive', (70, 50), seed=3)
     x = resize_and_crop(decode_image(data, prep=model.spec.prep), model.spec.prep).copy()
     got = {}
-    for method in ('gradcam', 'saliency'):
+    for method in ('gradcam', 'sensitivity'):
         status, headers, image = ask(where, f'/explain?method={method}&label={quote(model.spec.classes[1])}', data, IMAGE)
         assert status == 200 and headers['content-type'] == 'image/png'
         got[method] = np.asarray(Image.open(io.BytesIO(image)))
         assert np.abs(got[method].astype(int) - overlay_heatmap(x, attribution_maps(model, x[None], [1], method)[0])).max() <= 2
-    assert (got['gradcam'] != got['saliency']).any()
+    assert (got['gradcam'] != got['sensitivity']).any()
     label = ask(where, '/predict', data, IMAGE)[2]['predictions'][0]['label']
     own, named = (ask(where, f'/explain{q}', data, IMAGE)[2] for q in ('', f'?method=gradcam&label={quote(label)}'))
     assert own == named
@@ -510,8 +510,8 @@ def test_explanations_can_be_turned_off(model):
     with started(model.path, replace(PLAIN, explain='none')) as (where, _):
         assert ask(where, '/explain', picture(), IMAGE)[0] == 404 and b'id="method"' not in ask(where, '/')[2]
         assert '/explain' not in ask(where, '/openapi.json')[2]['paths']
-    with started(model.path, replace(PLAIN, explain='saliency')) as (where, _):
-        assert ask(where, '/model')[2]['explain'] == ['saliency', 'gradcam'] and ask(where, '/')[2].index(b'value="saliency"') < 3000
+    with started(model.path, replace(PLAIN, explain='sensitivity')) as (where, _):
+        assert ask(where, '/model')[2]['explain'] == ['sensitivity', 'gradcam'] and ask(where, '/')[2].index(b'value="sensitivity"') < 3000
 
 
 NAMES = st.text(st.characters(codec='utf-8', exclude_characters='"\\\r\n\0'), min_size=1, max_size=9)
@@ -656,7 +656,7 @@ def test_the_page_in_a_browser(server, faces, tmp_path, width, scheme):
         assert label['label'] in status.inner_text() and 'does not look like an image' in status.inner_text()
         tab.get_by_label('Explain with').select_option('none')
         good.get_by_role('img', name='Where the evidence').wait_for(state='detached')
-        tab.get_by_label('Explain with').select_option('saliency')
+        tab.get_by_label('Explain with').select_option('sensitivity')
         good.get_by_role('img', name='Where the evidence').wait_for()
         for s in ('h1', 'header p', 'form p.script', '.button', '.bad h2', '.answer .name', 'footer p', 'caption', '#status', 'td:last-child'):
             assert contrast(tab, s) >= 4.5, s
