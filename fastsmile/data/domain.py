@@ -66,7 +66,8 @@ _LARGEST_FRAME = 50.  # longer sides of a face: a face of 20 pixels in an image 
 def _parse_frame(given: dict | None) -> FaceFrame | None:
     "The frame of the training images; raises `ValueError`"
     if given is None: return None
-    frame = FaceFrame(**given)
+    try: frame = FaceFrame(**{k: float(v) for k, v in given.items()})
+    except (TypeError, ValueError, AttributeError): raise ValueError('the face of its domain is no frame') from None
     for k in ('x', 'y'): _check_share(getattr(frame, k), f'face.{k}')
     if not all(0.1 <= v <= _LARGEST_FRAME for v in (frame.width, frame.height)):
         raise ValueError('the face of its domain has an impossible size')
