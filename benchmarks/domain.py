@@ -140,7 +140,7 @@ def measure(out: Path, names: list[str]):
         if not (out/name/'model'/'config.json').exists(): continue
         model = load_model(out/name)
         ways = [('before', without_domain(model), FaceDetector('largest', 0., 0.7)),
-                ('after', model, make_face_detector(Wanted, model.metadata.origin))]
+                ('after', model, make_face_detector(Wanted, model.metadata.domain.face))]
         for way, read, faces in ways:
             for kind, n, accuracy, auc in measured(read, out, faces):
                 print(f'| {name} | {way} | {kind} | {n} | {accuracy:.3f} | {auc:.3f} |', flush=True)

@@ -22,7 +22,7 @@ def test_each_promise_names_tests_that_are_there():
 
 def limits() -> dict:
     from fastsmile.data import archives
-    from fastsmile.data import tables as cells
+    from fastsmile.data import cells
     from fastsmile.core import files as core
     from fastsmile.data import images
     from fastsmile.serving import app as serving

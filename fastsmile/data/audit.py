@@ -20,7 +20,7 @@ from ..core.errors import SmileError, printable, say, shell_quote
 from ..core.files import read_json, write_json, write_safe_csv, write_text
 from ..core.system import sub_seed
 from .domain import Domain, grey_share
-from .faces import crop_faces
+from .faces import crop_faces, frame_of_margin, measure_face_frame
 from .findings import Finding, SEVERITIES, audit_record, class_findings, face_findings, file_findings
 from .findings import finding_rows, make_finding, sort_by_severity, suspect_finding, table_findings
 from .leaks import colour_finding, leak_finding
@@ -201,12 +201,14 @@ def _split_table(
     info = audited.scan.info
     return SplitData(audited.source, table, sort_by_severity(findings), data_fingerprint(used_rows(table), info),
                      audited.plan, training_fingerprints(table, audited.scan), info.digest.to_dict(),
-                     _training_domain(table, info))
+                     _training_domain(audited, table, config))
 
-def _training_domain(table: pd.DataFrame, info: pd.DataFrame) -> Domain:
+def _training_domain(audited: AuditedSource, table: pd.DataFrame, config: FitConfig) -> Domain:
     "What the training rows of a table look like"
-    train = table.path[(table.reason == '') & (table.split == 'train')]
-    return Domain(grey_share(info.chroma[train]))
+    train = table.path[(table.reason == '') & (table.split == 'train')].tolist()
+    if config.faces != 'none': frame = frame_of_margin(config.face_margin or 0.)
+    else: frame = measure_face_frame(audited.source.reader, train)
+    return Domain(grey_share(audited.scan.info.chroma[train]), frame)
 
 # %% ../../nbs/data/23_audit.ipynb #ece48fa9
 def _weights_run(

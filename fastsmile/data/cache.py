@@ -34,7 +34,7 @@ def cache_dir() -> Path:
 
 # %% ../../nbs/data/19_cache.ipynb #9e7a970d
 CACHE_KINDS = ('pixels', 'features')
-CACHE_VERSION = 1  # to be raised when the decoder or the resizing change what they give
+CACHE_VERSION = 2  # to be raised when the decoder or the resizing change what they give
 
 def pixel_cache_path(
     digests: list[str], # of the images' content, in their order

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .faces import FaceFrame
+
 # %% ../../nbs/data/21_domain.ipynb #de64640c
 GREY_CHROMA = 2.0  # levels of 255: an image whose chroma is lower is grey
 
@@ -38,6 +40,7 @@ def colour_kind(
 class Domain:
     "What the training images of a model look like"
     grey_share: float | None = None # of the training images; None where nobody looked
+    face: FaceFrame | None = None   # how they are cropped around a face; None where that is not known
 
     @property
     def colour(self) -> str:
@@ -56,7 +59,19 @@ def parse_domain(
     "The domain in a bundle's JSON; raises `ValueError` where it is impossible"
     unknown = set(given) - {f.name for f in fields(Domain)}
     if unknown: raise ValueError(f'its domain has {str(min(unknown))[:40]}, which is not known')
-    return Domain(_check_share(given.get('grey_share'), 'grey_share'))
+    return Domain(_check_share(given.get('grey_share'), 'grey_share'), _parse_frame(given.get('face')))
+
+_LARGEST_FRAME = 50.  # longer sides of a face: a face of 20 pixels in an image of 1000
+
+def _parse_frame(given: dict | None) -> FaceFrame | None:
+    "The frame of the training images; raises `ValueError`"
+    if given is None: return None
+    try: frame = FaceFrame(**{k: float(v) for k, v in given.items()})
+    except (TypeError, ValueError, AttributeError): raise ValueError('the face of its domain is no frame') from None
+    for k in ('x', 'y'): _check_share(getattr(frame, k), f'face.{k}')
+    if not all(0.1 <= v <= _LARGEST_FRAME for v in (frame.width, frame.height)):
+        raise ValueError('the face of its domain has an impossible size')
+    return frame
 
 # %% ../../nbs/data/21_domain.ipynb #d5fd2d5a
 def grey_input(

@@ -5,15 +5,20 @@
 # %% auto #0
 __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMATS', 'FORMAT_EXTENSIONS', 'IMAGE_EXTENSIONS',
            'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'FULL_SIZE_KEY', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError',
-           'ImageNotFoundError', 'open_image_bytes', 'to_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop',
-           'normalize', 'denormalize', 'grey_pixels', 'decode_image', 'region_name', 'parse_region', 'crop_region',
-           'read_thumbnail', 'UnreadableImageError']
+           'ImageNotFoundError', 'without_text', 'named_content', 'unreadable_reason', 'open_image_bytes', 'to_rgb',
+           'to_srgb', 'upright_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'normalize', 'denormalize',
+           'grey_pixels', 'decode_image', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail',
+           'UnreadableImageError']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
 import math
 import re
+import struct
+import zlib
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,9 +33,9 @@ COMMON_FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'PPM')
 RARE_FORMATS = ('TIFF', 'WEBP', 'JPEG2000', 'TGA', 'ICO', 'AVIF', 'HEIF')
 
 FORMAT_EXTENSIONS = dict(         # Pillow's name of a format -> the usual file name extensions, the commonest first
-    JPEG=('.jpg', '.jpeg', '.jpe', '.jfif', '.jif'), MPO=('.jpg', '.jpeg'), PNG=('.png', '.apng'), WEBP=('.webp',),
+    JPEG=('.jpg', '.jpeg', '.jpe', '.jfif', '.jif'), MPO=('.jpg', '.jpeg', '.mpo'), PNG=('.png', '.apng'), WEBP=('.webp',),
     BMP=('.bmp', '.dib'), GIF=('.gif',), TIFF=('.tif', '.tiff'), PPM=('.ppm', '.pgm', '.pbm', '.pnm'),
-    JPEG2000=('.jp2', '.j2k'), TGA=('.tga',), AVIF=('.avif',), HEIF=('.heic', '.heif'), ICO=('.ico',))
+    JPEG2000=('.jp2', '.j2k'), TGA=('.tga',), AVIF=('.avif',), HEIF=('.heic', '.heif', '.hif'), ICO=('.ico',))
 IMAGE_EXTENSIONS = tuple(dict.fromkeys(e for extensions in FORMAT_EXTENSIONS.values() for e in extensions))
 
 # %% ../../nbs/data/01_images.ipynb #67c9e110
@@ -40,16 +45,83 @@ class ImageError(Exception):
 class ImageNotFoundError(ImageError):
     "There is no such file"
 
+# %% ../../nbs/data/01_images.ipynb #d6492582
+_PNG_START, _PNG_TEXTS = b'\x89PNG\r\n\x1a\n', (b'tEXt', b'zTXt', b'iTXt')
+_MAX_PROFILE_BYTES = 2**20  # unpacked; Pillow refuses a PNG with more
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, int, int]]: # kind, start, end
+    "The chunks of a PNG, as far as they are whole; the rest is one without a kind"
+    chunks, at = [], len(_PNG_START)
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from('>I4s', data, at)
+        if at + 12 + size > len(data): break
+        chunks.append((kind, at, at + 12 + size))
+        at += 12 + size
+    return [*chunks, (b'', at, len(data))]
+
+def _is_oversized(kind: bytes, chunk: bytes) -> bool:
+    "Is a chunk a text, or a colour profile that is too long? One that says which way is up is kept"
+    if kind in _PNG_TEXTS: return len(chunk) > _MAX_PROFILE_BYTES or not chunk[8:].startswith(b'XML:com.adobe.xmp\0\0')
+    if kind != b'iCCP': return False
+    packed = chunk[8:-4].partition(b'\0')[2][1:]
+    try: return len(zlib.decompressobj().decompress(packed, _MAX_PROFILE_BYTES + 1)) > _MAX_PROFILE_BYTES
+    except zlib.error: return True
+
+# %% ../../nbs/data/01_images.ipynb #ec2ce497
+def without_text(
+    data: bytes, # a whole image file
+) -> bytes:
+    "A PNG without its texts, and without a colour profile of more than a megabyte; any other file as it is"
+    if not data.startswith(_PNG_START): return data
+    chunks = [(kind, data[a:b]) for kind, a, b in _png_chunks(data)]
+    kept = [chunk for kind, chunk in chunks if not _is_oversized(kind, chunk)]
+    return data if len(kept) == len(chunks) else _PNG_START + b''.join(kept)
+
+# %% ../../nbs/data/01_images.ipynb #4f6f5121
+_HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+_FIRST_BYTES = {b'\xff\x0a': 'JPEG XL', b'\0\0\0\x0cJXL ': 'JPEG XL', b'8BPS': 'Photoshop', b'%PDF': 'PDF',
+                b'%!PS': 'PostScript', b'PK\3\4': 'a zip', b'\x1f\x8b': 'a packed archive', b'Rar!': 'a packed archive',
+                b'7z\xbc\xaf': 'a packed archive',
+                b'<!DOCTYPE': 'a web page', b'<html': 'a web page', b'<svg': 'SVG', b'<?xml': 'XML or SVG',
+                b'version https://git-lfs': 'a pointer of Git LFS: git lfs pull', b'\x1aE\xdf\xa3': 'a video'}
+
+def named_content(
+    data: bytes, # the first 32 bytes of a file, or more
+) -> str: # empty where it is not one of these
+    "What a file is by its first bytes, where it is none of the usual images"
+    start = data[:32]
+    if start[4:8] == b'ftyp':
+        if start[8:12] in (b'avif', b'avis'): return ''
+        return 'HEIC' if start[8:12] in _HEIF_BRANDS else 'a video'
+    return next((what for first, what in _FIRST_BYTES.items() if start.startswith(first)), '')
+
+def unreadable_reason(
+    data: bytes, # a whole file that Pillow does not open
+) -> str:
+    "Why an image cannot be read"
+    what = named_content(data)
+    if what == 'HEIC' and find_spec('pillow_heif') is None: return 'HEIC: pip install "fastsmile[heif]"'
+    return 'not an image that can be read' + (f' ({what})' if what else '')
+
+def _register_heif():
+    "Let Pillow read HEIC, where the extra is installed"
+    if find_spec('pillow_heif') is None: return
+    from pillow_heif import register_heif_opener
+    register_heif_opener()
+
 # %% ../../nbs/data/01_images.ipynb #59c749aa
 def open_image_bytes(
     data: bytes, # a whole image file
 ) -> Image.Image: # its header is read, its pixels are not
     "Open one of `COMMON_FORMATS` and `RARE_FORMATS`, by its bytes and not by its name; raises what Pillow raises"
+    data = without_text(data)
     try: return Image.open(io.BytesIO(data), formats=COMMON_FORMATS)
     except UnidentifiedImageError: Image.init()
+    if named_content(data) == 'HEIC': _register_heif()
     return Image.open(io.BytesIO(data), formats=[f for f in RARE_FORMATS if f in Image.OPEN])
 
 # %% ../../nbs/data/01_images.ipynb #3272bf49
+_TOP_VALUES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # of cameras and scanners
 _CHUNK_PIXELS = 2**20  # a float64 of every pixel at once would take more memory than the image
 
 def _value_range(img: Image.Image, flat: np.ndarray) -> tuple[float, float]:
@@ -58,10 +130,9 @@ def _value_range(img: Image.Image, flat: np.ndarray) -> tuple[float, float]:
     for i in range(0, flat.size, _CHUNK_PIXELS):
         chunk = _finite_chunk(flat, i)
         low, high = min(low, chunk.min()), max(high, chunk.max())
-    is_16bit = img.mode.startswith('I;16')
-    if low < 0 or high > 65535 and not is_16bit: return low, high
-    if is_16bit or high > 255: return 0, 65535
-    return 0, 255 if high > 1 else 1
+    if low < 0 or high > 65535: return low, high
+    if not img.mode.startswith('I;16') and high <= 1: return 0, 1
+    return 0, next(top for top in _TOP_VALUES if high <= top)
 
 def _finite_chunk(flat: np.ndarray, start: int) -> np.ndarray:
     chunk = flat[start:start + _CHUNK_PIXELS].astype(np.float64)
@@ -92,6 +163,42 @@ def to_rgb(
         img = img.convert('RGBA')
         img = Image.alpha_composite(Image.new('RGBA', img.size, (*ALPHA_BACKGROUND, 255)), img)
     return img.convert('RGB')
+
+# %% ../../nbs/data/01_images.ipynb #edb5d3fd
+_SAME_COLOUR = 2  # levels of 255 that a profile may change an image without being applied
+
+@lru_cache(maxsize=32)
+def _srgb_transform(profile: bytes) -> Any: # None where there is nothing to convert
+    "The conversion from an RGB profile to sRGB; a broken profile is none"
+    from PIL import ImageCms
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != 'RGB': return None
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile('sRGB'), 'RGB', 'RGB', intent)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError): return None
+    levels = np.linspace(0, 255, 6).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform)).astype(int)
+    return transform if np.abs(moved - colours).max() > _SAME_COLOUR else None
+
+def to_srgb(
+    img: Image.Image,       # RGB
+    profile: bytes | None,  # the ICC profile of its file
+) -> Image.Image:
+    "`img` in sRGB"
+    transform = _srgb_transform(profile) if profile else None
+    if transform is None: return img
+    from PIL import ImageCms
+    return ImageCms.applyTransform(img, transform)
+
+# %% ../../nbs/data/01_images.ipynb #cd01f9f4
+def upright_rgb(
+    img: Image.Image, # of an opened file, or made by a program
+) -> Image.Image:
+    "An image as the network needs it: turned as its EXIF says, RGB, in sRGB"
+    profile = img.info.get('icc_profile')
+    return to_srgb(to_rgb(ImageOps.exif_transpose(img)), profile)
 
 # %% ../../nbs/data/01_images.ipynb #25f42995
 TIMM_CROP_MODES = dict(squash='squash', crop='center', pad='border')  # --resize: timm's word
@@ -204,7 +311,7 @@ def _open_checked(data: bytes, max_pixels: int) -> Image.Image:
     if not data: raise ImageError('zero bytes')
     try: img = open_image_bytes(data)
     except Image.DecompressionBombError: raise ImageError(f'more than {max_pixels:,} pixels') from None
-    except Exception as e: raise ImageError('not an image that can be read') from e
+    except Exception as e: raise ImageError(unreadable_reason(data)) from e
     if img.width * img.height <= max_pixels: return img
     raise ImageError(f'more than {max_pixels:,} pixels: {img.width} x {img.height}')
 
@@ -215,14 +322,14 @@ def decode_image(
     prep: Preprocessing | None = None,  # what it will be resized to; a JPEG is then decoded no larger than that needs
     at_least: int | None = None,        # decode a JPEG smaller, while both sides keep this many pixels
 ) -> Image.Image:
-    "The image in `data`: RGB, upright, first frame; raises `ImageError` with the reason"
+    "The image in `data`: sRGB, upright, first frame; raises `ImageError` with the reason"
     img = _open_checked(data, max_pixels)
     try:
         full = img.size
         _request_draft(img, prep, at_least)
         scale = round(max(full) / max(img.size))
         img.load()
-        img = to_rgb(ImageOps.exif_transpose(img))
+        img = upright_rgb(img)
         return _record_full_size(img, full, scale) if scale > 1 else img
     except Exception as e:
         raise ImageError('truncated' if 'truncated' in str(e) else f'broken: {printable(e)[:120]}') from e

@@ -27,7 +27,7 @@ from .finder import NO_FILE_NAME, NO_SUCH_FILE
 from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, name_code_hint, path_values
 from .label_files import LABEL_FILES, SIDECAR_FILES
 from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE
-from .readers import Reader
+from .readers import Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
 from .words import SPLIT_PRIORITY, label_key, split_of
 
@@ -357,5 +357,6 @@ def read_source(
     frame, notes = _paths_obeyed(frame, layout, options)
     _check_classes(frame, read.label_name)
     notes = _source_notes(layout.description, frame, options) + list(read.notes) + notes
+    notes += filter(None, [left_aside_note(read.reader)])
     notes += _number_notes(frame, place, read.notes)
     return Source(str(place.source), layout.kind, read.reader, frame, without_row, spellings, notes)

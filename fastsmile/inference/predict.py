@@ -29,7 +29,7 @@ from ..core.system import default_batch_size
 from ..data.faces import FaceDetector, make_face_detector
 from ..data.images import ImageError, crop_region, region_name
 from .backend import Backend
-from .inputs import open_inputs
+from .inputs import ImageInputs, is_empty, open_inputs
 from .load import load_model, make_backend
 from .rows import KnownImages, KnownMatch, RowFormat, RowOptions, apply_known_label
 from .rows import make_row_format, open_known_images, prediction_columns
@@ -227,7 +227,7 @@ def frame_from_logits(
 # %% ../../nbs/inference/10_predict.ipynb #af7c36bc
 def predict_table(
     self: Model,
-    where: object,             # what `open_inputs` takes: a folder, a zip, a list, images
+    where: object,             # what `open_inputs` takes: a folder, a zip, images, arrays, bytes, a list of these
     tta: str | bool = 'none',  # one of `TTA_MODES`; True is flip
     bs: int | None = None,
     device: str | None = None,
@@ -238,8 +238,8 @@ def predict_table(
     known: object = None,                # a labelled source or a run: images that are among its images take its label
     faces: FaceDetector | None = None,   # cut the faces out of each image first: a row per face
 ) -> 'pd.DataFrame': # `prediction_columns` and those of `request`, a row per image
-    "Predict every image of a folder, a zip or a list; raises `OptionError` and `SmileError`"
-    inputs = open_inputs(where)
+    "Predict every image of a folder, a zip or a list, none for an empty list; raises `OptionError` and `SmileError`"
+    inputs = ImageInputs(None, (), 0, '') if is_empty(where) else open_inputs(where)
     if isinstance(tta, bool): tta = 'flip' if tta else 'none'
     if known is not None: known = open_known_images(known, self.spec.classes)
     row_format = make_row_format(self, request=request, known=known, faces=faces is not None)
@@ -258,7 +258,7 @@ def open_prediction_job(
     model = load_model(config.model, config.engine)
     if config.known:
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
-    detector = make_face_detector(config, model.metadata.origin)
+    detector = make_face_detector(config, model.metadata.domain.face)
     request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets)
     row_format = make_row_format(model, config.raw, request, known, detector is not None)
     backend = make_backend(model, config.precision, config.device)

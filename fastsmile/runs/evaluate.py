@@ -152,8 +152,9 @@ def _read_rows_to_measure(
     "A labelled source and its rows; a `SmileError` where the model does not have its classes"
     from fastsmile.data.faces import crop_faces, warn_face_options
     from fastsmile.data.source import read_source
-    read = crop_faces(read_source(source, config), config, trained=model.metadata.origin)
-    warn_face_options(model.metadata.origin, config)
+    facts = model.metadata
+    read = crop_faces(read_source(source, config), config, trained=facts.domain.face)
+    warn_face_options(facts.origin, facts.domain.face, config)
     rows = _rows_labelled_by_people(read.kept, source, config).reset_index(drop=True)
     aside = read.frame.reason[read.frame.reason != '']
     if len(aside):

@@ -20,7 +20,7 @@ from ..data.source import Source
 from ..inference.explain import Explanations, TrainingImages, default_methods, foreign_files, write_explanations
 from ..inference.inputs import open_inputs
 from ..metrics.predictions import has_predictions, read_saved_predictions
-from ..models.spec import Model
+from ..models.spec import Model, ModelMetadata
 from ..reports.html import render_template
 from ..reports.run import inline_explanations
 from .folder import finished_run, load_run
@@ -56,14 +56,14 @@ def explain_for_report(
 def _open_images(
     images: Sequence,       # files, or folders and zips
     config: ExplainConfig,
-    origin: dict,           # of the model
+    facts: ModelMetadata,   # of the model
 ) -> tuple: # reader, names
     "Files, folders and zips as one reader; the faces in them where these are wanted"
     inputs = open_inputs(list(images) if len(images) > 1 else images[0])
-    warn_face_options(origin, config)
+    warn_face_options(facts.origin, facts.domain.face, config)
     rows = import_pandas().DataFrame([dict(path=name, reason='', group='') for name in inputs.names],
                                      columns=['path', 'reason', 'group'])
-    frame = crop_faces(Source('', 'folders', inputs.reader, rows), config, trained=origin).frame
+    frame = crop_faces(Source('', 'folders', inputs.reader, rows), config, trained=facts.domain.face).frame
     failed = frame[frame.reason != '']
     for path, reason in zip(failed.path, failed.reason): say(f'{printable(path)}: {reason}', style='yellow')
     return inputs.reader, list(frame.path[frame.reason == ''])
@@ -98,7 +98,7 @@ def explain(
     path = opened.path
     out = local_path(config.out) if config.out else path/('explain-images' if images else 'explain')
     _check_output_folder(out)
-    requested = _open_images(images, config, opened.model.metadata.origin) if images else ()
+    requested = _open_images(images, config, opened.model.metadata) if images else ()
     with _claimed_output(out) if config.out else folder_lock(path):
         explain_run(opened.model, opened.data, path, config, out, requested)
         album = inline_explanations(out)

@@ -39,7 +39,7 @@ def _check_output_paths(
         raise OptionError(f'--out {printable(out)} is a URL, and rows are appended to a file.',
                           'Name a file on this machine, and copy it there.')
     for one in where if isinstance(where, list | tuple) else [where]:
-        if Path(one).resolve() == Path(out).resolve():
+        if isinstance(one, str | Path) and Path(one).resolve() == Path(out).resolve():
             raise OptionError(f'--out {printable(out)} is the input, and would replace it.', 'Name another.')
     check_replaceable(out, output_format(out))
     if not page: return
@@ -151,7 +151,8 @@ def predict(
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")
-    warn_face_options(job.backend.model.metadata.origin, config)
+    facts = job.backend.model.metadata
+    warn_face_options(facts.origin, facts.domain.face, config)
     tick = progress(inputs.total) if progress else lambda n: None
     done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
     if config.html: _write_gallery_page(config, picked, inputs, done)

@@ -495,7 +495,7 @@ def _say_start(model: Model, service: Service, host: str):
     engine, config = service.engine, service.config
     say(f'model: {printable(model.path)} ({model.spec.arch}, {model.spec.prep.summary}), '
         f'{engine.precision} on {engine.device}{engine.engine_name}')
-    warn_face_options(model.metadata.origin, config)
+    warn_face_options(model.metadata.origin, model.metadata.domain.face, config)
     if config.explain != 'none' and not service.methods:
         say('There are no explanations: an exported model, an ensemble or a head without layers has no gradients to '
             'follow.', style='yellow')

@@ -136,7 +136,7 @@ class _ServedModel:
     "A model with its queue, its decoding threads and its limits"
     def __init__(self, model: Model, config: ServeConfig):
         self.model, self.config = model, config
-        faces = make_face_detector(config, model.metadata.origin)
+        faces = make_face_detector(config, model.metadata.domain.face)
         options = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets)
         row_format = make_row_format(model, request=options, faces=faces is not None)
         self.columns = prediction_columns((), row_format)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..config.commands import ServeConfig
 from ..core.errors import SmileError
-from ..data.images import ImageError, decode_image
+from ..data.images import ImageError, decode_image, without_text
 from ..data.readers import FileReader
 
 if TYPE_CHECKING: from starlette.responses import Response
@@ -200,7 +200,7 @@ def _check_upload(
     data: bytes,
 ) -> int: # pixels, where that is known
     "Raises `ImageError` for formats that could run a program, or take too long"
-    try: img = Image.open(io.BytesIO(data), formats=_available_formats())
+    try: img = Image.open(io.BytesIO(without_text(data)), formats=_available_formats())
     except Image.DecompressionBombError: return 0  # `decode_image` has the better message
     except Exception as e: raise ImageError('not an image that can be read') from e
     scans = data.count(b'\xff\xda')

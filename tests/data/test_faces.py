@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,6 +33,17 @@ from fastsmile.data.scan import ImageScanner, scan_images
 from fastsmile.data.source import read_source
 
 BACK = (200, 200, 190)
+
+
+@pytest.fixture(scope='module')
+def run(run, tmp_path_factory):
+    "The tiny run as a model of which it is not known how its training images were cropped"
+    from fastsmile.data.domain import Domain
+    from fastsmile.models.bundle import load_bundle, save_bundle
+    from fastsmile.runs.folder import load_run
+    path, model = shutil.copytree(run.path, tmp_path_factory.mktemp('unframed')/'tiny'), load_bundle(run.path)
+    save_bundle(replace(model, metadata=replace(model.metadata, domain=Domain())), path/'model')
+    return load_run(path)
 
 
 def drawn(seed, side=100, label='positive smile'):
@@ -194,7 +206,7 @@ def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkey
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
     ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu')
     predict(album/'a', ask)
-    assert '--face-margin 0 is used' in capsys.readouterr().err
+    assert '--face-margin 0 is a guess' in capsys.readouterr().err
     predict(album/'a', replace(ask, face_margin=0.1))
     assert 'face-margin' not in capsys.readouterr().err
 
@@ -371,3 +383,64 @@ def test_real_faces_in_larger_pictures(shared):
             inside = [x <= f.x + f.w / 2 <= x + side and y <= f.y + f.h / 2 <= y + side for f in find.detect_all(img)]
             hit, extra = hit + any(inside), extra + len(inside) - any(inside)
     assert hit >= 38 and extra <= 1, (hit, extra)
+
+
+# How training images are cropped
+
+def test_a_known_frame_is_found_again(shared):
+    "Faces of known frames, tight and small, are measured as they were cut"
+    from fastsmile.data.faces import FaceFrame, frame_of_crop
+    source = read_source(shared/'data'/'facial_expressions.zip', SourceOptions(labels=str(shared/'data'/'legend.csv'), label_col='emotion'))
+    find, measured = FaceDetector('largest'), []
+    for name in source.kept.path[:40]:
+        img = source.reader.read_image(name)
+        whole = frame_of_crop(find, img)  # about the box itself: wide enough to cut from
+        if whole is None: continue
+        longer = img.width / whole.width
+        side, x, y = 0.75 * longer, whole.x * img.width, whole.y * img.height
+        left, top = x - side / 2, y - 0.45 * side
+        if left < 0 or top < 0 or left + side > img.width or top + side > img.height: continue
+        cut = img.crop(tuple(map(round, (left, top, left + side, top + side)))).resize((64, 64))
+        again = frame_of_crop(find, cut)
+        if again: measured.append((again.width, again.height, again.x, again.y))
+    assert len(measured) > 15
+    assert np.abs(np.median(measured, 0) - (0.75, 0.75, 0.5, 0.45)).max() < 0.06
+    assert isinstance(again, FaceFrame)
+
+
+def test_crops_follow_the_frame_and_the_margin_overrules(album, run, tmp_path, capsys, monkeypatch):
+    "A frame in the bundle moves and sizes the crops of every command; --face-margin takes its place"
+    from fastsmile.data.domain import Domain
+    from fastsmile.data.faces import FaceFrame, make_face_detector
+    from fastsmile.models.bundle import load_bundle, save_bundle
+    frame, model = FaceFrame(0.6, 0.9, x=0.4, y=0.3), load_bundle(run.path)
+    path = shutil.copytree(run.path, tmp_path/'run')
+    save_bundle(replace(model, metadata=replace(model.metadata, domain=Domain(face=frame))), path/'model')
+    ask = PredictConfig(model=str(path), out=str(tmp_path/'p.csv'), faces='largest')
+    img = FolderReader(album).read_image('group.png')
+    (box, face), = make_face_detector(ask, frame).crops(img)
+    longer = max(face.w, face.h)
+    assert abs(box[2] - 0.6 * longer) <= 1 and abs(box[3] - 0.9 * longer) <= 1
+    assert abs(face.x + face.w / 2 - box[0] - 0.4 * box[2]) <= 1.5 and abs(face.y + face.h / 2 - box[1] - 0.3 * box[3]) <= 1.5
+    monkeypatch.setenv('FASTSMILE_QUIET', '')
+    def said(**options):
+        predict(album/'group.png', replace(ask, **options))
+        return [r['confidence'] for r in csv.DictReader(open(tmp_path/'p.csv', newline='', encoding='utf-8'))], capsys.readouterr().err
+    (framed, told), (margin, untold) = said(), said(face_margin=0.)
+    assert framed != margin and 'cropped as the training images were' in told and 'cropped as' not in untold
+    regions = [region_name(str(album/'group.png'), box)]
+    predict(regions, replace(ask, faces='none'))
+    assert [r['confidence'] for r in csv.DictReader(open(tmp_path/'p.csv', newline='', encoding='utf-8'))] == framed
+
+
+def test_where_no_face_is_found_the_default_is_a_guess(shared, capsys, monkeypatch):
+    from fastsmile.data.faces import measure_face_frame
+    source = read_source(shared/'data'/'clothing.zip')
+    monkeypatch.setenv('FASTSMILE_QUIET', '')
+    assert measure_face_frame(source.reader, source.kept.path.tolist()[:200:10]) is None
+    assert 'is a guess' in capsys.readouterr().err
+
+
+def test_a_box_that_is_not_finite_is_no_face():
+    from fastsmile.data.faces import _clip_face_box
+    assert _clip_face_box(np.array([np.inf, 0, 3, 3]), .9, (9, 9)) is None and _clip_face_box(np.array([0, 0, np.nan, 3]), .9, (9, 9)) is None

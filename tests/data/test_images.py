@@ -1,6 +1,9 @@
 "Every file ends as a decoded RGB picture or as a reason, and plain timm prepares pictures as we do."
 import io
 import os
+import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -8,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import cheap, folder, picture
 from hypothesis import given, settings, strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from fastsmile.core.errors import SmileError
-from fastsmile.data.images import ImageError, Preprocessing, decode_image, resize_and_crop, to_rgb
-from fastsmile.data.readers import ArrayReader, FolderReader, ZipReader
+from fastsmile.data.images import ImageError, Preprocessing, _png_chunks, decode_image, resize_and_crop, to_rgb
+from fastsmile.data.readers import ArrayReader, FolderReader, ZipReader, left_aside_note
 
 
 @pytest.mark.parametrize('mode,fmt', [('L', 'PNG'), ('LA', 'PNG'), ('1', 'PNG'), ('P', 'PNG'), ('P', 'GIF'), ('RGBA', 'PNG'), ('RGBA', 'WEBP'),
@@ -141,3 +144,168 @@ def test_deep_greys_and_arrays_take_the_memory_of_one_picture(tmp_path):
     assert (np.asarray(deep)[..., 1] == (a * (255 / 65535)).round()).all()
     np.savez(tmp_path/'a.npz', images=np.zeros((60, 1024, 1024), np.uint8))
     with cheap(mib=100): assert len(ArrayReader(tmp_path/'a.npz', keys=['images']).names()) == 60
+
+
+# What decoders refuse of their own accord
+
+def png(img: Image.Image, **kw) -> bytes:
+    buf = io.BytesIO()
+    img.save(buf, 'PNG', **kw)
+    return buf.getvalue()
+
+
+@pytest.mark.parametrize('packed', [True, False])
+@pytest.mark.parametrize('many', [1, 80])
+def test_a_png_with_megabytes_of_text_is_read(packed, many):
+    "One text of more than Pillow takes, or many that are too much together; before and after the pixels"
+    notes = PngImagePlugin.PngInfo()
+    for i in range(many): notes.add_text(f'note {i}', 'smile ' * 200_000 if many == 1 else 'smile ' * 170_000, zip=packed)
+    data = png(Image.new('RGB', (9, 7), 'red'), pnginfo=notes)
+    if packed or many > 1:
+        with pytest.raises(ValueError): Image.open(io.BytesIO(data)).load()
+    assert decode_image(data).getpixel((4, 4)) == (255, 0, 0)
+    chunk = len(data) - 12
+    texts, at = b''.join(data[a:b] for kind, a, b in _png_chunks(data) if kind in (b'zTXt', b'tEXt')), data.index(b'IDAT') - 4
+    assert decode_image(data[:33] + data[at:chunk] + texts + data[chunk:]).size == (9, 7)
+
+
+def test_a_png_with_a_huge_profile_is_read_and_its_orientation_obeyed():
+    data = png(Image.new('RGB', (9, 7), 'red'), icc_profile=np.random.default_rng(0).bytes(2**21))
+    with pytest.raises(ValueError): Image.open(io.BytesIO(data))
+    assert decode_image(data).size == (9, 7)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    assert decode_image(png(Image.new('RGB', (9, 7)), icc_profile=bytes(2**21), exif=exif)).size == (7, 9)
+
+
+@pytest.mark.parametrize('fmt', ['PNG', 'TIFF'])
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+def test_greys_of_a_camera_use_the_range_of_its_bits(bits, fmt):
+    ramp, buf = np.linspace(0, 2**bits - 1, 1024).reshape(32, 32).astype(np.uint16), io.BytesIO()
+    Image.fromarray(ramp).save(buf, fmt)
+    out = np.asarray(decode_image(buf.getvalue()))[..., 0].astype(float)
+    assert np.allclose(out.ravel(), np.linspace(0, 255, 1024), atol=1.1)
+
+
+def profile(primaries: dict) -> bytes:
+    "An ICC matrix profile with a gamma of 2.2; X, Y and Z of r, g, b under D50"
+    def fixed(*values): return struct.pack(f'>{len(values)}i', *(round(v * 65536) for v in values))
+    white = (0.9642, 1, 0.8249)
+    tags = {f'{k}XYZ'.encode(): b'XYZ ' + bytes(4) + fixed(*xyz) for k, xyz in primaries.items()}
+    tags |= {b'wtpt': b'XYZ ' + bytes(4) + fixed(*white)} | {f'{k}TRC'.encode(): b'curv' + struct.pack('>IIH2x', 0, 1, round(2.2 * 256)) for k in 'rgb'}
+    table, body, start = b'', b'', 132 + 12 * len(tags)
+    for name, tag in tags.items():
+        table += name + struct.pack('>II', start + len(body), len(tag))
+        body += tag
+    head = struct.pack('>I4sI', start + len(body), b'lcms', 0x02400000) + b'mntrRGB XYZ ' + bytes(12) + b'acsp' + bytes(28) + fixed(*white) + bytes(48)
+    return head + struct.pack('>I', len(tags)) + table + body
+
+
+P3 = profile(dict(r=(0.51512, 0.24120, -0.00105), g=(0.29198, 0.69225, 0.04189), b=(0.15710, 0.06657, 0.78407)))
+ADOBE = profile(dict(r=(0.60974, 0.31111, 0.01947), g=(0.20528, 0.62567, 0.06087), b=(0.14919, 0.06322, 0.74457)))
+
+
+@pytest.mark.parametrize('fmt', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('icc,moved', [(P3, 15), (ADOBE, 25)])
+def test_wide_gamut_colours_become_srgb(fmt, icc, moved):
+    "As LittleCMS converts them: strong colours become stronger, greys stay"
+    kw = dict(lossless=True) if fmt == 'WEBP' else dict(quality=100, subsampling=0) if fmt == 'JPEG' else {}
+    for colour in ((200, 60, 70), (128, 128, 128), (255, 255, 255)):
+        buf = io.BytesIO()
+        Image.new('RGB', (16, 16), colour).save(buf, fmt, icc_profile=icc, **kw)
+        got = np.array(decode_image(buf.getvalue()).getpixel((8, 8))).astype(int)
+        if len(set(colour)) == 1: assert np.abs(got - colour).max() <= 3
+        else: assert got[0] - 200 >= moved and got[1] < 60
+
+
+def test_a_profile_goes_with_transparency_orientation_and_a_smaller_decode():
+    half = Image.new('RGBA', (64, 32), (200, 60, 70, 255))
+    assert decode_image(png(half, icc_profile=P3)).getpixel((1, 1))[0] > 210
+    half.putalpha(0)
+    assert decode_image(png(half, icc_profile=P3)).getpixel((1, 1)) == (255, 255, 255)
+    exif, buf = Image.Exif(), io.BytesIO()
+    exif[0x112] = 6
+    Image.new('RGB', (640, 320), (200, 60, 70)).save(buf, 'JPEG', icc_profile=P3, exif=exif, quality=95)
+    img = decode_image(buf.getvalue(), prep=Preprocessing(size=32))
+    assert img.height > img.width and img.width < 320 and img.getpixel((9, 9))[0] > 210
+
+
+@pytest.mark.parametrize('icc', [b'', b'x', bytes(200), P3[:300], P3.replace(b'RGB ', b'GRAY'), b'\xff' * 1000,
+                                 ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(),
+                                 ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes()])
+def test_srgb_broken_and_foreign_profiles_leave_the_pixels(icc):
+    for mode, colour in (('RGB', (200, 60, 70)), ('L', 99), ('P', 3)):
+        img = Image.new(mode, (8, 8), colour)
+        assert np.array_equal(decode_image(png(img, icc_profile=icc)), img.convert('RGB'))
+
+
+# HEIC, and files that are no picture
+
+def heic() -> bytes:
+    pillow_heif = pytest.importorskip('pillow_heif')
+    buf = io.BytesIO()
+    pillow_heif.from_pillow(Image.new('RGB', (64, 48), (200, 60, 70))).save(buf, format='HEIF', quality=90)
+    return buf.getvalue()
+
+
+@pytest.mark.parametrize('ending', ['.heic', '.HEIC', '.heif', '.hif', '.jpg'])
+def test_heic_is_read_with_the_extra_whatever_its_ending(ending, tmp_path):
+    root = folder(tmp_path/'f', {f'a{ending}': heic()})
+    assert FolderReader(root).names() == [f'a{ending}']
+    img = FolderReader(root).read_image(f'a{ending}')
+    assert img.size == (64, 48) and np.abs(np.array(img.getpixel((9, 9))).astype(int) - (200, 60, 70)).max() < 8
+
+
+def test_without_the_extra_the_reason_names_it():
+    "In a process of its own: once registered, Pillow reads HEIC"
+    code = '''if 1:
+    import sys
+    sys.modules['pillow_heif'] = None
+    import importlib.util
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *a: None if name == 'pillow_heif' else find(name, *a)
+    from fastsmile.data.images import ImageError, decode_image
+    for brand in (b'heic', b'heix', b'mif1', b'hevc'):
+        try: decode_image(bytes([0, 0, 0, 28]) + b'ftyp' + brand + bytes(99))
+        except ImageError as e: print(e)'''
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert out == 'HEIC: pip install "fastsmile[heif]"\n' * 4
+
+
+@pytest.mark.parametrize('start,what', [(b'\xff\x0a', 'JPEG XL'), (b'\0\0\0\x0cJXL \r\n', 'JPEG XL'), (b'%PDF-1.7', 'PDF'), (b'<!DOCTYPE html>', 'a web page'),
+                                        (b'\0\0\0\x18ftypmp42', 'a video'),
+                                        (b'version https://git-lfs.github.com/spec/v1', 'Git LFS'), (b'8BPS\0\1', 'Photoshop')])
+def test_files_that_are_no_pictures_are_named(start, what):
+    with pytest.raises(ImageError, match=rf'not an image that can be read \(.*{what}'): decode_image(start + b'x' * 60)
+
+
+def test_mpo_and_jfif_are_listed_and_read(tmp_path):
+    buf = io.BytesIO()
+    Image.new('RGB', (8, 8), 'red').save(buf, 'MPO', save_all=True, append_images=[Image.new('RGB', (8, 8), 'blue')])
+    root = folder(tmp_path/'f', {'a.mpo': buf.getvalue(), 'b.jfif': picture(fmt='JPEG'), 'c.MPO': buf.getvalue()})
+    assert FolderReader(root).names() == ['a.mpo', 'b.jfif', 'c.MPO'] and FolderReader(root).read_image('a.mpo').getpixel((0, 0))[0] > 200
+
+
+# Files that are left aside
+
+def test_endings_that_are_left_aside_are_counted_alike(tmp_path):
+    files = {'a.png': picture(), 'b.jxl': b'x', 'x/c.JXL': b'x', 'x/d.dng': b'x', 'labels.csv': b'', '.e.mov': b'', '__MACOSX/f.mov': b'', 'notes.txt': b''}
+    root = folder(tmp_path/'f', files)
+    with zipfile.ZipFile(tmp_path/'f.zip', 'w') as z:
+        for n, data in files.items(): z.writestr(n, data)
+    for reader in (FolderReader(root), ZipReader(tmp_path/'f.zip')):
+        for _ in range(2): assert reader.names() == ['a.png'] and reader.left_aside == {'.jxl': 2, '.dng': 1}
+        assert left_aside_note(reader) == '3 files are left aside, as the ending is of no image that is read: 2 .jxl, 1 .dng.'
+    (root/'b.jxl').unlink(), (root/'x'/'c.JXL').unlink(), (root/'x'/'d.dng').unlink()
+    reader = FolderReader(root)
+    assert reader.names() == ['a.png'] and left_aside_note(reader) == ''
+
+
+def test_audit_and_predict_say_what_is_left_aside(tmp_path, capsys, monkeypatch):
+    from fastsmile.data.source import read_source
+    from fastsmile.inference.inputs import open_inputs
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    root = folder(tmp_path/'f', {'smile/a.png': picture(), 'neutral/b.png': picture(), 'smile/c.dng': b'x', 'neutral/d.mov': b'x'})
+    said = '2 files are left aside, as the ending is of no image that is read: 1 .dng, 1 .mov.'
+    assert said in read_source(root).notes
+    assert open_inputs(root).total == 2 and said in capsys.readouterr().err

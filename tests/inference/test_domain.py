@@ -11,6 +11,7 @@ import pytest
 from conftest import folder
 from PIL import Image
 
+from fastsmile.data.domain import parse_domain
 from fastsmile.config.commands import EvaluateConfig, ExplainConfig, PredictConfig, ServeConfig
 from fastsmile.core.files import read_json
 from fastsmile.data.images import resize_and_crop
@@ -60,7 +61,7 @@ def ways(path, album, out):
     yield rows(path, album, out/'p.csv')
     yield rows(path, album, out/'tta.csv', tta='full')
     yield evaluate(path, album, EvaluateConfig(draws=100, device='cpu', out=str(out/'e')))['metrics']['log_loss']['value']
-    told = explain(path, (str(album),), ExplainConfig(methods=('saliency',), n=2, neighbours=0, device='cpu', out=str(out/'x')))
+    told = explain(path, (str(album),), ExplainConfig(methods=('sensitivity',), n=2, neighbours=0, device='cpu', out=str(out/'x')))
     yield [[v for k, v in one.items() if k.startswith('p_') or k == 'confidence'] for one in told['images']['requested']]
 
 
@@ -102,3 +103,8 @@ def test_training_and_prediction_see_the_same_grey(both, albums):
     path, grey = both
     pixels = resize_and_crop(Image.open(next(albums[0].rglob('00.png'))), load_bundle(path).spec.prep)
     assert (np.ptp(pixels, axis=-1).max() == 0) == grey
+
+
+@pytest.mark.parametrize('face', [dict(width='a'), dict(q=1), [1], dict(x=2.), dict(width=float('nan')), dict(height=0)])
+def test_an_impossible_frame_in_a_bundle_is_refused(face):
+    with pytest.raises(ValueError, match='face|frame'): parse_domain(dict(face=face))
