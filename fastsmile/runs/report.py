@@ -11,9 +11,9 @@ from pathlib import Path
 from ..config.commands import ReportConfig
 from ..config.fields import options_or
 from ..core.errors import SmileError, say
-from ..core.files import folder_lock, read_json, write_json
+from ..core.files import folder_lock, read_json
 from ..metrics.calibration import calibration_from_metadata
-from ..metrics.predictions import fold_folders, measure_run, read_model_metadata
+from ..metrics.predictions import fold_folders, read_model_metadata, write_metrics
 from ..reports.card import write_card
 from ..reports.run import write_report
 from .folder import Run, finished_run
@@ -46,7 +46,8 @@ def report(
             rewrite_folds(run)
             return run/'report.html'
         calibration = calibration_from_metadata(read_model_metadata(run))
-        write_json(run/'metrics.json', measure_run(run, calibration, read_json(run/'config.json')['options']['tta']))
+        options = read_json(run/'config.json')['options']
+        write_metrics(run, calibration, options['tta'], options['monitor'])
         if not config.keep_pictures: _redraw_explanations(run)
         write_card(run)
         return write_report(run)
