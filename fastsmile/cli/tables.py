@@ -344,7 +344,8 @@ def _known_line(done: PredictionSummary) -> str:
 def _overruled_line(done: PredictionSummary) -> str:
     "How many labels are another class than the most probable one"
     are = 'label is' if done.overruled == 1 else 'labels are'
-    return f'{done.overruled} {are} not the most probable class: the decision rule serves another score (--threshold argmax: none)'
+    return (f'{done.overruled} {are} not the most probable class: the decision rule serves another score '
+            '(--threshold argmax: none)')
 
 # %% ../../nbs/cli/01_tables.ipynb #2c5e8a54
 def _speed_line(done: PredictionSummary) -> str:
@@ -368,7 +369,8 @@ def predict_output(
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
-                  known=done.known, conflicting=done.conflicting, overruled=done.overruled, seconds=done.seconds, **done.run_info)
+                  known=done.known, conflicting=done.conflicting, overruled=done.overruled,
+                  seconds=done.seconds, **done.run_info)
     if not page: return shown, result
     return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)
 

@@ -114,7 +114,8 @@ def _is_columns(data: Any) -> bool:
     "Are these columns of one length, as pandas writes them?"
     columns = _values(data)
     lengths = {len(c) for c in columns if isinstance(c, dict | list)}
-    return len(columns) > 1 and all(isinstance(c, dict | list) for c in columns) and len(lengths) == 1 and lengths != {0}
+    if len(columns) < 2 or not all(isinstance(c, dict | list) for c in columns): return False
+    return len(lengths) == 1 and lengths != {0}
 
 def _records_of_columns(data: dict) -> list[dict]:
     columns = {k: list(c.values()) if isinstance(c, dict) else c for k, c in data.items()}

@@ -188,7 +188,8 @@ def _pixel_rows(path: Path) -> Iterator[list[str]]:
         f.seek(0)
         try: yield from filter(None, csv.reader(f, delimiter=separator))
         except csv.Error as e:
-            raise SmileError(f'{printable(path)} cannot be read as a CSV: {printable(e)}.', 'Download it again.') from None
+            raise SmileError(f'{printable(path)} cannot be read as a CSV: {printable(e)}.',
+                             'Download it again.') from None
 
 def read_pixel_table(
     path: Path,
@@ -229,7 +230,8 @@ def _read_pixels(place: SourcePlace) -> ReadSource:
     path, *more = _pixel_tables(place)
     if more:
         names = f'{printable(path.name)}, {printable(more[0].name)}'
-        raise SmileError(f'{printable(place.source)} has several tables with pixels: {names}.', 'Pass one as the source.')
+        raise SmileError(f'{printable(place.source)} has several tables with pixels: {names}.',
+                         'Pass one as the source.')
     reader, cells = PixelTableReader(path), read_pixel_table(path)[1]
     labels = Path(place.options.labels) if place.options.labels else path
     notes = (f'{printable(path.name)}: an image in the pixels of each row.',)
@@ -264,7 +266,8 @@ def _with_usage(cells: pd.DataFrame, options: SourceOptions) -> SourceOptions:
 PIXEL_TABLE = Layout('pixels in a table', 'array', 'a table with pixels', _detect_pixels, _read_pixels, decisive=True)
 
 # %% ../../nbs/data/11_arrays.ipynb #a24a6799
-def _group_sizes(metadata: Any) -> list[int]: return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+def _group_sizes(metadata: Any) -> list[int]:
+    return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
 @lru_cache(4)  # a pass over a file reads each group once
 def _group_images(path: Path, group: int) -> list[bytes]:

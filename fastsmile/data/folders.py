@@ -125,8 +125,8 @@ def _check_crossed(folders: list[list[str]], classes: list[tuple[str, str, int]]
                      f'--label-level {level} --group-level {level + 1} where {outer} are.')
 
 # %% ../../nbs/data/10_folders.ipynb #5bbe6a13
-_NUMBERED_PERSON = re.compile('(?:s|p|sub|subj|subject|person|participant|patient|volunteer|actor|model|user|id)[ _-]*[0-9]+',
-                              re.IGNORECASE)
+_NUMBERED_PERSON = re.compile('(?:s|p|sub|subj|subject|person|participant|patient|volunteer|actor|model|user|id)'
+                              '[ _-]*[0-9]+', re.IGNORECASE)
 _FULL_NAME = re.compile(r"[A-Z][\w'.-]*(?:_[A-Z][\w'.-]*)+")
 
 def _check_people(frame: pd.DataFrame):
@@ -181,8 +181,8 @@ def _folder_notes(names: list[str], grouped: bool = False) -> list[str]:
     if not grouped and len(above) > len({label for labels in above.values() for label in labels}):
         level = skip + max(level for _, _, level in classes) + 2
         some = ', '.join(map(printable, sorted(above)[:3]))
-        notes.append(f'The folders below the classes ({some} ...) may be people: --group-level {level} keeps each in one '
-                     'split.')
+        notes.append(f'The folders below the classes ({some} ...) may be people: --group-level {level} keeps each in '
+                     'one split.')
     return notes
 
 # %% ../../nbs/data/10_folders.ipynb #cfd5426e
@@ -191,8 +191,8 @@ def _split_list_notes(place: SourcePlace) -> list[str]:
     paths = [PurePosixPath(n) for n in files_in(place)]
     names = [p.as_posix() for p in paths if p.suffix.lower() in LIST_EXTENSIONS and split_of(p.stem)]
     if not names: return []
-    return [f'{", ".join(map(printable, names))}: these may list the images of each split, and are not read. A table of image, '
-            'label and split keeps to them (--labels FILE).']
+    return [f'{", ".join(map(printable, names))}: these may list the images of each split, and are not read. A table of '
+            'image, label and split keeps to them (--labels FILE).']
 
 # %% ../../nbs/data/10_folders.ipynb #b03d8d18
 def _detect_folders(place: SourcePlace) -> str:

@@ -33,8 +33,8 @@ COMMON_FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'PPM')
 RARE_FORMATS = ('TIFF', 'WEBP', 'JPEG2000', 'TGA', 'ICO', 'AVIF', 'HEIF')
 
 FORMAT_EXTENSIONS = dict(         # Pillow's name of a format -> the usual file name extensions, the commonest first
-    JPEG=('.jpg', '.jpeg', '.jpe', '.jfif', '.jif'), MPO=('.jpg', '.jpeg', '.mpo'), PNG=('.png', '.apng'), WEBP=('.webp',),
-    BMP=('.bmp', '.dib'), GIF=('.gif',), TIFF=('.tif', '.tiff'), PPM=('.ppm', '.pgm', '.pbm', '.pnm'),
+    JPEG=('.jpg', '.jpeg', '.jpe', '.jfif', '.jif'), MPO=('.jpg', '.jpeg', '.mpo'), PNG=('.png', '.apng'),
+    WEBP=('.webp',), BMP=('.bmp', '.dib'), GIF=('.gif',), TIFF=('.tif', '.tiff'), PPM=('.ppm', '.pgm', '.pbm', '.pnm'),
     JPEG2000=('.jp2', '.j2k'), TGA=('.tga',), AVIF=('.avif',), HEIF=('.heic', '.heif', '.hif'), ICO=('.ico',))
 IMAGE_EXTENSIONS = tuple(dict.fromkeys(e for extensions in FORMAT_EXTENSIONS.values() for e in extensions))
 

@@ -73,7 +73,8 @@ def _labels_beside(image: str, sidecar: Sidecar, reader: Reader) -> list[str] | 
     "The labels in the file of an image; None where there is no such file, or it holds something else"
     name = _sidecar_name(image, sidecar, reader)
     try: return sidecar.labels(reader.read_bytes(name)) if name else None
-    except (ImageError, ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError): return None
+    except (ImageError, ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError):
+        return None
 
 def _find_sidecar(place: SourcePlace) -> Sidecar | None:
     "The way in which the first images of a source have their labels"
@@ -99,12 +100,12 @@ def _detect_sidecars(place: SourcePlace) -> str:
     found = _find_sidecar(place)
     return f'its {found.name} files' if found else ''
 
-SIDECAR_FILES = Layout('a file for each image', 'csv', 'a file of labels for each image', _detect_sidecars, _read_sidecars,
-                       fallback=True)
+SIDECAR_FILES = Layout('a file for each image', 'csv', 'a file of labels for each image', _detect_sidecars,
+                       _read_sidecars, fallback=True)
 
 # %% ../../nbs/data/09_label_files.ipynb #61f432e3
-_NO_LABELS = re.compile('readme|licen[cs]e|requirements|classes|class_names|label_?map|identity.*|list_(?!attr|patition).*|'
-                        '.*landmarks.*|.*bbox.*', re.IGNORECASE)
+_NO_LABELS = re.compile('readme|licen[cs]e|requirements|classes|class_names|label_?map|identity.*|list_(?!attr|patition).*'
+                        '|.*landmarks.*|.*bbox.*', re.IGNORECASE)
 
 def _fits_images(table: TableFile, finder: ImageFinder, is_json: bool) -> bool:
     "Is it a file whose rows are of images that are there?"

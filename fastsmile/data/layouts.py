@@ -268,8 +268,8 @@ def _check_split_column(rows: pd.DataFrame, column: str | None, asked: str | Non
     counted = ', '.join(f'{printable(w)!r} ({n} rows)' for w, n in odd.value_counts().head(5).items())
     raise SmileError(f'{name}: the split column {printable(column)} holds {counted}.',
                      f'Accepted: {", ".join(SPLITS)} and the usual words for them, 0, 1, 2 for train, valid, test, yes '
-                     'and no for a question such as is_valid, numbers of folds, or empty. Correct it, or leave the column '
-                     f'aside with --split-col {NO_SPLIT_COLUMN}.')
+                     'and no for a question such as is_valid, numbers of folds, or empty. Correct it, or leave the '
+                     f'column aside with --split-col {NO_SPLIT_COLUMN}.')
 
 def _unused_split_notes(rows: pd.DataFrame, used: list[str], name: str) -> list[str]:
     "A sentence for each column that looks like a split and is not used as one"

@@ -221,14 +221,14 @@ def _check_classes(frame: pd.DataFrame, what: str):
     different, n = set(labels), len(labels)
     numbers = {label for label in different if _is_number(label)}
     most = _MAX_FRACTIONS if any(float(label.replace(',', '.')) % 1 for label in numbers) else _MAX_NUMBERS
-    hint = ('Name the classes with another --label-col (or --label-from, --label-level), or make classes of the numbers '
-            'first.')
+    hint = ('Name the classes with another --label-col (or --label-from, --label-level), or make classes of the '
+            'numbers first.')
     if len(numbers) > 0.9 * len(different) and len(numbers) > min(most, max(7, n / 2)):
         raise SmileError(f'{what} holds {len(numbers)} different numbers in {n} rows: a measure, not classes.', hint)
     if len(different) > max(20, n / _FEW_ROWS):
         some = ', '.join(map(printable, sorted(different)[:4]))
-        raise SmileError(f'{what} holds {len(different)} different values in {n} rows ({some} ...): names or texts, not '
-                         'classes.', hint)
+        raise SmileError(f'{what} holds {len(different)} different values in {n} rows ({some} ...): names or texts, '
+                         'not classes.', hint)
 
 # %% ../../nbs/data/12_source.ipynb #27714da9
 _PERSON_NAMES = (  # of a file; --group-from
@@ -244,8 +244,8 @@ def _person_note(frame: pd.DataFrame) -> list[str]:
         stems = [s for s in all_stems if pattern.fullmatch(s)]
         people = {re.search(regex, s)[1] for s in stems}
         if len(stems) > len(frame) / 2 and 1 < len(people) < len(stems):
-            return [f"Names such as {printable(stems[0])} may say who is shown: --group-from '{regex}' keeps each person "
-                    'in one split.']
+            return [f"Names such as {printable(stems[0])} may say who is shown: --group-from '{regex}' keeps each "
+                    'person in one split.']
     return []
 
 # %% ../../nbs/data/12_source.ipynb #9f216994
@@ -263,8 +263,8 @@ def _splits_in_paths(frame: pd.DataFrame, options: SourceOptions) -> tuple[pd.Se
     named = set(splits[found])
     if '' in named or len(named) < 2 or 'train' not in named: return none
     said = ', '.join(sorted(named, key=lambda s: SPLIT_PRIORITY[s]))
-    return splits, [f'The paths of all images name a split ({said}): it is kept. --split-col {NO_SPLIT_COLUMN} says that it '
-                    'is none.']
+    return splits, [f'The paths of all images name a split ({said}): it is kept. --split-col {NO_SPLIT_COLUMN} says '
+                    'that it is none.']
 
 # %% ../../nbs/data/12_source.ipynb #d940efcc
 _PATH_OPTIONS = ('label_from', 'label_level')
@@ -305,11 +305,12 @@ def _check_has_rows(read: ReadSource, source: str | Path):
                  'and no table is next to it')
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
     raise SmileError(f'{printable(source)} has no labelled images{alone}.',
-                     f'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with labels. {hint}')
+                     f'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with '
+                     f'labels. {hint}')
 
 # %% ../../nbs/data/12_source.ipynb #14f03d2b
-_MAP_NAME = re.compile('classes|labels?[_-]?(map|names)|class[_-]?(names|map|labels)|categories|(id|idx|index)2?_?(to_?)?label',
-                       re.IGNORECASE)
+_MAP_NAME = re.compile('classes|labels?[_-]?(map|names)|class[_-]?(names|map|labels)|categories|'
+                       '(id|idx|index)2?_?(to_?)?label', re.IGNORECASE)
 _CODES = {
     'fer2013': '0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral',
     'list_patition_label': '1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral',
@@ -320,12 +321,14 @@ def _number_notes(frame: pd.DataFrame, place: SourcePlace, notes: tuple[str, ...
     labels = set(frame.label) - {''}
     if not labels or not all(map(_is_number, labels)) or place.options.label_map or place.options.rename: return []
     known = next((codes for key, codes in _CODES.items() if any(key in note.lower() for note in notes)), '')
-    if known: return [f'The classes are numbers; here they are {known}: --rename OLD=NEW or --label-map FILE names them.']
+    if known: return [f'The classes are numbers; here they are {known}: --rename OLD=NEW or --label-map FILE '
+                      'names them.']
     folder = Path(place.options.labels or place.source)
     folder = folder if folder.is_dir() else folder.parent
     files = [] if is_url(place.source) else sorted(filter(Path.is_file, folder.iterdir()))
     maps = [p.name for p in files if _MAP_NAME.fullmatch(p.stem)]
-    return [f'The classes are numbers, which {printable(n)} may name: --label-map {printable(folder/n)}.' for n in maps[:1]]
+    return [f'The classes are numbers, which {printable(n)} may name: --label-map {printable(folder/n)}.'
+            for n in maps[:1]]
 
 # %% ../../nbs/data/12_source.ipynb #286636bd
 def _paths_obeyed(frame: pd.DataFrame, layout: Layout, options: SourceOptions) -> tuple[pd.DataFrame, list[str]]:

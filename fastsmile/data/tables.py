@@ -231,8 +231,8 @@ def _with_votes(columns: TableColumns, rows: list[list[str]], finder: ImageFinde
     return replace(columns, roles=roles | dict(label=None), votes=votes) if votes else replace(columns, roles=roles)
 
 # %% ../../nbs/data/07_tables.ipynb #6f52f359
-_FERPLUS_COLUMNS = ('image', 'box', 'neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear', 'contempt',
-                    'unknown', 'NF')
+_FERPLUS_COLUMNS = ('image', 'box', 'neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear',
+                    'contempt', 'unknown', 'NF')
 
 def _column_names(has_header: bool, first: list[str]) -> tuple[list[str], bool]: # names; do they stand for classes?
     "The names of the columns: of the header, of FER+ without one (label.csv), or their numbers"

@@ -212,7 +212,7 @@ def _fit_class_weights(
     rows: _CalibRows,
     start: np.ndarray, # (C,)
 ) -> np.ndarray: # (C,)
-    "Coordinate ascent from `start` over the offsets of all classes but the first, on counted scores; steps grow smaller"
+    "Coordinate ascent from `start` over the offsets of all classes but the first, in ever smaller steps"
     def score(offset: np.ndarray) -> float: return rows.counted_score((rows.logp + offset).argmax(1))
     best, value = start.copy(), score(start)
     for scale in (1, 0.4, 0.15):
@@ -265,7 +265,8 @@ def _rule_note(metric: str, weight: float, expected: float, plain: float) -> str
     "How a rule was found, in a sentence"
     words = {0.: 'no weights do better than argmax', 1.: 'the rule is balanced'}
     how = words.get(weight, f'{weight:.0%} of the way from argmax to balanced')
-    return f'{metric}: {how} ({expected:.3f} is to be expected from the probabilities on calib, with argmax {plain:.3f})'
+    return (f'{metric}: {how} ({expected:.3f} is to be expected from the probabilities on calib, '
+            f'with argmax {plain:.3f})')
 
 # %% ../../nbs/metrics/02_calibration.ipynb #79312846
 def fit_rule(
@@ -433,7 +434,8 @@ def unfitted_calibration(
     rule: str,       # one of `PRIOR_RULES`, or from `rule_before_fitting`
 ) -> Calibration:
     "What a model has before anything is fitted"
-    offsets = {r: decision_offset(r, np.array(prior)).tolist() for r in dict.fromkeys((*PRIOR_RULES, rule_before_fitting(rule)))}
+    rules = dict.fromkeys((*PRIOR_RULES, rule_before_fitting(rule)))
+    offsets = {r: decision_offset(r, np.array(prior)).tolist() for r in rules}
     return Calibration(rule, offsets=offsets, set_thresholds=[0.] * len(prior))
 
 def _fitted_rules(rule: str) -> list[str]:
@@ -450,7 +452,7 @@ def fit_calibration(
     weights: np.ndarray | None = None, # (N,) of the rows, of mean 1, where they have other shares than `prior`
     groups: Sequence | None = None, # (N,) who is in the image
 ) -> Calibration:
-    "Fit temperature, rules, abstention and sets on the rows of calib; `notes` says how, and where there was nothing to fit on"
+    "Fit temperature, rules, abstention and sets on the rows of calib; `notes` says how, or why not"
     y = np.asarray(y, dtype=int)
     made = unfitted_calibration(prior, 'argmax')
     t = fit_temperature(probs, y, weights)

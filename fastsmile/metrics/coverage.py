@@ -104,7 +104,8 @@ def coverage(
         found.append(np.stack([(low <= true) & (true <= high), true < low, true > high, high - low, high <= low]))
     means = np.nanmean(found, 0).T  # (scores, 5)
     columns = ('covered', 'below', 'above', 'width', 'no_width')
-    return [dict(score=name, rows=n, trials=trials, **dict(zip(columns, row.tolist()))) for name, row in zip(ALL_SCORES, means)]
+    return [dict(score=name, rows=n, trials=trials, **dict(zip(columns, row.tolist())))
+            for name, row in zip(ALL_SCORES, means)]
 
 def _ends(spans: dict) -> tuple[np.ndarray, np.ndarray]: # (scores,), twice
     "The low and the high ends of the intervals of `ALL_SCORES`"

@@ -141,7 +141,8 @@ def _label_gradients(
         return _all_label_scores(ClassCounts(hits=hits, true=true, predicted=predicted, rows=flat[..., 3 * c]))
     at = np.concatenate([np.diag(shares), shares.sum(1), shares.sum(0), [shares.sum()]])
     moves = step * np.eye(3 * c + 1)
-    by_hits, by_true, by_predicted, by_rows = np.split((scores(at + moves) - scores(at - moves)) / (2 * step), [c, 2 * c, 3 * c])
+    slopes = (scores(at + moves) - scores(at - moves)) / (2 * step)
+    by_hits, by_true, by_predicted, by_rows = np.split(slopes, [c, 2 * c, 3 * c])
     cells = by_true[:, None] + by_predicted + by_rows  # (C, C, K)
     cells[np.arange(c), np.arange(c)] += by_hits
     return scores(at), cells.reshape(c * c, -1)
@@ -271,13 +272,14 @@ def _precision_influence(
 
 # %% ../../nbs/metrics/03_intervals.ipynb #9c9c0a0c
 def _hanley_variance(area: np.ndarray, n_true: np.ndarray, n_other: np.ndarray) -> np.ndarray: # (K,)
-    "The variance of an area under the ROC curve, by a formula of the area alone (Hanley and McNeil, 1982; Newcombe, 2006)"
+    "The variance of an area under the ROC curve, from the area alone (Hanley and McNeil, 1982; Newcombe, 2006)"
     k = (n_true + n_other) / 2 - 1
     return area * (1 - area) * (1 + k * (1 - area) / (2 - area) + k * area / (1 + area)) / (n_true * n_other)
 
 _AUC_PRIOR_ROWS = 10  # rows of the rarer side at which the variance measured counts as much as the formula's
 
-def _variance_ratio(area: np.ndarray, measured: np.ndarray, n_true: np.ndarray, n_other: np.ndarray) -> np.ndarray: # (K,)
+def _variance_ratio(area: np.ndarray, measured: np.ndarray,
+                    n_true: np.ndarray, n_other: np.ndarray) -> np.ndarray: # (K,)
     "What the formula's variance is multiplied by; 1 where the ranking is perfect"
     inside, k = (area > 0) & (area < 1), np.minimum(n_true, n_other)
     formula = _hanley_variance(np.where(inside, area, 0.5), n_true, n_other)
@@ -564,7 +566,8 @@ def evaluate_predictions(
                 baseline=majority_baseline(cm, classes), reliability=reliability_bins(y, probs, weights),
                 collapsed=has_collapsed(pred, y))
 
-def _measured_scores(y: np.ndarray, pred: np.ndarray, probs: np.ndarray, weights: np.ndarray | None) -> tuple[dict, dict]:
+def _measured_scores(y: np.ndarray, pred: np.ndarray, probs: np.ndarray,
+                     weights: np.ndarray | None) -> tuple[dict, dict]:
     "Scores as `estimate_scores` gives them; `weights` count in those of probabilities alone"
     values, each = estimate_scores(y, pred, probs, np.ones((1, len(y))))
     if weights is None: return values, each

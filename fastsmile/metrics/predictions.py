@@ -210,8 +210,8 @@ def _measure_rule(
     y, label = saved.y, calibration.apply(saved.probs, rule)[0]
     scores = label_scores(confusion_matrix(y, label, len(saved.classes)))
     overruled = int((label != saved.probs.argmax(1)).sum())
-    out = dict(rule=rule, is_default=rule == calibration.rule, weights=calibration.rule_weights(rule), overruled=overruled,
-               **{name: float(value) for name, value in scores.items()},
+    out = dict(rule=rule, is_default=rule == calibration.rule, weights=calibration.rule_weights(rule),
+               overruled=overruled, **{name: float(value) for name, value in scores.items()},
                recall=_share_by_class(label == y, y, len(saved.classes)))
     if calibration.costs: out['cost'] = float(np.array(calibration.costs)[y, label].mean())
     return out
@@ -247,8 +247,8 @@ def _measure_prediction_sets(
     holds_true, size, n = inside[np.arange(len(y)), y], inside.sum(1), calibrated.shape[1]
     covered, rows = _share_by_class(holds_true, y, n), np.bincount(y, minlength=n).tolist()
     return dict(level=calibration.set_level, thresholds=list(calibration.set_thresholds),
-                covered=float(holds_true.mean()), size=float(size.mean()), single=float((size == 1).mean()), empty=float((size == 0).mean()),
-                by_class=[dict(covered=c, rows=r) for c, r in zip(covered, rows)])
+                covered=float(holds_true.mean()), size=float(size.mean()), single=float((size == 1).mean()),
+                empty=float((size == 0).mean()), by_class=[dict(covered=c, rows=r) for c, r in zip(covered, rows)])
 
 # %% ../../nbs/metrics/04_predictions.ipynb #0bc5ac82
 def measure_calibration(

@@ -214,7 +214,7 @@ def _run_weights(
     spec: ModelSpec,
     folder: Path, # a run, or a model folder
 ) -> tuple[dict, dict]: # config.json, and the tensors by name
-    "What a run's model file holds, or one of timm's hub; raises `SmileError` where it is none, or of another architecture"
+    "What a run's model file holds, or one of timm's hub; a `SmileError` where it is none, or of another architecture"
     given, where = f'--weights {printable(folder)}', folder/'model' if (folder/'model').is_dir() else folder
     file = next((f for f in (where/n for n in _MODEL_FILES) if f.is_file()), None)
     if not (where/'config.json').is_file() or file is None:

@@ -238,7 +238,8 @@ class WeightsFit:
 # %% ../../nbs/models/04_weights.ipynb #a1ef9195
 def _shape(shape: tuple) -> str: return ' x '.join(map(str, shape)) or 'a number'
 
-def _first(names: list[str]) -> str: return ', '.join(printable(k)[:80] for k in names[:3]) + (' and others' if names[3:] else '')
+def _first(names: list[str]) -> str:
+    return ', '.join(printable(k)[:80] for k in names[:3]) + (' and others' if names[3:] else '')
 
 def fit_problems(
     fit: WeightsFit,

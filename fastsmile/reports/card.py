@@ -92,7 +92,8 @@ def verdict(
     weak = f' {_weakest_class_text(m)}{note}'
     if split == 'valid': weak += ' There are no test rows, so this figure also made the choices and is too good.'
     better, gain = _compared_with_baseline(metrics)
-    if better < 0: return dict(tone='bad', text=f'This model is worse than answering {label!r} to everything: {figures}.{weak}')
+    if better < 0:
+        return dict(tone='bad', text=f'This model is worse than answering {label!r} to everything: {figures}.{weak}')
     if not better: return dict(tone='bad', text=f'This model is not clearly better than guessing: {figures}.{weak}')
     accuracy = _accuracy_text(m)
     start = f'This model finds more than answering {label!r} to everything would' if accuracy else \
@@ -110,13 +111,14 @@ _DECISION_RULE_TEXTS = dict(
 def _fitted_rule_text(rule: str, weights: list | None, balanced: list | None) -> str:
     "What a rule that serves a score does"
     score = SCORE_NAMES.get(rule, rule)
-    if weights and max(weights) < 1.005: return f'The label is the most probable class: no class weights serve the {score} better.'
+    if weights and max(weights) < 1.005:
+        return f'The label is the most probable class: no class weights serve the {score} better.'
     if weights and balanced:
         away = [math.log(a) - part * math.log(b) for part in (1, 0.5) for a, b in zip(weights, balanced)]
         if max(map(abs, away[:len(weights)])) < 1e-6: return _DECISION_RULE_TEXTS['balanced']
         if max(map(abs, away[len(weights):])) < 1e-6:
-            return (f'The label follows from class weights half-way to equal shares, which serve the {score} without any fitting; '
-                    'it need not be the most probable class.')
+            return (f'The label follows from class weights half-way to equal shares, which serve the {score} without any '
+                    'fitting; it need not be the most probable class.')
     return (f'The label follows from class weights that were fitted on calib so that the highest {score} is to be expected; '
             'it need not be the most probable class.')
 
