@@ -94,7 +94,7 @@ def test_predict_says_what_was_measured(probed, faces):
     for kind in ('knn', 'forest', 'logistic'):
         run = one(probed, kind)
         test = pd.read_csv(run.path/'predictions_test.csv')
-        again = run.predict(faces).set_index('path').loc[test.path].reset_index()
+        again = run.predict(faces, precision='fp32').set_index('path').loc[test.path].reset_index()
         p = [c for c in test if c.startswith('p_')]
         assert np.abs(again[p].astype(float).to_numpy() - test[p].to_numpy()).max() < 1e-5 and again.label.tolist() == test.label.tolist()
 

@@ -32,7 +32,7 @@ from fastsmile.training.ddp import (
 
 TIMES = ('seconds', 'images_per_second', 'memory')
 TINY = ['--arch', 'resnet10t', '--weights', 'none', '--size', '32', '--bs', '16', '--lr', '0.005', '--tta', 'none', '--model-args',
-        '{"channels": [8, 16, 32, 64]}', '--device', 'cpu']
+        '{"channels": [8, 16, 32, 64]}', '--device', 'cpu', '--precision', 'fp32']
 
 
 def torchrun(*args, **kwargs) -> subprocess.Popen:

@@ -54,7 +54,7 @@ def test_the_loss_is_outside_of_autocast(data, tiny, tmp_path):
 def test_auto_that_keeps_fp32_is_fp32_to_the_bit(data, tiny, tmp_path, exact, monkeypatch):
     monkeypatch.setattr(mixed, 'fast_half_precision', lambda device: 'bf16')  # as if the machine had AMX
     monkeypatch.setattr(mixed, 'MIN_SPEEDUP', float('inf'))
-    h, told, learn = trained(data, tiny, tmp_path)
+    h, told, learn = trained(data, replace(tiny, precision='auto'), tmp_path)
     assert told['precision']['precision'] == 'fp32' and told['precision']['speedup'] > 0 and 'times as fast' in told['precision']['note']
     pd.testing.assert_frame_equal(h, exact[0], check_exact=True)
     assert all(v.equal(exact[2].model.state_dict()[k]) for k, v in learn.model.state_dict().items())
@@ -70,11 +70,11 @@ def test_auto_takes_what_pays_and_resume_takes_what_was_chosen(data, tiny, tmp_p
     monkeypatch.setattr(mixed, 'MIN_SPEEDUP', 0)
     with monkeypatch.context() as m:
         m.setattr(StateSaver, 'after_epoch', stop)
-        with pytest.raises(Stopped): trained(data, tiny, tmp_path)
+        with pytest.raises(Stopped): trained(data, replace(tiny, precision='auto'), tmp_path)
     noted = read_state(tmp_path/'checkpoints'/STATE_FILE)[1]['precision']
     assert noted['precision'] == 'bf16'
     monkeypatch.setattr(mixed, 'measure_speedup', lambda *_: pytest.fail('timed again'))
-    assert trained(data, tiny, tmp_path, resume=True)[1]['precision'] == noted
+    assert trained(data, replace(tiny, precision='auto'), tmp_path, resume=True)[1]['precision'] == noted
 
 
 def test_nothing_is_timed_where_it_is_plain(data, tiny, tmp_path, monkeypatch):

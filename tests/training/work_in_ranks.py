@@ -18,7 +18,7 @@ from fastsmile.training.resume import StateSaver
 from fastsmile.training.learner import build_learner, plan_training, spec_from_config, train_learner
 from fastsmile.data.source import read_source
 
-PLAIN = FitConfig(arch='smilecnn_1conv', weights='none', size=32, epochs=2, bs=16, lr='0.003', augment='none', seed=1)  # no norms, no dropout
+PLAIN = FitConfig(arch='smilecnn_1conv', weights='none', size=32, epochs=2, bs=16, lr='0.003', augment='none', seed=1, precision='fp32')  # no norms, no dropout
 VARIED = replace(PLAIN, arch='resnet10t', model_args='{"channels": [8, 16, 32, 64]}', augment='medium')  # normalised, augmented
 CASES = dict(weighted=replace(PLAIN, ema=0.9, clip=1.0), oversample=replace(PLAIN, balance='oversample', accumulate=2),
              both=replace(PLAIN, balance='both:17', loss='soft-f1'), weights=replace(PLAIN, balance='class-weight', loss='focal:1', lr='auto'),
