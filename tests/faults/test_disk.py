@@ -45,7 +45,7 @@ def make_room(where: Path): subprocess.run(['mount', '-o', 'remount,size=64m', w
 
 @pytest.mark.parametrize('kib', [*(pytest.param(k, marks=SLOW) for k in (8, 300, 700, 1100)), 1500])
 def test_fit_goes_on_when_there_is_room(faces, tiny, run, tmp_path, kib):
-    config = replace(tiny, tta='none')
+    config = replace(tiny, tta='none', decide='balanced')
     with mounted(tmp_path/'disk', f'size={kib}k') as disk:
         with pytest.raises(WriteError, match=r'cannot be written: No space left on device') as e: fit(faces, replace(config, out=str(disk/'run')))
         assert str(disk) in e.value.message and broken(disk) == []

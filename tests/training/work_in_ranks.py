@@ -22,7 +22,7 @@ PLAIN = FitConfig(arch='smilecnn_1conv', weights='none', size=32, epochs=2, bs=1
 VARIED = replace(PLAIN, arch='resnet10t', model_args='{"channels": [8, 16, 32, 64]}', augment='medium')  # normalised, augmented
 CASES = dict(weighted=replace(PLAIN, ema=0.9, clip=1.0), oversample=replace(PLAIN, balance='oversample', accumulate=2),
              both=replace(PLAIN, balance='both:17', loss='soft-f1'), weights=replace(PLAIN, balance='class-weight', loss='focal:1', lr='auto'),
-             patience=replace(PLAIN, epochs=9, lr='1e-9', patience=2), varied=replace(VARIED, ema=0.9, epochs=3), cut=replace(VARIED, ema=0.9, epochs=3))
+             patience=replace(PLAIN, epochs=9, lr='1e-30', patience=2), varied=replace(VARIED, ema=0.9, epochs=3), cut=replace(VARIED, ema=0.9, epochs=3))
 
 
 class Seen(Callback):
