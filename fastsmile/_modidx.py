@@ -3914,6 +3914,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'fastsmile/training/distributed.py'),
                                                 'fastsmile.training.distributed._is_lost_connection': ( 'training/distributed.html#_is_lost_connection',
                                                                                                         'fastsmile/training/distributed.py'),
+                                                'fastsmile.training.distributed._leave_group': ( 'training/distributed.html#_leave_group',
+                                                                                                 'fastsmile/training/distributed.py'),
                                                 'fastsmile.training.distributed._quiet_unless_first': ( 'training/distributed.html#_quiet_unless_first',
                                                                                                         'fastsmile/training/distributed.py'),
                                                 'fastsmile.training.distributed.average_over_ranks': ( 'training/distributed.html#average_over_ranks',

@@ -8,6 +8,7 @@ __all__ = ['world_size', 'rank', 'local_rank', 'local_world_size', 'lost_process
 
 # %% ../../nbs/training/01_distributed.ipynb #faef76ca
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -95,6 +96,16 @@ def _quiet_unless_first() -> Iterator[None]:
         if not is_first: os.environ.pop('FASTSMILE_QUIET')
         if before is not None: os.environ['FASTSMILE_QUIET'] = before
 
+# %% ../../nbs/training/01_distributed.ipynb #cd8389a9
+def _leave_group(
+    patience: float = 5, # seconds to wait for messages under way
+):
+    "Close the connections: a process that exits with open ones may abort, and torchrun then ends the others"
+    if not dist.is_initialized(): return
+    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    leaving.start()
+    leaving.join(patience)
+
 # %% ../../nbs/training/01_distributed.ipynb #f83d7edf
 @contextmanager
 def process_group(
@@ -109,7 +120,10 @@ def process_group(
                 dist.init_process_group(_backend(), timeout=timedelta(seconds=step_timeout))
                 _long_wait_groups.append(dist.new_group(backend='gloo', timeout=timedelta(seconds=rank_zero_timeout)))
                 yield
-            dist.destroy_process_group()  # after an error the process ends, and nobody is waited for
+        except BaseException:
+            _leave_group()
+            raise
+        else: dist.destroy_process_group()
         finally: _long_wait_groups.clear()
 
 # %% ../../nbs/training/01_distributed.ipynb #bdb31d72
