@@ -223,6 +223,7 @@ def _children_ignore_interrupt() -> Iterator[None]:
 
 # %% ../../nbs/data/14_scan.ipynb #02bbdcc0
 _PROCESSES_FROM = 1000  # images from which processes are started
+_IDLE_SECONDS = 5       # after which a process without work ends: training, which comes next, needs the memory
 
 def _scan_locally(
     scanner: ImageScanner,
@@ -236,7 +237,8 @@ def _scan_locally(
     from joblib import Parallel, delayed
     scan_chunk = delayed(_chunk_scanner(scanner, reader))
     with _children_ignore_interrupt():
-        return Parallel(n_jobs=workers, return_as='generator')(scan_chunk(chunk) for chunk in chunks)
+        parallel = Parallel(n_jobs=workers, return_as='generator', idle_worker_timeout=_IDLE_SECONDS)
+        return parallel(scan_chunk(chunk) for chunk in chunks)
 
 # %% ../../nbs/data/14_scan.ipynb #25d41bf4
 def _collect_chunks(
