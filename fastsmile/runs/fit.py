@@ -6,6 +6,7 @@
 __all__ = ['audit_and_build', 'new_network', 'fit_data', 'fit', 'resume_arguments', 'demo_config']
 
 # %% ../../nbs/runs/06_fit.ipynb #5653193c
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,8 @@ from ..training.distributed import from_rank_zero, process_group, rank
 from ..training.learner import build_learner, prepare_images, print_network, refit_on_all_rows
 from ..training.learner import spec_from_config, train_learner, write_augmentation_preview, write_balance
 from ..training.loaders import PreparedImages
+from ..training.plan import FitPlan, NetworkChoice, budget_seconds, choose_network, duration_text
+from ..training.plan import plan_fit, plan_lines
 from ..training.precision import check_compile, check_precision
 from ..training.resume import STATE_FILE
 
@@ -149,6 +152,30 @@ def fit_data(
     _delete_training_state(path)
     return run
 
+# %% ../../nbs/runs/06_fit.ipynb #98afebe0
+def _plan_and_say(choice: NetworkChoice, data: SplitData, spec: ModelSpec, net: nn.Module, device: str) -> FitPlan:
+    "The plan of a training, printed"
+    plan = plan_fit(choice, data, spec, net, device)
+    facts, config = plan.facts, plan.config
+    say(f'plan for {facts.train:,} training images of {facts.side} px on {device}, --preset {config.preset}, '
+        f'{duration_text(budget_seconds(config))}:', style='bold')
+    for line in plan_lines(plan, time.time()): say(line)
+    return plan
+
+# %% ../../nbs/runs/06_fit.ipynb #010d96b8
+def _write_fit_options(config: FitConfig, path: Path, source: object, planned: Sequence[str] = ()):
+    "Write options.toml, the file for `--config` that repeats a run"
+    file = path/'options.toml'
+    write_options(config, file, f'fastsmile fit {shell_quote(source)} --config {shell_quote(file)}', planned)
+
+def _new_planned_folder(plan: FitPlan, source: object) -> Path:
+    "A run folder with options.toml and plan.json"
+    config, folds = plan.config, f'-{plan.config.folds}-folds' if plan.config.folds else ''
+    path = new_run_folder(config.out, f'{config.arch}{folds}')
+    _write_fit_options(config, path, source, plan.planned)
+    write_json(path/'plan.json', plan.record())
+    return path
+
 # %% ../../nbs/runs/06_fit.ipynb #d06c4b7b
 def fit(
     source: object,                # a folder, a zip, a CSV or an array file
@@ -161,20 +188,19 @@ def fit(
     if is_distributed(): return _fit_distributed(source, config)
     if config.resume: return _resume(source, config)
     if into is None: check_run_folder_free(config.out)
-    device = pick_device(config.device)
-    audited, spec, net = _audit_and_build_network(source, config, device)
-    if config.folds: return _fit_folds(source, audited, spec, config, device, into)
-    data = split_audited(audited, config)
+    command, device = command_line('fit', [source], config), pick_device(config.device)
+    choice = choose_network(config, device)
+    audited, spec, net = _audit_and_build_network(source, choice.config, device)
+    folds = cross_validation_splits(audited, choice.config) if config.folds else [split_audited(audited, choice.config)]
+    plan = None if into else _plan_and_say(choice, folds[0], spec, net, device)
+    if config.dry_run: return None
+    if plan: config, spec = plan.config, spec_from_config(plan.config, spec.classes)
+    path = into or _new_planned_folder(plan, source)
+    if config.folds: return _fit_folds(source, folds, spec, config, path, device, command)
+    data, = folds
     spec = _spec_of_data(spec, data, config)
-    path = into or new_run_folder(config.out, spec.arch)
-    _write_fit_options(config, path, source)
-    if config.is_comparison: return _fit_variants(source, data, spec, config, path, device)
-    return fit_data(source, data, spec, net, config, path, device)
-
-def _write_fit_options(config: FitConfig, path: Path, source: object):
-    "Write options.toml, the file for `--config` that repeats a run"
-    file = path/'options.toml'
-    write_options(config, file, f'fastsmile fit {shell_quote(source)} --config {shell_quote(file)}')
+    if config.is_comparison: return _fit_variants(source, data, spec, config, path, device, command)
+    return fit_data(source, data, spec, net, config, path, device, command=command)
 
 # %% ../../nbs/runs/06_fit.ipynb #942a8024
 class _FirstProcess:
@@ -185,15 +211,18 @@ class _FirstProcess:
     def prepare(self) -> tuple: # source, options, data, spec, resumed or not
         from fastsmile.training.ddp import check_distributed_options, rank_device
         source, options, into = self.source, self.config, None
+        if options.dry_run: raise OptionError('--dry-run in several processes.', 'Start it once, without torchrun.')
         if options.resume: source, options, into = resume_arguments(source, options)
         check_distributed_options(options)
         if into is None: check_run_folder_free(options.out)
-        audited, spec, self.net = _audit_and_build_network(source, options, rank_device(options.device))
-        data = split_audited(audited, options)
-        spec = _spec_of_data(spec, data, options)
-        self.path = into or new_run_folder(options.out, spec.arch)
-        _write_fit_options(options, self.path, source)
-        return source, options, data, spec, into is not None
+        device = rank_device(options.device)
+        choice = choose_network(options, device)
+        audited, spec, self.net = _audit_and_build_network(source, choice.config, device)
+        data = split_audited(audited, choice.config)
+        plan = None if into else _plan_and_say(choice, data, spec, self.net, device)
+        if plan: options, spec = plan.config, spec_from_config(plan.config, spec.classes)
+        self.path = into or _new_planned_folder(plan, source)
+        return source, options, data, _spec_of_data(spec, data, options), into is not None
 
 # %% ../../nbs/runs/06_fit.ipynb #763ae11c
 def _fit_distributed(source: object, config: FitConfig) -> Run | None: # None in all but the first process
@@ -243,9 +272,10 @@ def _fit_variants(
     config: FitConfig, # of the comparison
     path: Path,        # an empty run folder
     device: str,
+    command: str,      # as typed
 ) -> Run:
     "Train every variant that `config` asks for; raises `SmileError` where all fail"
-    rows, failed, command = [], '', command_line('fit', [source], config)
+    rows, failed = [], ''
     images = prepare_images(data, spec, config)
     with recording_status(path, base_record('fit', command, source, config.as_dict())):
         variants = _variants_of(data, spec, config)
@@ -262,17 +292,15 @@ def _fit_variants(
 # %% ../../nbs/runs/06_fit.ipynb #5472e2e2
 def _fit_folds(
     source: object,
-    audited: AuditedSource,
+    folds: list[SplitData],
     spec: ModelSpec,
     config: FitConfig,
+    path: Path,   # an empty run folder, or that of a cross-validation that was stopped
     device: str,
-    into: Path | None = None, # the folder of one that was stopped
+    command: str, # as typed
 ) -> Run:
     "Train once for each fold, and combine the folds"
-    folds, once = cross_validation_splits(audited, config), replace(config, folds=None, out=None)
-    path = into or new_run_folder(config.out, f'{spec.arch}-{config.folds}-folds')
-    command = command_line('fit', [source], config)
-    _write_fit_options(config, path, source)
+    once = replace(config, folds=None, out=None)
     record = base_record('fit', command, source, config.as_dict())
     with recording_status(path, record):
         write_split_data(folds[0], path)
