@@ -83,7 +83,7 @@ def _check_value(f: Field, value: Any) -> None:
     if too_low or too_high:
         raise OptionError(f'{name} {value} is out of range.', f'Accepted: {_range_text(low, high)}.')
 
-# %% ../../nbs/config/01_fields.ipynb #4e49a1b5
+# %% ../../nbs/config/01_fields.ipynb #461c4f96
 _KIND_NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a text in quotes'}
 
 def _convert(value: Any, kinds: Sequence[Any]) -> Any:
@@ -96,7 +96,7 @@ def _convert(value: Any, kinds: Sequence[Any]) -> Any:
     if str in kinds and isinstance(value, str | PathLike): return fspath(value)
     raise ValueError
 
-# %% ../../nbs/config/01_fields.ipynb #4744e634
+# %% ../../nbs/config/01_fields.ipynb #b997c844
 def typed_value(
     name: str,       # of the option
     value: Any,      # as Python or TOML has it
@@ -460,7 +460,7 @@ def is_learning_rate(
     try: return len(parse_number_list('--lr', text, float, _SMALLEST_RATE, 10)) == 1
     except OptionError: return False
 
-# %% ../../nbs/config/01_fields.ipynb #52d71b8d
+# %% ../../nbs/config/01_fields.ipynb #9e8a192c
 _SECONDS = dict(s=1, m=60, h=3600)
 
 def parse_duration(

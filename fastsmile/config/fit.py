@@ -93,7 +93,7 @@ class OptimizerOptions(Options):
         'macro_f1', 'what the model is to serve: its decision rule, the verdict and the choice among several trainings; '
         'the epoch kept is the one with the lowest log loss', choices=MONITORED_METRICS)
 
-# %% ../../nbs/config/03_fit.ipynb #3d3bb551
+# %% ../../nbs/config/03_fit.ipynb #94359bdd
 PRESETS = ('quick', 'good', 'best')
 
 @dataclass(frozen=True)

@@ -280,7 +280,7 @@ def recorded_load() -> Iterator[dict[str, tuple]]: # name -> shape; filled while
         logger.setLevel(level)
         for handle in handles: handle.remove()
 
-# %% ../../nbs/models/04_weights.ipynb #c5c3a4ee
+# %% ../../nbs/models/04_weights.ipynb #7439d281
 _WEIGHT_SUFFIXES = ('.safetensors', '.pth', '.bin', '.ckpt')
 
 def weight_files(

@@ -152,7 +152,7 @@ def fit_data(
     _delete_training_state(path)
     return run
 
-# %% ../../nbs/runs/06_fit.ipynb #98afebe0
+# %% ../../nbs/runs/06_fit.ipynb #a3ed1922
 def _plan_and_say(choice: NetworkChoice, data: SplitData, spec: ModelSpec, net: nn.Module, device: str) -> FitPlan:
     "The plan of a training, printed"
     plan = plan_fit(choice, data, spec, net, device)
@@ -162,7 +162,7 @@ def _plan_and_say(choice: NetworkChoice, data: SplitData, spec: ModelSpec, net: 
     for line in plan_lines(plan, time.time()): say(line)
     return plan
 
-# %% ../../nbs/runs/06_fit.ipynb #010d96b8
+# %% ../../nbs/runs/06_fit.ipynb #87af3d6d
 def _write_fit_options(config: FitConfig, path: Path, source: object, planned: Sequence[str] = ()):
     "Write options.toml, the file for `--config` that repeats a run"
     file = path/'options.toml'

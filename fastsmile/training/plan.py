@@ -176,7 +176,7 @@ def images_that_fit(
     raise SmileError(f'A batch of 2 at {size} px needs about {needed / 2**30:.1f} GB, and {memory / 2**30:.1f} GB are free.',
                      'Try a smaller --size, or another --arch.')
 
-# %% ../../nbs/training/10_plan.ipynb #464fce2f
+# %% ../../nbs/training/10_plan.ipynb #c25d255b
 @contextmanager
 def unchanged(net: nn.Module) -> Iterator[None]:
     "After the block, the network has the tensors and the mode of before, no gradients, and nothing was drawn"
