@@ -169,11 +169,11 @@ def _write_fit_options(config: FitConfig, path: Path, source: object, planned: S
     write_options(config, file, f'fastsmile fit {shell_quote(source)} --config {shell_quote(file)}', planned)
 
 def _new_planned_folder(plan: FitPlan, source: object) -> Path:
-    "A run folder with options.toml and plan.json"
+    "A run folder with options.toml and training_plan.json"
     config, folds = plan.config, f'-{plan.config.folds}-folds' if plan.config.folds else ''
     path = new_run_folder(config.out, f'{config.arch}{folds}')
     _write_fit_options(config, path, source, plan.planned)
-    write_json(path/'plan.json', plan.record())
+    write_json(path/'training_plan.json', plan.record())
     return path
 
 # %% ../../nbs/runs/06_fit.ipynb #d06c4b7b
