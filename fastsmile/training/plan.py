@@ -28,7 +28,7 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
 from ..core.system import free_memory, used_memory
 from ..data.audit import SplitData
-from ..models.device import free_device_memory
+from ..models.device import free_device_memory, is_out_of_memory
 from ..models.spec import ModelSpec
 from ..models.weights import cached_weights, check_hub, weight_files
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
@@ -144,13 +144,18 @@ def activation_bytes(
     net: nn.Module, # in training mode
     x: torch.Tensor, # (n, 3, size, size)
 ) -> float: # for each image
-    "The bytes that a forward pass keeps for the backward pass"
+    "The bytes that a forward pass keeps for the backward pass; raises `SmileError` where memory does not hold them"
     own, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
     def keep(t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
         if storage.data_ptr() not in own: kept[storage.data_ptr(), t.device] = storage.nbytes()
         return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): net(x)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): net(x)
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e): raise
+        raise SmileError(f'There is not enough memory on {x.device} for a batch of {len(x)}.',
+                         'Try a smaller --size, or another --arch.') from None
     return sum(kept.values()) / len(x)
 
 # %% ../../nbs/training/10_plan.ipynb #56cfb810
