@@ -361,7 +361,7 @@ def _choose_lr(
         chosen = TrainedPhase(phase, search.lr, search)
     elif lr == 'auto': chosen = _default_phase(learn, phase, pretrained)
     else: chosen = TrainedPhase(phase, float(lr))
-    if not saved: learn.history.print_line(f'{phase.name}: {chosen.message}')
+    if not saved: learn.history.print_line(f'{phase.name}: {chosen.message[0].lower()}{chosen.message[1:]}')
     if chosen.search: _reset_optimizer(learn, phase)
     return chosen
 
