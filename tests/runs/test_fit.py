@@ -32,7 +32,8 @@ def learner(faces, config, path, device='cpu'):
 
 def test_the_run_folder_is_whole(run):
     files = {p.relative_to(run.path).as_posix() for p in run.path.rglob('*') if p.is_file() and p.parent.name != 'explain'}
-    assert files == {'config.json', 'options.toml', 'training_plan.json', 'table.csv', 'training_fingerprints.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png',
+    assert files == {'config.json', 'options.toml', 'training_plan.json', 'table.csv',
+                     'training_fingerprints.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png',
                      'balance.json', 'augmented.jpg',
                      'checkpoints/best.safetensors', 'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json', 'model/README.md',
                      'predictions_calib.csv', 'predictions_valid.csv', 'predictions_test.csv', 'predictions_test_tta.csv', 'metrics.json', 'report.html'}

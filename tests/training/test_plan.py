@@ -13,8 +13,8 @@ from fastsmile.config.fit import FitConfig
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
 from fastsmile.runs.fit import fit
-from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _with_schedule, activation_bytes, choose_network, default_lr,
-                                     estimate, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
+from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _with_schedule, activation_bytes,
+                                     choose_network, default_lr, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
 from fastsmile.training.learner import spec_from_config
 from fastsmile.runs.fit import new_network
 
@@ -132,7 +132,8 @@ import torch, fastsmile.runs.fit
 from fastsmile.core.system import _memory_pages
 from fastsmile.runs.fit import fit
 resource.setrlimit(resource.RLIMIT_AS, (_memory_pages(0) + int(sys.argv[3]) * 2**20,) * 2)
-run = fit(sys.argv[1], arch='resnet18', weights='none', size=224, epochs=1, bs=64, tta='none', device='cpu', workers=0, cache='none', precision='fp32', out=sys.argv[2])
+run = fit(sys.argv[1], arch='resnet18', weights='none', size=224, epochs=1, bs=64, tta='none', device='cpu', workers=0, cache='none',
+          precision='fp32', out=sys.argv[2])
 print(json.dumps(dict(parts=run.config['training']['micro_batches'], loss=float(run.history.train_loss.iloc[-1]))))
 '''
 

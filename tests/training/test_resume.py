@@ -79,7 +79,8 @@ def test_a_run_with_a_refit_goes_on(faces, tiny, tmp_path, monkeypatch, epochs):
 
 
 def test_killed_in_a_shell(faces, tmp_path):
-    cmd = [sys.executable, '-m', 'fastsmile', 'fit', str(faces), *'--arch resnet10t --weights none --size 32 --epochs 6 --bs 16 --lr 0.005 --tta none --precision fp32'.split(),
+    options = '--arch resnet10t --weights none --size 32 --epochs 6 --bs 16 --lr 0.005 --tta none --precision fp32'.split()
+    cmd = [sys.executable, '-m', 'fastsmile', 'fit', str(faces), *options,
            '--model-args', '{"channels": [8, 16, 32, 64]}']
     env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(OMP_NUM_THREADS='1')
     p = subprocess.Popen([*cmd, '--out', str(tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
