@@ -6,16 +6,17 @@
 __all__ = ['audit_and_build', 'new_network', 'fit_data', 'fit', 'resume_arguments', 'demo_config']
 
 # %% ../../nbs/runs/06_fit.ipynb #5653193c
+import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
-from ..config.commands import DemoConfig
-from ..config.fields import SplitOptions, command_line, options_or
+from ..config.commands import DemoConfig, EnsembleConfig
+from ..config.fields import DecideOptions, SplitOptions, command_line, options_or
 from ..config.fit import FitConfig
 from ..config.recipes import describe_recipe, write_options
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, shell_quote
@@ -43,7 +44,7 @@ from ..training.distributed import from_rank_zero, process_group, rank
 from ..training.learner import build_learner, prepare_images, print_network, refit_on_all_rows
 from ..training.learner import spec_from_config, train_learner, write_augmentation_preview, write_balance
 from ..training.loaders import PreparedImages
-from ..training.plan import FitPlan, NetworkChoice, budget_seconds, choose_network, duration_text
+from ..training.plan import FitPlan, NetworkChoice, averages_seeds, budget_seconds, choose_network, duration_text
 from ..training.plan import plan_fit, plan_lines
 from ..training.precision import check_compile, check_precision
 from ..training.resume import STATE_FILE
@@ -264,6 +265,18 @@ def _fit_variant(
         return e.message
     return ''
 
+# %% ../../nbs/runs/06_fit.ipynb #a85d0fda
+def _average_fits(fits: Path, variants: list[Variant], config: FitConfig) -> str: # the folder's name under fits/
+    "Make one model of trainings that differ in their seed alone"
+    from fastsmile.runs.ensemble import ensemble
+    folder = fits/'mean'
+    if run_status(folder) == 'finished': return folder.name  # of a comparison that was stopped
+    if folder.exists(): shutil.rmtree(folder)
+    options = {f.name: getattr(config, f.name) for f in fields(DecideOptions)}
+    ensemble([fits/v.folder for v in variants], EnsembleConfig(
+        **options, monitor=config.monitor, out=str(folder), seed=config.seed, device=config.device, tta=config.tta))
+    return folder.name
+
 # %% ../../nbs/runs/06_fit.ipynb #947dba32
 def _fit_variants(
     source: object,
@@ -287,6 +300,7 @@ def _fit_variants(
         best = write_comparison(path, rows, config.monitor)
         if best is None:
             raise SmileError(f'Every training failed, the last one so: {failed}', 'See the folders under fits/.')
+        if averages_seeds(config) and not failed: best = _average_fits(path/'fits', variants, config)
         return write_report_and_config(path, adopt_best_variant(path, best, command, config.as_dict()))
 
 # %% ../../nbs/runs/06_fit.ipynb #5472e2e2
