@@ -129,8 +129,10 @@ def test_the_size_of_the_gradient_depends_less_on_what_was_learnt(patched, monke
         return NoiseTunnel(Saliency(net)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=24, nt_samples_batch_size=4, stdevs=0.3).amax(1)
     model, x = patched
     monkeypatch.setitem(explain_room._ATTRIBUTIONS, 'size', size)
-    size, sensitivity = (randomisation_test(model, x, [1] * len(x), method) for method in ('size', 'sensitivity'))
-    assert size > 0.35 and abs(sensitivity) < 0.3
+    size = randomisation_test(model, x, [1] * len(x), 'size')
+    # with four heads each it lies between -0.2 and 0.3, by how near these are to the trained head; the mean over many is about 0
+    sensitivity = np.mean([randomisation_test(model, x, [1] * len(x), 'sensitivity', seed=seed) for seed in range(42, 46)])
+    assert size > 0.35 and abs(sensitivity) < 0.15
     assert 'hardly depend' in explain_room._randomisation_warning(0.81, 'size') and not explain_room._randomisation_warning(0.2, 'size')
 
 
