@@ -113,8 +113,8 @@ class RepeatOptions(Options):
                             'are the runs', minimum=2, maximum=50)
     seed: int = seed_opt('seed of the split, the draws and the weights')
     train_seed: int | None = seed_opt('another seed for the draws and the weights, on the same split', None)
-    seeds: int = opt(1, 'train so many times, with consecutive seeds, on the same split; the table shows the spread',
-                     minimum=1, maximum=100)
+    seeds: int = opt(1, 'train so many times, with consecutive seeds, on the same split; the table shows the spread, and '
+                     '--preset best averages them (default: planned)', minimum=1, maximum=100, planned=True)
 
     @property
     def training_seed(self) -> int:
@@ -135,7 +135,7 @@ class RunOptions(Options):
                      'nowhere; auto goes by their size, and keeps features of --freeze head on disk',
                      choices=CACHE_MODES)
     precision: str = opt('auto', 'floating-point precision of training; auto times a few batches where bf16 or fp16 '
-                         'may be faster, and prints its choice', choices=PRECISIONS)
+                         'may be faster, and prints its choice', choices=PRECISIONS, planned=True)
     compile: bool = opt(False, 'compile the network for training with torch.compile: a minute or so at the start, '
                         'then faster on some machines')
     tta: str = reported_tta_opt()

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LONG_EPOCHS', 'PRETRAINED', 'RANDOM', 'PRESET_BUDGETS', 'CANDIDATES', 'default_lr', 'Regime', 'budget_seconds',
            'PlanRow', 'NetworkChoice', 'choose_network', 'activation_bytes', 'optimizer_bytes', 'images_that_fit',
-           'unchanged', 'free_bytes', 'StepCost', 'measure_step', 'PlanFacts', 'plan_facts', 'sizes_to_try',
-           'planned_batch_size', 'planned_ema', 'Estimate', 'estimate', 'FitPlan', 'duration_text', 'plan_fit',
-           'plan_lines']
+           'unchanged', 'free_bytes', 'StepCost', 'measure_step', 'averages_seeds', 'plan_seeds', 'PlanFacts',
+           'plan_facts', 'sizes_to_try', 'planned_batch_size', 'planned_ema', 'Estimate', 'estimate', 'plan_precision',
+           'FitPlan', 'duration_text', 'plan_fit', 'plan_lines']
 
 # %% ../../nbs/training/10_plan.ipynb #69061ab7
 import math
@@ -28,10 +28,11 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
 from ..core.system import free_memory, used_memory
 from ..data.audit import SplitData
-from ..models.device import free_device_memory, is_out_of_memory
+from ..models.device import fast_half_precision, free_device_memory, is_out_of_memory
 from ..models.spec import ModelSpec
 from ..models.weights import cached_weights, check_hub, weight_files
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
+from .precision import MIN_SPEEDUP, measure_speedup
 
 # %% ../../nbs/training/10_plan.ipynb #bf43092d
 _BATCHNORM_LR, _OTHER_LR = 4e-3, dict(pretrained=3e-4, random=1e-3)
@@ -257,6 +258,23 @@ def measure_step(
         most = images_that_fit(kept, bs, memory, net, size)
         return StepCost(*_time_steps(net, size, most, device, augment), kept, optimizer_bytes(net), most)
 
+# %% ../../nbs/training/10_plan.ipynb #4b677ccc
+_BEST_SEEDS = 3
+
+def averages_seeds(
+    config: FitConfig,
+) -> bool:
+    "Are there several trainings which differ in their seed alone, and whose mean is the model?"
+    compares = config.balance == 'all' or config.lr_sweep or config.folds
+    return config.preset == 'best' and config.seeds > 1 and not compares
+
+def plan_seeds(
+    config: FitConfig,
+) -> FitConfig:
+    "Three seeds with --preset best, where nothing else asks for several trainings"
+    planned = 'seeds' not in config.given and config.preset == 'best' and not config.folds and not config.refit_all
+    return config.planned_as(seeds=_BEST_SEEDS) if planned and not config.is_comparison else config
+
 # %% ../../nbs/training/10_plan.ipynb #cd359e3a
 @dataclass(frozen=True)
 class PlanFacts:
@@ -343,6 +361,20 @@ def estimate(
     images = 3 * config.size**2 * (facts.train + facts.valid)
     return Estimate(epoch, total, facts.used + cost.fixed + kept + min(images, MAX_CACHED_BYTES))
 
+# %% ../../nbs/training/10_plan.ipynb #73691ae2
+def plan_precision(
+    config: FitConfig, # with the batch
+    net: nn.Module,
+    size: int,         # pixels on a side
+    device: str,
+) -> tuple[FitConfig, float]: # how many times as fast as fp32 it trains
+    "The faster precision, where it was not given"
+    lower = fast_half_precision(device)
+    if 'precision' in config.given or lower is None: return config, 1.
+    speedup = measure_speedup(net, lower, device, size, config.bs)
+    if speedup < MIN_SPEEDUP: return config.planned_as(precision='fp32'), 1.
+    return config.planned_as(precision=lower), speedup
+
 # %% ../../nbs/training/10_plan.ipynb #54386cbf
 def _scaled(cost: StepCost, ratio: float) -> StepCost:
     "The cost of another input size, by its pixels"
@@ -403,14 +435,16 @@ def _reasons(
     config: FitConfig, # with everything planned
     facts: PlanFacts,
     most: int,         # epochs that the preset allows
-    seconds: float,    # that there are
+    speedup: float,    # of the precision over fp32
 ) -> list[PlanRow]:
     "Why each option has its value"
-    within = f'as many as fit into {duration_text(seconds)}' if config.epochs < most else f'the most of --preset {config.preset}'
+    within = f'as many as fit into {duration_text(budget_seconds(config))}' if config.epochs < most else f'the most of --preset {config.preset}'
     why = dict(size=f'the pictures have {facts.side} px (median of the shorter sides)', epochs=within,
                bs=f'{math.ceil(facts.train / config.bs)} steps an epoch',
                augment='from random weights over many epochs mixing pays' if 'mixup' in config.augment else 'the usual one',
                ema='an average over the last epoch' if config.ema else 'no average: it pays in long trainings from random weights')
+    if config.precision != 'auto': why['precision'] = f'{speedup:.1f} times as fast as fp32' if speedup > 1 else 'nothing is faster'
+    if averages_seeds(config): why['seeds'] = 'trainings, whose calibrated probabilities are averaged'
     return [PlanRow(k, getattr(config, k), text) for k, text in why.items() if k not in config.given]
 
 # %% ../../nbs/training/10_plan.ipynb #364688c3
@@ -441,18 +475,21 @@ def plan_fit(
     device: str,
 ) -> FitPlan:
     "Decide what is not given, and estimate what the training takes; raises `SmileError` where memory is too small"
-    config, facts = choice.config, plan_facts(data, choice.config, device)
+    config = plan_seeds(choice.config)
+    facts = plan_facts(data, config, device)
     regime = RANDOM if config.weights == 'none' else PRETRAINED
     freeze_epochs = _head_epochs(config)
     if 'bs' not in config.given: config = config.planned_as(bs=planned_batch_size(facts.train))
     is_fixed = 'size' in config.given or 'img_size' in spec.model_args or _takes_one_size(spec)
     sizes = [config.size or spec.prep.size] if is_fixed else sizes_to_try(facts, regime)
+    config, speedup = plan_precision(config, net, sizes[0], device)
     augment = config.augment if 'augment' in config.given else regime.augment
     def measure(size: int) -> StepCost:
-        return measure_step(net, size, min(config.bs, facts.train), device, augment, facts.memory)
+        cost = measure_step(net, size, min(config.bs, facts.train), device, augment, facts.memory)
+        return replace(cost, train=cost.train / speedup, forward=cost.forward / speedup)
     size, cost = _plan_size(config, facts, sizes, measure, regime.epochs[config.preset][0], freeze_epochs)
     config = _with_schedule(config.planned_as(size=size), facts, cost, regime, freeze_epochs)
-    rows = _reasons(config, facts, regime.epochs[config.preset][1], budget_seconds(config))
+    rows = _reasons(config, facts, regime.epochs[config.preset][1], speedup)
     return FitPlan(config, (*choice.rows, *rows), facts, cost, estimate(config, facts, cost, config.epochs, freeze_epochs))
 
 def _takes_one_size(spec: ModelSpec) -> bool: return bool(timm.get_pretrained_cfg(spec.arch).fixed_input_size)
@@ -474,10 +511,10 @@ def plan_lines(
 ) -> list[str]:
     "The plan as text"
     e, facts, seconds = plan.estimate, plan.facts, budget_seconds(plan.config)
-    lines = [f'    {row.option:<8} {str(row.value):<18} {row.why}' for row in plan.rows]
+    lines = [f'    {row.option:<9} {str(row.value):<16} {row.why}' for row in plan.rows]
     until = time.strftime('%H:%M', time.localtime(now + e.total))
-    lines.append(f'    {"time":<8} about {duration_text(e.total):<12} until {until}; an epoch about {duration_text(e.epoch)}')
-    lines.append(f'    {"memory":<8} about {e.memory / 2**30:.1f} GB{"":<6} {facts.memory / 2**30:.1f} GB are free')
+    lines.append(f'    {"time":<9} about {duration_text(e.total):<10} until {until}; an epoch about {duration_text(e.epoch)}')
+    lines.append(f'    {"memory":<9} about {e.memory / 2**30:.1f} GB{"":<4} {facts.memory / 2**30:.1f} GB are free')
     if plan.cost.at_once < min(plan.config.bs, facts.train):
         lines.append(f'    batches are put through in parts of {plan.cost.at_once}, so that they fit into memory')
     if e.total > 1.15 * seconds:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -146,3 +147,17 @@ def test_training_stays_below_a_limit_on_memory(tmp_path):
     assert r.returncode == 0, r.stderr[-2000:]
     result = json.loads(r.stdout.splitlines()[-1])
     assert result['parts'] > 1 and result['loss'] < 5
+
+
+def test_the_best_preset_averages_three_trainings(faces, tiny, tmp_path):
+    options = {k: v for k, v in tiny.as_dict().items() if k in ('arch', 'weights', 'model_args', 'size', 'bs', 'lr', 'precision')}
+    run = fit(faces, preset='best', epochs=1, tta='none', out=str(tmp_path/'run'), **options)
+    fits = sorted(p.name for p in (run.path/'fits').iterdir())
+    assert fits == ['mean', 'weighted-seed42', 'weighted-seed43', 'weighted-seed44'] and len(run.comparison) == 3
+    assert run.model.spec.arch == 'ensemble' and run.config['compared']['options']['seeds'] == 3
+    test = pd.read_csv(run.path/'predictions_test.csv')
+    again = run.predict(faces, precision='fp32').set_index('path').loc[test.path].reset_index()
+    columns = [c for c in test if c.startswith('p_')]
+    assert abs(again[columns].astype(float).to_numpy() - test[columns].to_numpy()).max() < 1e-4
+    assert 'the mean of theirs' in run.report.read_text()
+    assert fit(faces, replace(tiny, seeds=2, epochs=1, tta='none', out=str(tmp_path/'two'))).model.spec.arch == 'resnet10t'
