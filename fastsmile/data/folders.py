@@ -164,7 +164,8 @@ def read_folders(
     _check_crossed(folders, classes, skip, group_level)
     rows = [(name, label, split, '', '') for name, (label, split, _) in zip(names, classes) if label]
     frame = pd.DataFrame(rows, columns=TABLE_COLUMNS, dtype=str)
-    return frame if frame.label.nunique() > 1 else frame[:0]
+    no_classes = all(map(is_idle_name, set(frame.label)))  # aligned and original
+    return frame if frame.label.nunique() > 1 and not no_classes else frame[:0]
 
 # %% ../../nbs/data/10_folders.ipynb #7299f731
 def _folder_notes(names: list[str], grouped: bool = False) -> list[str]:
@@ -277,6 +278,6 @@ def name_code_hint(
         return (f"The names look like those of {code.name}: --label-from '{code.label}' "
                 f"--group-from '{code.group}' --rename {code.rename}.")
     words = [m[1] if (m := re.match('([A-Za-z]+)[ _.-]*[0-9]', s)) else '' for s in stems]
-    few = 1 < len(set(words)) <= min(20, len(words) / 2) and '' not in words
+    few = 1 < len(set(words)) <= min(20, len(words) / 2) and '' not in words and not all(map(split_of, set(words)))
     some = ', '.join(sorted(set(words))[:5])
     return f"The names begin with {some}: --label-from '^([A-Za-z]+)' takes that." if few else ''

@@ -106,6 +106,34 @@ def _detect_sidecars(place: SourcePlace) -> str:
 SIDECAR_FILES = Layout('a file for each image', 'csv', 'a file of labels for each image', _detect_sidecars,
                        _read_sidecars, fallback=True)
 
+# %% ../../nbs/data/09_label_files.ipynb #8dac20a6
+_LIST_FOLDER = re.compile('(data|emo)?(splits?|lists?|(file|split)lists?|meta(data)?|imagesets?|main|annotations?|'
+                          'labels?|partitions?|protocols?|eval(uation)?)', re.IGNORECASE)
+
+def _folders_in(place: SourcePlace, folder: str) -> list[str]:
+    "The folders of a folder of the source"
+    if place.is_folder:
+        with os.scandir(PurePosixPath(place.source, folder)) as found: own = [e.name for e in found if e.is_dir()]
+    elif isinstance(place.reader, ZipReader):
+        start = f'{folder}/' if folder else ''
+        inside = [n.removeprefix(start) for n in place.reader.archive.namelist() if n.startswith(start)]
+        own = {n.partition('/')[0] for n in inside if '/' in n}
+    else:
+        fs, root = place.reader.filesystem
+        found = [e['name'] for e in fs.ls(f'{root}/{folder}', detail=True) if e['type'] == 'directory']
+        own = [n.rstrip('/').rpartition('/')[2] for n in found]
+    return [f'{folder}/{n}' if folder else n for n in sorted(own)]
+
+def _list_folders(place: SourcePlace) -> list[str]:
+    "Where lists of splits may be: the root, the folder of all images, and folders named for lists in either"
+    in_zip = place.is_folder and isinstance(place.reader, ZipReader)  # the images are in a zip in the folder
+    folders = list(dict.fromkeys(['', '' if in_zip else shared_folder(place)]))
+    for folder in folders:  # which grows: ImageSets/Main
+        below = [f for f in _folders_in(place, folder) if f not in folders and f.count('/') < 3]
+        folders += [f for f in below if _LIST_FOLDER.fullmatch(re.sub(r'[\W_]', '', PurePosixPath(f).name))]
+    return folders
+
+
 # %% ../../nbs/data/09_label_files.ipynb #61f432e3
 _NO_LABELS = re.compile('readme|licen[cs]e|requirements|classes|class_names|label_?map|identity.*|list_(?!attr|patition).*'
                         '|.*landmarks.*|.*bbox.*', re.IGNORECASE)
@@ -117,13 +145,15 @@ def _fits_images(table: TableFile, finder: ImageFinder, is_json: bool) -> bool:
     some = cells.iloc[:20 if is_json else 3].to_numpy().ravel()
     if is_json and any(map(is_image_text, some)): return True
     if any(not finder.find(cell, table.split, table.folder).reason for cell in some): return True
-    return not is_json and may_be_by_position(cells, sorted(finder.names or ()), finder)
+    if is_json: return False
+    near = any(learn_names(ImageFinder(finder.reader, finder.names), cells[c], table.split) for c in cells)
+    return near or may_be_by_position(cells, sorted(finder.names or ()), finder)
 
 def _label_files(place: SourcePlace) -> list[TableFile]:
     "The lists or the JSON of labels in a source that has no other table"
     if place.reader is None or place.options.labels: return []
     finder, found = ImageFinder(place.reader, place.names), []
-    folders = list(dict.fromkeys(['', shared_folder(place), *split_folders(place)]))
+    folders = list(dict.fromkeys([*_list_folders(place), *split_folders(place)]))
     for name in [n for folder in folders for n in files_in(place, folder)]:
         path, folder = PurePosixPath(name), name.rpartition('/')[0]
         is_list = path.suffix.lower() in LIST_EXTENSIONS
@@ -156,34 +186,6 @@ def _read_label_files(place: SourcePlace) -> ReadSource:
     return with_companions(read_tables(place.reader, place.names, tables, place.options), tables, place)
 
 LABEL_FILES = Layout('label files', 'csv', 'a table of labels', _detect_label_files, _read_label_files, fallback=True)
-
-# %% ../../nbs/data/09_label_files.ipynb #8dac20a6
-_LIST_FOLDER = re.compile('(data)?(splits?|lists?|(file|split)lists?|meta(data)?|imagesets?|main|annotations?|labels?|'
-                          'partitions?|protocols?|eval(uation)?)', re.IGNORECASE)
-
-def _folders_in(place: SourcePlace, folder: str) -> list[str]:
-    "The folders of a folder of the source"
-    if place.is_folder:
-        with os.scandir(PurePosixPath(place.source, folder)) as found: own = [e.name for e in found if e.is_dir()]
-    elif isinstance(place.reader, ZipReader):
-        start = f'{folder}/' if folder else ''
-        inside = [n.removeprefix(start) for n in place.reader.archive.namelist() if n.startswith(start)]
-        own = {n.partition('/')[0] for n in inside if '/' in n}
-    else:
-        fs, root = place.reader.filesystem
-        found = [e['name'] for e in fs.ls(f'{root}/{folder}', detail=True) if e['type'] == 'directory']
-        own = [n.rstrip('/').rpartition('/')[2] for n in found]
-    return [f'{folder}/{n}' if folder else n for n in sorted(own)]
-
-def _list_folders(place: SourcePlace) -> list[str]:
-    "Where lists of splits may be: the root, the folder of all images, and folders named for lists in either"
-    in_zip = place.is_folder and isinstance(place.reader, ZipReader)  # the images are in a zip in the folder
-    folders = list(dict.fromkeys(['', '' if in_zip else shared_folder(place)]))
-    for folder in folders:  # which grows: ImageSets/Main
-        below = [f for f in _folders_in(place, folder) if f not in folders and f.count('/') < 3]
-        folders += [f for f in below if _LIST_FOLDER.fullmatch(re.sub(r'[\W_]', '', PurePosixPath(f).name))]
-    return folders
-
 
 # %% ../../nbs/data/09_label_files.ipynb #cc7d7a22
 _DIVISION = re.compile('split|partition|fold|subset', re.IGNORECASE)

@@ -29,7 +29,7 @@ from .label_files import LABEL_FILES, SIDECAR_FILES, find_split_lists, with_spli
 from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE, find_tables
 from .readers import Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
-from .words import SPLIT_PRIORITY, label_key, split_of
+from .words import SPLIT_PRIORITY, is_idle_name, label_key, split_of
 
 # %% ../../nbs/data/12_source.ipynb #af5ddd78
 LAYOUTS = (LABELS_IN_PATHS, NPZ, ARRAY, PIXEL_TABLE, PARQUET_IMAGES, TABLE_FILE, CLASS_FOLDERS, TABLES, SIDECAR_FILES,
@@ -298,23 +298,34 @@ def _check_layout_options(place: SourcePlace, layout: Layout):
         check_unused(options, ['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
 
 # %% ../../nbs/data/12_source.ipynb #361ca6eb
-def _check_has_rows(read: ReadSource, source: str | Path):
-    "A `SmileError` where no row was found"
-    if not read.frame.empty: return
-    names = read.reader.names()
+def _why_no_classes(names: list[str]) -> str:
+    "Why the folders of images are no classes; empty where nothing can be said"
     folders = {PurePosixPath(n).parent.as_posix() for n in names}
-    splits = sorted({part for f in folders for part in f.split('/') if split_of(part)})
-    alone = ''
+    parts = {part for f in folders for part in f.split('/')}
+    splits = sorted(filter(split_of, parts))
+    idle = sorted(filter(is_idle_name, {f.rpartition('/')[2] for f in folders}))
     if splits:
-        alone = (f': {", ".join(map(printable, splits))} are folders of splits, not classes, and there are no class '
-                 'folders in them and no table of labels')
-    elif len(folders) == 1 and folders != {'.'}:
-        alone = (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, '
-                 'and no table is next to it')
+        return (f': {", ".join(map(printable, splits))} are folders of splits, not classes, and there are no class '
+                'folders in them and no table of labels')
+    if len(folders) > 1 and len(idle) > 1:
+        return f': the names of its folders, {", ".join(map(printable, idle))}, are none of classes'
+    if len(folders) != 1 or folders == {'.'}: return ''
+    return (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, and no table is '
+            'next to it')
+
+def _check_has_labels(read: ReadSource, source: str | Path):
+    "A `SmileError` where no row was found, or none with a label"
+    if (read.frame.label != '').any(): return
+    if len(read.frame) and (read.frame.reason == '').any():
+        raise SmileError(f'None of the {len(read.frame)} rows of {printable(source)} has a label.',
+                         'Accepted: a column of labels (--label-col), a list of names for each class (SMILE_list.txt, '
+                         'NON-SMILE_list.txt), or class folders (--layout folders).')
+    names = read.reader.names()
+    if len(read.frame): return  # each with its reason
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
-    raise SmileError(f'{printable(source)} has no labelled images{alone}.',
-                     f'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with '
-                     f'labels. {hint}')
+    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.',
+                     'Accepted: class folders (--label-level -1 where their names are unusual), a CSV next to the '
+                     f'images (--labels FILE), or an array with labels. {hint}')
 
 # %% ../../nbs/data/12_source.ipynb #14f03d2b
 _MAP_NAME = re.compile('classes|labels?[_-]?(map|names)|class[_-]?(names|map|labels)|categories|'
@@ -361,7 +372,7 @@ def read_source(
     layout = detect_layout(place)
     read = with_split_lists(layout.read(place), place, layout)
     _check_layout_options(place, layout)
-    _check_has_rows(read, place.source)
+    _check_has_labels(read, place.source)
     used = {parse_region(path)[0] for path in read.frame.path}
     without_row = sorted(set(read.reader.names()) - used) if read.reader.stores_files else []
     frame, spellings = _clean_rows(read.frame, options)
