@@ -14,7 +14,7 @@ from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, HEADS, INIT
 from .fields import Options, POOL_CHOICES, PRECISIONS, ParsedChoices, SCHEDULE_CHOICES
 from .fields import SplitOptions, batch_size_opt, check_compatible, device_opt
 from .fields import is_learning_rate, opt, parse_head
-from .fields import parse_rates, reported_tta_opt, seed_opt
+from .fields import no_onnx_opt, parse_rates, reported_tta_opt, seed_opt
 from .recipes import RecipeOptions
 from ..core.errors import OptionError, check_choice
 
@@ -123,6 +123,7 @@ class RunOptions(Options):
     compile: bool = opt(False, 'compile the network for training with torch.compile: a minute or so at the start, '
                         'then faster on some machines')
     tta: str = reported_tta_opt()
+    no_onnx: bool = no_onnx_opt()
     track: str = opt('none', 'follow the training on a dashboard, each an extra of that name', choices=TRACKERS)
 
 # %% ../../nbs/config/03_fit.ipynb #9cb299e9
