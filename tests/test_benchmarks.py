@@ -126,6 +126,11 @@ def test_train(people):
     assert len(re.findall(r'^\| .* \| \d+ \|$', said, re.M)) == 3
 
 
+def test_plan():
+    said = bench('plan.py', '--drawn', 60, '--only', 0)
+    assert re.search(r'^ *[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ GB  \S*faces --weights none', said, re.M)
+
+
 def test_domain(expressions, tmp_path):
     pytest.importorskip('cv2', reason='the extra faces is not installed')
     args = ['--data', expressions, '--out', tmp_path/'domain']

@@ -81,7 +81,9 @@ def _audit(source: str, config: AuditConfig) -> tuple:
     return *audit_output(done, fit_command(source, config)), int(done.has_severity(config.fail_on))
 
 # %% ../../nbs/cli/03_commands.ipynb #1a616d19
-_FIT_EXAMPLES = ('fastsmile fit faces --arch densenet161 --epochs 5 --track tensorboard; '
+_FIT_EXAMPLES = ('fastsmile fit faces --budget 10m --dry-run; '
+                 'fastsmile fit smiles.zip --label-col label --group-col person --weights FOLDER --preset best; '
+                 'fastsmile fit faces --arch densenet161 --epochs 5 --lr find --track tensorboard; '
                  'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
                  'fastsmile fit faces --freeze head --views 4 --precision fp32; '
                  'fastsmile fit photographs --faces largest --face-margin 0.1; '
@@ -89,7 +91,7 @@ _FIT_EXAMPLES = ('fastsmile fit faces --arch densenet161 --epochs 5 --track tens
 
 @command('fit', FitConfig, _FIT_EXAMPLES, _SOURCE)
 def _fit(source: str, config: FitConfig) -> tuple | None:
-    "Audit, split, find the learning rate, train, evaluate, report"
+    "Audit, split, plan what is not given, train, evaluate, report"
     if not is_distributed() or os.environ['RANK'] == '0': check_source_exists(source)
     from fastsmile.runs.fit import fit
     run = fit(source, config)

@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['FACE_MODES', 'HASH_NAMES', 'COLOUR_MODES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS', 'SAMPLING_CHOICES',
            'BALANCE_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES', 'HEADS',
-           'INCOMPATIBLE_OPTIONS', 'Default', 'opt', 'flag', 'default_of', 'Options', 'check_unused', 'command_line',
-           'check_option_names', 'options_or', 'seed_opt', 'device_opt', 'no_onnx_opt', 'batch_size_opt', 'faces_opt',
-           'face_margin_opt', 'face_score_opt', 'SourceOptions', 'colour_opt', 'DataOptions', 'SplitOptions',
-           'DecideOptions', 'reported_tta_opt', 'ray_opt', 'actors_opt', 'check_ray_address', 'parse_number_list',
-           'parse_rates', 'is_learning_rate', 'HeadChoice', 'parse_head', 'parse_word_list', 'ParsedChoices',
-           'Incompatible', 'check_compatible']
+           'INCOMPATIBLE_OPTIONS', 'Default', 'opt', 'flag', 'default_of', 'typed_value', 'Options', 'check_unused',
+           'command_line', 'check_option_names', 'options_or', 'seed_opt', 'device_opt', 'no_onnx_opt',
+           'batch_size_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt', 'SourceOptions', 'colour_opt',
+           'DataOptions', 'SplitOptions', 'DecideOptions', 'reported_tta_opt', 'ray_opt', 'actors_opt',
+           'check_ray_address', 'parse_number_list', 'parse_rates', 'is_learning_rate', 'parse_duration', 'HeadChoice',
+           'parse_head', 'parse_word_list', 'ParsedChoices', 'Incompatible', 'check_compatible']
 
 # %% ../../nbs/config/01_fields.ipynb #e371383a
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from os import PathLike, fspath
+from types import UnionType
+from typing import Any, Self, TypeVar, get_args
 
 from .choices import ChoiceValue, LOSSES, scores_where
 from ..core.errors import OptionError, check_choice, printable
@@ -40,11 +43,12 @@ def opt(
     metavar: str | None = None,    # how `--help` writes the value
     short_flag: str | None = None, # a one-letter flag, such as '-n'
     requires: str | None = None,   # another field: without that one this one has no effect, which is an error
+    planned: bool = False,         # does `fit` decide where the option is not given?
 ) -> Any:
     "A dataclass field that is also a command-line option"
     if choices: help, metavar = f'{help} [{"|".join(choices)}]', metavar or 'WORD'
     about = dict(help=help, choices=tuple(choices), minimum=minimum, maximum=maximum, metavar=metavar,
-                 short_flag=short_flag, requires=requires)
+                 short_flag=short_flag, requires=requires, planned=planned)
     return field(default=Default(default), metadata=about)
 
 # %% ../../nbs/config/01_fields.ipynb #57b5d2d1
@@ -79,16 +83,62 @@ def _check_value(f: Field, value: Any) -> None:
     if too_low or too_high:
         raise OptionError(f'{name} {value} is out of range.', f'Accepted: {_range_text(low, high)}.')
 
+# %% ../../nbs/config/01_fields.ipynb #461c4f96
+_KIND_NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a text in quotes'}
+
+def _convert(value: Any, kinds: Sequence[Any]) -> Any:
+    "The value as one of these types; `ValueError` where it is of another"
+    if value is None and type(None) in kinds: return None
+    if type(value) in kinds: return value
+    if int in kinds and isinstance(value, Integral) and not isinstance(value, bool): return int(value)
+    if float in kinds and isinstance(value, Real) and not isinstance(value, bool): return float(value)
+    if str in kinds and isinstance(value, Real) and not isinstance(value, bool): return str(value)
+    if str in kinds and isinstance(value, str | PathLike): return fspath(value)
+    raise ValueError
+
+# %% ../../nbs/config/01_fields.ipynb #b997c844
+def typed_value(
+    name: str,       # of the option
+    value: Any,      # as Python or TOML has it
+    annotation: Any, # of the field
+    where: str,      # a class or a file, for the message
+) -> Any:
+    "The value with the type of its option; raises `OptionError` where it has another"
+    if annotation == tuple[str, ...]:
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value): return tuple(value)
+        raise OptionError(f'{name} in {where} is not a list of texts.', f'Accepted: e.g. {name} = ["a", "b"].')
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    try: return _convert(value, kinds)
+    except ValueError: pass
+    accepted = ' or '.join(_KIND_NAMES[k] for k in kinds if k in _KIND_NAMES)
+    raise OptionError(f'{name} in {where} is {printable(repr(value))[:100]}.', f'Accepted: {accepted}.')
+
 # %% ../../nbs/config/01_fields.ipynb #b624019a
 @dataclass(frozen=True)
 class Options:
-    "Base of every command's options: each value is checked when the object is made"
+    "Base of every command's options: type and value of each are checked when the object is made"
     def __post_init__(self):
+        given = [f for f in fields(self) if not isinstance(getattr(self, f.name), Default)]
+        object.__setattr__(self, '_given', frozenset(f.name for f in given))
+        for f in given: self._set(f.name, typed_value(f.name, getattr(self, f.name), f.type, type(self).__name__))
         defaults = self.defaults()
         for f in fields(self):
-            if isinstance(getattr(self, f.name), Default): object.__setattr__(self, f.name, defaults[f.name])
+            if f.name not in self._given: self._set(f.name, defaults[f.name])
         for f in fields(self): _check_value(f, getattr(self, f.name))
         _check_requirements(self)
+
+    def _set(self, name: str, value: Any): object.__setattr__(self, name, value)
+
+    @property
+    def given(self) -> frozenset[str]:
+        "The options that were given, also where that is their default"
+        return self._given
+
+    def planned_as(self, **values: Any) -> Self:
+        "A copy with values for options that were not given, which still count as not given"
+        copy = replace(self, **values)
+        object.__setattr__(copy, '_given', self._given)
+        return copy
 
     def defaults(self) -> dict[str, Any]: # option -> value
         "The values of options that are not given"
@@ -191,9 +241,10 @@ def batch_size_opt(
     default: int | None = 64,
     help: str = 'images in a batch',
     minimum: int = 1,
+    planned: bool = False, # does `fit` decide where it is not given?
 ) -> Any:
     "The option `bs`"
-    return opt(default, help, minimum=minimum, maximum=8192)
+    return opt(default, help, minimum=minimum, maximum=8192, planned=planned)
 
 # %% ../../nbs/config/01_fields.ipynb #604a8236
 FACE_MODES = ('none', 'each', 'largest', 'one')
@@ -413,6 +464,18 @@ def is_learning_rate(
     "Is `text` a number above 0 and up to 10?"
     try: return len(parse_number_list('--lr', text, float, _SMALLEST_RATE, 10)) == 1
     except OptionError: return False
+
+# %% ../../nbs/config/01_fields.ipynb #9e8a192c
+_SECONDS = dict(s=1, m=60, h=3600)
+
+def parse_duration(
+    name: str, # the option, as the user typed it
+    text: str, # e.g. 90s, 10m, 1.5h
+) -> float: # seconds
+    "A duration; raises `OptionError` where the text is none"
+    found = re.fullmatch(r'(\d+(?:\.\d+)?)([smh])', text.strip())
+    if found and float(found[1]): return float(found[1]) * _SECONDS[found[2]]
+    raise OptionError(f'{name} {text!r} is not a duration.', 'Accepted: a number above 0 with s, m or h, e.g. 90s, 10m, 2h.')
 
 # %% ../../nbs/config/01_fields.ipynb #62bc89a9
 @dataclass(frozen=True)

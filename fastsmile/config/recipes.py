@@ -9,16 +9,15 @@ __all__ = ['RECIPES', 'read_options', 'options_toml', 'write_options', 'Recipe',
 # %% ../../nbs/config/02_recipes.ipynb #8bbc344f
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import fastsmile
 
-from .fields import Default, Options, check_option_names, opt
+from .fields import Default, Options, check_option_names, opt, typed_value
 from ..core.errors import OptionError, check_choice, printable
 from ..core.files import local_path, write_text
 
@@ -45,26 +44,6 @@ def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
                           'Name a TOML file of options.') from None
     return _parse_toml(text, printable(path))
 
-# %% ../../nbs/config/02_recipes.ipynb #890575d8
-_KIND_NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a text in quotes'}
-
-def _typed_value(
-    name: str,
-    value: Any,     # as TOML has it
-    annotation: Any, # of the field
-    where: str,     # for the message
-) -> Any:
-    "The value with the type of its option; raises `OptionError` where it has another"
-    if annotation == tuple[str, ...]:
-        if isinstance(value, list) and all(isinstance(v, str) for v in value): return tuple(value)
-        raise OptionError(f'{name} in {where} is not a list of texts.', f'Accepted: e.g. {name} = ["a", "b"].')
-    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    if type(value) in kinds: return value
-    if float in kinds and type(value) is int: return float(value)
-    if str in kinds and type(value) in (int, float): return str(value)
-    accepted = ' or '.join(_KIND_NAMES[k] for k in kinds if k in _KIND_NAMES)
-    raise OptionError(f'{name} in {where} is {printable(value)!r}.', f'Accepted: {accepted}.')
-
 # %% ../../nbs/config/02_recipes.ipynb #15a9e5f6
 _NOT_IN_A_FILE = dict(source='Name the source after the command: fastsmile fit SOURCE --config FILE.',
                       resume='A resumed run has its own options: fastsmile fit --resume RUN.')
@@ -79,7 +58,7 @@ def _check_options(
         if name in options: raise OptionError(f'{name} does not belong into {where}.', hint)
     check_option_names(cls, options, where)
     annotations = {f.name: f.type for f in fields(cls)}
-    return {k: _typed_value(k, v, annotations[k], where) for k, v in options.items()}
+    return {k: typed_value(k, v, annotations[k], where) for k, v in options.items()}
 
 # %% ../../nbs/config/02_recipes.ipynb #af167ac3
 def read_options(
@@ -103,20 +82,22 @@ def _toml_value(value: bool | int | float | str | tuple[str, ...]) -> str:
 def options_toml(
     options: Options,
     leave_out: tuple[str, ...] = (), # options that are not written
+    always: Collection[str] = (),    # options that are written where they are their defaults, too
 ) -> str:
     "The options that differ from their defaults, as TOML, which has no word for None"
-    defaults = options.defaults()
-    changed = {k: v for k, v in options.as_dict().items() if v != defaults[k] and k not in leave_out}
-    return ''.join(f'{k} = {_toml_value(v)}\n' for k, v in changed.items() if v is not None)
+    values, defaults = options.as_dict(), options.defaults()
+    written = [k for k, v in values.items() if (v != defaults[k] or k in always) and k not in leave_out]
+    return ''.join(f'{k} = {_toml_value(values[k])}\n' for k in written if values[k] is not None)
 
 # %% ../../nbs/config/02_recipes.ipynb #5fdcab69
 def write_options(
     options: Options,
     path: Path,      # the file
     command: str,    # that the file repeats
+    always: Collection[str] = (), # options that are written where they are their defaults, too
 ) -> None:
     "Write `options.toml` of a run folder: `fit SOURCE --config options.toml` repeats the run"
-    write_text(path, f'# {printable(command)}\n{options_toml(options, ("out", "resume"))}')
+    write_text(path, f'# {printable(command)}\n{options_toml(options, ("out", "resume"), always)}')
 
 # %% ../../nbs/config/02_recipes.ipynb #0fcd3b8d
 @dataclass(frozen=True)
@@ -183,6 +164,11 @@ class RecipeOptions(Options):
         if recipe is None: return super().defaults()
         check_choice('--recipe', recipe, RECIPES)
         return super().defaults() | RECIPES[recipe].options
+
+    @property
+    def given(self) -> frozenset[str]:
+        "The options that were given, in the call or by the recipe"
+        return super().given.union(RECIPES[self.recipe].options if self.recipe else ())
 
     @classmethod
     def from_file(cls,

@@ -25,8 +25,8 @@ from .arrays import ARRAY, NPZ, PARQUET_IMAGES, PIXEL_TABLE
 from .cells import read_table_bytes
 from .finder import NO_FILE_NAME, NO_SUCH_FILE
 from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, name_code_hint, path_values
-from .label_files import LABEL_FILES, SIDECAR_FILES
-from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE
+from .label_files import LABEL_FILES, SIDECAR_FILES, find_split_lists, with_split_lists
+from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE, find_tables
 from .readers import Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
 from .words import SPLIT_PRIORITY, label_key, split_of
@@ -44,8 +44,15 @@ def _say_the_same(place: SourcePlace, layouts: list[Layout]) -> bool:
     try: folders, table = (layout.read(place).frame for layout in layouts)
     except SmileError: return False
     by_folder = dict(zip(folders.path, folders.label.map(label_key)))
-    rows = table[table.reason == '']
+    rows = table[(table.reason == '') & (table.label != '')]
     return len(rows) > 0 and all(by_folder.get(p) == label_key(label) for p, label in zip(rows.path, rows.label))
+
+def _have_only_splits(place: SourcePlace, layouts: list[Layout]) -> bool:
+    "Do tables beside class folders say the splits of images, and nothing else?"
+    if layouts != [CLASS_FOLDERS, TABLES] or place.options.label_col: return False
+    lists = {f.name for f in find_split_lists(place) if not f.has_more}
+    return {t.name for t in find_tables(place)} <= lists
+
 
 # %% ../../nbs/data/12_source.ipynb #94e96f95
 def detect_layout(
@@ -59,6 +66,7 @@ def detect_layout(
         if how and layout.decisive: return layout
         if how: found.append((layout, how))
     if len(found) == 1 or _say_the_same(place, [layout for layout, _ in found]): return found[-1][0]
+    if _have_only_splits(place, [layout for layout, _ in found]): return CLASS_FOLDERS
     if found:
         ways = ', or by '.join(how for _, how in found)
         raise SmileError(f'{printable(place.source)} can be read in two ways: by {ways}.',
@@ -351,7 +359,7 @@ def read_source(
     import_pandas()  # file names may be no UTF-8
     place = SourcePlace(str(source) if is_url(source) else Path(source), options)
     layout = detect_layout(place)
-    read = layout.read(place)
+    read = with_split_lists(layout.read(place), place, layout)
     _check_layout_options(place, layout)
     _check_has_rows(read, place.source)
     used = {parse_region(path)[0] for path in read.frame.path}

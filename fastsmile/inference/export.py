@@ -54,7 +54,7 @@ def _exporter_message(e: Exception) -> str:
     "The exporter's error without colours, in whole words"
     return shorten(re.sub(r'\x1b\[[\d;]*m', '', str(e)), 300, placeholder=' ...')
 
-# %% ../../nbs/inference/11_export.ipynb #a0bb5616
+# %% ../../nbs/inference/11_export.ipynb #420b1d63
 TRACED_OPSET = 20  # the newest operator set of torch's exporter that records a trace
 
 def _export_traced(net: torch.nn.Module, images: tuple, path: Path, opset: int):
@@ -72,7 +72,7 @@ def _export_graph(net: torch.nn.Module, images: tuple, path: Path, opset: int):
                              dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False)
     made.save(path, external_data=False)
 
-# %% ../../nbs/inference/11_export.ipynb #0b5e3958
+# %% ../../nbs/inference/11_export.ipynb #10fde9f9
 def _export_network(
     model: Model,
     path: Path,
@@ -234,7 +234,7 @@ def export(
     return dict(out=str(out), opset=config.opset, size=model.spec.prep.size, on=origin,
                 classes=list(model.spec.classes), tolerance=config.tolerance, **done)
 
-# %% ../../nbs/inference/11_export.ipynb #6369f23a
+# %% ../../nbs/inference/11_export.ipynb #8afef40b
 _BUNDLE_CHECK_IMAGES = 12
 
 def add_onnx(

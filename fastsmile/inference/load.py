@@ -39,7 +39,7 @@ def _import_object(name: str): # module:object
     module, _, attribute = name.partition(':')
     return getattr(import_module(module), attribute)
 
-# %% ../../nbs/inference/04_load.ipynb #3343f903
+# %% ../../nbs/inference/04_load.ipynb #b15fc60b
 _FEW_IMAGES = 256  # that onnxruntime predicts before torch is imported and its bf16 has made up for it
 
 def _onnx_suits(
@@ -54,7 +54,7 @@ def _onnx_suits(
     if precision == 'auto' and not is_few and 'amx_bf16' in cpu_flags(): return False
     return device == 'cpu' or device is None and not may_have_gpu()
 
-# %% ../../nbs/inference/04_load.ipynb #fb43cee9
+# %% ../../nbs/inference/04_load.ipynb #024c8e79
 def choose_backend(
     path: str | Path | None,   # a run folder, a bundle or an .onnx file; None: the newest run
     engine: str = 'auto',      # one of `ENGINES`
@@ -91,7 +91,7 @@ def load_model(
     say(f'{unusable.message} torch predicts instead. {unusable.hint}', style='yellow')
     return model
 
-# %% ../../nbs/inference/04_load.ipynb #be11af6f
+# %% ../../nbs/inference/04_load.ipynb #12916b8d
 def import_backend(kind: str): # a name in `BACKENDS`
     "Import what runs the network, at a time that suits the caller"
     for name in (BACKENDS[kind].loader.partition(':')[0], BACKENDS[kind].runtime): import_module(name)

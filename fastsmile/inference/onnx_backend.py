@@ -108,7 +108,7 @@ def onnx_path(
     if not path.is_dir(): return path
     return (path/'model' if (path/'model'/'config.json').exists() else path)/'model.onnx'
 
-# %% ../../nbs/inference/03_onnx_backend.ipynb #1011d42e
+# %% ../../nbs/inference/03_onnx_backend.ipynb #22039a1f
 def describe_inputs(
     preps: tuple, # the preprocessings of a model
 ) -> list[dict]: # of each, `pretrained_cfg` of timm, and whether colour is taken out
@@ -121,7 +121,7 @@ def _parse_inputs(entries: list[dict]) -> tuple[Preprocessing, ...]:
     try: return tuple(replace(parse_prep(e), grey=bool(e['grey'])) for e in entries)
     except (LookupError, TypeError, ArithmeticError) as e: raise ValueError(f'{type(e).__name__}: {e}') from None
 
-# %% ../../nbs/inference/03_onnx_backend.ipynb #8458f15b
+# %% ../../nbs/inference/03_onnx_backend.ipynb #dfaf018b
 def _graph_key(cfg: dict) -> tuple: # a whole config.json
     "What the graph was made of: weights, members, head, size of the input"
     own = cfg['fastsmile']
@@ -138,7 +138,7 @@ def _bundle_config(net: OnnxNet, given: Path) -> dict:
     raise SmileError(f'{printable(net.path)} was not made of the weights beside it.',
                      f'Write it again: fastsmile export {shell_quote(given)} --format onnx.')
 
-# %% ../../nbs/inference/03_onnx_backend.ipynb #bee6d432
+# %% ../../nbs/inference/03_onnx_backend.ipynb #7e04f9bb
 def _check_exported(net: OnnxNet):
     "Raise a `SmileError` where a file is no export of fastsmile"
     path, hint = printable(net.path), 'Write it with `fastsmile export`.'
@@ -150,7 +150,7 @@ def _check_exported(net: OnnxNet):
     if not net.preps or not net.has_expected_io(len(net.preps)):
         raise SmileError(f'{path} has other inputs or outputs than an image classifier.', hint)
 
-# %% ../../nbs/inference/03_onnx_backend.ipynb #f204294f
+# %% ../../nbs/inference/03_onnx_backend.ipynb #ed23e3e9
 def load_onnx(
     path: str | Path, # an .onnx file, or a run or a model folder with one
 ) -> Model:
@@ -164,7 +164,7 @@ def load_onnx(
     spec, metadata = parse_config(_bundle_config(net, given) if given.is_dir() else net.config)
     return Model(spec, metadata, net, str(path.parent if given.is_dir() else path))
 
-# %% ../../nbs/inference/03_onnx_backend.ipynb #e4e00bdb
+# %% ../../nbs/inference/03_onnx_backend.ipynb #af6dd2d4
 def onnx_metadata(
     cfg: dict,    # a bundle's config.json
     preps: tuple, # the preprocessings of its inputs
@@ -185,7 +185,7 @@ def onnx_metadata(
                'calibration': c.as_dict(), 'opset': opset}
     return {ONNX_CONFIG_KEY: json.dumps(cfg)} | {k: json.dumps(v) for k, v in entries.items()}
 
-# %% ../../nbs/inference/03_onnx_backend.ipynb #d3a70d56
+# %% ../../nbs/inference/03_onnx_backend.ipynb #5cb4750c
 def update_onnx_metadata(
     folder: str | Path, # a bundle, or a run folder with one
 ) -> bool: # was there a file of the bundle's weights?

@@ -191,7 +191,7 @@ def _check_format(found: int):
         raise ValueError(f'it was written by an earlier fastsmile (format {found}, now {BUNDLE_FORMAT}): '
                          'train or export again')
 
-# %% ../../nbs/models/01_spec.ipynb #6f63cc23
+# %% ../../nbs/models/01_spec.ipynb #cf0a75cd
 def model_folder(
     folder: str | Path, # a bundle, or a run folder that holds one as `model/`
 ) -> Path:
@@ -206,7 +206,7 @@ def model_folder(
     raise SmileError(f'{printable(folder)} holds no model.', 'A run folder has one once it is finished: '
                      'model/model.safetensors and model/config.json; a cross-validation one in each fold.')
 
-# %% ../../nbs/models/01_spec.ipynb #99220ce8
+# %% ../../nbs/models/01_spec.ipynb #fe662924
 def read_bundle_config(
     folder: Path, # of `model_folder`
 ) -> dict:
@@ -221,7 +221,7 @@ def read_bundle_config(
                          '(checksum).', 'Copy the whole folder again.')
     return cfg
 
-# %% ../../nbs/models/01_spec.ipynb #c3ab210f
+# %% ../../nbs/models/01_spec.ipynb #383717d5
 def check_members(
     folder: Path,  # of an ensemble's bundle
     digests: list, # of the members' config.json

@@ -6,7 +6,7 @@
 __all__ = ['MAX_HEADER_BYTES', 'LOAD_ERRORS', 'WEIGHTS_HINT', 'write_tensors', 'tensor_shapes', 'read_tensors',
            'check_tensor_shapes', 'StandIn', 'foreign_classes', 'read_weights', 'tensor_dicts', 'vote_for_prefixes',
            'numbered_names', 'NameMatch', 'match_names', 'WeightsFit', 'fit_problems', 'body_shapes', 'recorded_load',
-           'short_message', 'cached_weights', 'check_hub']
+           'weight_files', 'short_message', 'cached_weights', 'check_hub']
 
 # %% ../../nbs/models/04_weights.ipynb #84508206
 import logging
@@ -279,6 +279,18 @@ def recorded_load() -> Iterator[dict[str, tuple]]: # name -> shape; filled while
     finally:
         logger.setLevel(level)
         for handle in handles: handle.remove()
+
+# %% ../../nbs/models/04_weights.ipynb #7439d281
+_WEIGHT_SUFFIXES = ('.safetensors', '.pth', '.bin', '.ckpt')
+
+def weight_files(
+    folder: str | Path,
+) -> dict[str, Path]: # architecture -> its file, the smallest first; empty where it is no folder of weights
+    "The files of a folder that are named for timm's architectures; a run or a model, with its config.json, is no such folder"
+    folder = Path(folder)
+    if not folder.is_dir() or (folder/'config.json').exists() or (folder/'model').is_dir(): return {}
+    files = [f for f in folder.iterdir() if f.suffix in _WEIGHT_SUFFIXES and timm.is_model(f.stem)]
+    return {f.stem: f for f in sorted(files, key=lambda f: (f.stat().st_size, f.name))}
 
 # %% ../../nbs/models/04_weights.ipynb #8b050370
 WEIGHTS_HINT = ("Options: --weights FILE (safetensors or .pth with timm's parameter names), --weights RUN (an earlier "

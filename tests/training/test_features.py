@@ -93,7 +93,7 @@ def test_a_run_is_whole_and_its_learner_sees_pictures(faces, frozen, tmp_path):
 
 
 def test_it_is_resumed_as_any_training(data, frozen, tmp_path, monkeypatch):
-    config = replace(frozen, views='1', lr='auto', dropout=0.3, epochs=4)
+    config = replace(frozen, views='1', lr='find', dropout=0.3, epochs=4)
     whole, _, a = trained(data, config, tmp_path/'whole')
     class Stopped(BaseException): pass
     written = StateSaver.after_epoch

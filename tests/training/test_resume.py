@@ -47,7 +47,7 @@ def trained(data, config, path, resume=False):
 
 
 @pytest.mark.parametrize('options,epochs', [
-    (dict(epochs=3, freeze_epochs=2, lr='auto', ema=0.9, clip=1.0, dropout=0.2), 1), (dict(epochs=2, freeze_epochs=2, lr='auto'), 2),
+    (dict(epochs=3, freeze_epochs=2, lr='find', ema=0.9, clip=1.0, dropout=0.2), 1), (dict(epochs=2, freeze_epochs=2, lr='auto'), 2),
     (dict(epochs=3, accumulate=2, schedule='flat-cosine', augment='medium+cutmix'), 2),
     (dict(epochs=2, accumulate=3), 1), (dict(epochs=4, schedule='plateau:1', loss='soft-f1'), 3),
     (dict(epochs=6, patience=2, lr='1e-5'), 2), (dict(epochs=2), 2)])
@@ -79,7 +79,8 @@ def test_a_run_with_a_refit_goes_on(faces, tiny, tmp_path, monkeypatch, epochs):
 
 
 def test_killed_in_a_shell(faces, tmp_path):
-    cmd = [sys.executable, '-m', 'fastsmile', 'fit', str(faces), *'--arch resnet10t --weights none --size 32 --epochs 6 --bs 16 --lr 0.005 --tta none'.split(),
+    options = '--arch resnet10t --weights none --size 32 --epochs 6 --bs 16 --lr 0.005 --tta none --precision fp32'.split()
+    cmd = [sys.executable, '-m', 'fastsmile', 'fit', str(faces), *options,
            '--model-args', '{"channels": [8, 16, 32, 64]}']
     env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(OMP_NUM_THREADS='1')
     p = subprocess.Popen([*cmd, '--out', str(tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)

@@ -16,7 +16,7 @@ SAME = ['epoch', 'phase', 'train_loss', 'valid_loss', 'valid_macro_f1', 'lr']
 def test_tensorboard_reads_the_history_back(faces, tiny, tmp_path):
     "Two phases and two learning-rate searches; the searches are not tracked"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    config = replace(tiny, lr='auto', freeze_epochs=1, epochs=2, bs=32, tta='none')
+    config = replace(tiny, lr='find', freeze_epochs=1, epochs=2, bs=32, tta='none')
     plain, told = (fit(faces, replace(config, track=t, out=str(tmp_path/t))) for t in ('none', 'tensorboard'))
     pd.testing.assert_frame_equal(plain.history[SAME], told.history[SAME])
     assert not (plain.path/'tensorboard').exists() and {p.name for p in (told.path/'tensorboard').iterdir()} == {'head', 'all'}
