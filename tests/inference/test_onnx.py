@@ -234,7 +234,7 @@ def test_from_python_and_what_auto_takes(made, album, monkeypatch):
              (path, 'auto', 'cpu', 'auto', 1))
     assert [choose_backend(*a) for a in cases] == ['onnx', 'torch', 'torch', 'torch', 'onnx', 'onnx', 'onnx']
     for flags, images, kind in (({'amx_bf16'}, None, 'torch'), ({'amx_bf16'}, 257, 'torch'), ({'amx_bf16'}, 256, 'onnx'), ({'avx2'}, None, 'onnx')):
-        monkeypatch.setattr('fastsmile.inference.load.cpu_flags', lambda: flags)
+        monkeypatch.setattr('fastsmile.inference.load.cpu_flags', lambda flags=flags: flags)
         assert choose_backend(path, 'auto', 'cpu', 'auto', images) == kind
     monkeypatch.setattr('fastsmile.inference.load.may_have_gpu', lambda: True)
     assert choose_backend(path, precision='fp32') == 'torch' and choose_backend(path, device='cpu', precision='fp32') == 'onnx'
