@@ -294,7 +294,8 @@ RAF_LABELS = ''.join(f'{s}_{i:05}.jpg {i % 3 + 1}\n' for s in ('train', 'test') 
 def raf(kind, end=''): return {name.format(kind=kind, end=end): data for name, data in RAF.items()}
 
 
-@pytest.mark.parametrize('files,kind', [(raf('original'), 'original'), (raf('aligned', '_aligned'), 'aligned'), (raf('original') | raf('aligned', '_aligned'), 'original')])
+@pytest.mark.parametrize('files,kind', [(raf('original'), 'original'), (raf('aligned', '_aligned'), 'aligned'),
+                                        (raf('original') | raf('aligned', '_aligned'), 'original')])
 @pytest.mark.parametrize('where', ['', 'EmoLabel/', 'basic/EmoLabel/'])
 def test_raf_db_as_its_makers_pack_it(tmp_path, files, kind, where):
     top = 'basic/' if where.startswith('basic') else ''
