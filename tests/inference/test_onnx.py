@@ -17,6 +17,7 @@ from fastsmile.inference.backend import normalize_pixels
 from fastsmile.models.bundle import load_bundle, save_bundle
 from fastsmile.models.spec import Model, ModelMetadata
 from fastsmile.core.errors import OptionError, SmileError
+from fastsmile.core.system import may_have_gpu
 from fastsmile.inference.torch_backend import TorchBackend
 from fastsmile.inference.export import export
 from fastsmile.data.images import Preprocessing
@@ -117,12 +118,16 @@ def test_the_same_call_gives_the_same_bytes_and_goes_on_with_resume(made, album,
     assert (tmp_path/'c.csv').read_bytes() == want
 
 
-def test_one_picture_is_predicted_without_torch(made, album, tmp_path):
+@pytest.mark.parametrize('alone', [True, False])
+def test_one_picture_is_predicted_without_torch(made, album, tmp_path, alone):
+    "From the file alone, and from the run, without being asked"
     path, done = made
-    out, heavy = tmp_path/'p.csv', {'torch', 'fastai', 'pandas', 'timm', 'onnx', 'safetensors', 'sklearn', 'matplotlib'}
+    if not alone and may_have_gpu(): pytest.skip('torch predicts where there is a GPU')
+    model = done['out'] if alone else str(path)
+    out, heavy = tmp_path/'p.csv', {'torch', 'fastai', 'pandas', 'timm', 'onnx', 'safetensors', 'sklearn', 'scipy', 'matplotlib'}
     code = f'''
 import sys
-sys.argv = ['fastsmile', 'predict', {str(album/"03.jpg")!r}, '--tta', '--abstain', '--model', {done['out']!r}, '--out', {str(out)!r},
+sys.argv = ['fastsmile', 'predict', {str(album/"03.jpg")!r}, '--tta', '--abstain', '--model', {model!r}, '--out', {str(out)!r},
             '--html', {str(tmp_path/"g.html")!r}]
 from fastsmile.cli.commands import main
 try: main()
