@@ -53,7 +53,7 @@ def faces(tmp_path_factory):
 def tiny():
     "Options of a run that takes seconds"
     from fastsmile.config.fit import FitConfig
-    return FitConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, epochs=2, bs=16, lr='0.005', seed=1, precision='fp32')
+    return FitConfig(arch='resnet10t', weights='none', model_args=TINY, size=32, epochs=2, bs=16, lr='0.005', seed=1, precision='fp32', no_onnx=True)
 
 
 @pytest.fixture(scope='session')

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ from ..config.commands import PredictConfig, ProbeConfig, ReportConfig, SampleCo
 from ..config.commands import StudyConfig, TuneConfig
 from ..config.fields import FACE_MODES, TTA_MODES
 from ..config.fit import FitConfig
-from ..core.errors import OptionError, printable, say
+from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import check_source_exists
 from ..core.system import is_distributed
 
@@ -147,7 +148,8 @@ def _predict(where: list[str], config: PredictConfig) -> tuple:
     with imports_without_gc():
         from fastsmile.inference.load import choose_backend, import_backend
         from fastsmile.runs.predict import predict
-        import_backend(choose_backend(config.model, config.engine))
+        with suppress(SmileError):  # predict reports it, after what is cheaper to check
+            import_backend(choose_backend(config.model, config.engine, config.device, config.precision, images=1))
     with ProgressBar('predicting') as start: done = predict(where if len(where) > 1 else where[0], config, start)
     nothing = done.rows > 0 and done.failed == done.rows
     if nothing: say('error: not one image has a prediction; the rows give the reasons.', style='bold red')
@@ -163,7 +165,8 @@ def _serve(run: str | None, config: ServeConfig) -> tuple:
     with imports_without_gc():
         from fastsmile.inference.load import choose_backend, import_backend
         from fastsmile.serving.app import serve
-        import_backend(choose_backend(run, config.engine))
+        with suppress(SmileError):
+            import_backend(choose_backend(run, config.engine, config.device, config.precision))
     done = serve(run, config, lambda url, server: print(url, flush=True))
     return [f'{done["requests"]} requests answered, {done["pictures"]} images in {done["batches"]} batches.'], done
 

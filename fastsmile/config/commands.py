@@ -19,7 +19,7 @@ from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, Options, POOL_C
 from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, batch_size_opt
 from .fields import check_ray_address, check_unused, device_opt, face_margin_opt, face_score_opt
 from .fields import faces_opt, flag, opt, parse_number_list
-from .fields import parse_word_list, ray_opt, reported_tta_opt, seed_opt
+from .fields import no_onnx_opt, parse_word_list, ray_opt, reported_tta_opt, seed_opt
 from .fit import FitConfig, RESIZE_MODES
 from ..core.errors import OptionError, check_choice
 
@@ -60,12 +60,15 @@ class ArchsConfig(Options):
 # %% ../../nbs/config/04_commands.ipynb #4a2a1f6a
 ENGINES = ('auto', 'torch', 'onnx')
 
+def _engine_opt() -> Any:
+    return opt('auto', "what runs the network: onnx is the bundle's model.onnx, or another exported file, and computes on "
+               'the CPU; auto takes it there, and torch with a GPU, a lower precision or, for more than 256 images, a '
+               'processor whose bf16 is fast', choices=ENGINES)
+
 @dataclass(frozen=True)
 class ModelOptions(Options):
     "How a model labels images"
-    engine: str = opt(
-        'auto', 'what runs the network: onnx is an exported file (fastsmile export), which starts without torch and '
-        'computes on the CPU; auto takes onnx where the model is an .onnx file', choices=ENGINES)
+    engine: str = _engine_opt()
     tta: str = opt('none', 'test-time augmentation: the mean over views; --tta alone is flip', choices=TTA_MODES)
     calibrated: bool = opt(
         False, 'add the calibrated probabilities as columns calibrated_CLASS; confidence is then theirs')
@@ -185,7 +188,7 @@ class ExportConfig(Options):
     "Options of `export`"
     format: str = opt('onnx', 'format of the file', choices=('onnx',))
     out: str | None = opt(
-        None, 'the file (default: model.onnx in the model folder, where predict --engine onnx looks for it)',
+        None, 'the file (default: model.onnx in the model folder, where predict looks for it)',
         metavar='FILE')
     check: str | None = opt(
         None, "images to compare the file with the original on: a folder or a zip (default: those of the run's source)",
@@ -210,6 +213,7 @@ class EvaluateConfig(SourceOptions):
         1000, 'draws of the bootstrap, which gives the difference that --tta makes its interval', minimum=100, maximum=100000)
     tta: str = opt('flip', 'test-time augmentation measured next to none, where SOURCE is predicted', choices=TTA_MODES)
     bs: int = batch_size_opt()
+    engine: str = _engine_opt()
     device: str | None = device_opt()
     anyway: bool = opt(False, 'include images of SOURCE that the model was trained on')
     out: str | None = opt(
@@ -228,7 +232,7 @@ def check_source_options(
 ) -> None:
     "Raise an `OptionError` for an option that does not apply to a SOURCE, or to saved predictions"
     if source: return check_unused(config, ['part'], 'with a SOURCE', 'All its rows are measured.')
-    of_source = [*SourceOptions().as_dict(), 'tta', 'bs', 'device', 'anyway']
+    of_source = [*SourceOptions().as_dict(), 'tta', 'bs', 'engine', 'device', 'anyway']
     check_unused(config, of_source, 'without a SOURCE', 'Name the images to predict after the run.')
 
 # %% ../../nbs/config/04_commands.ipynb #5ab056ff
@@ -380,6 +384,7 @@ class ProbeConfig(CandidateOptions, ProbeInputOptions, SplitOptions, DecideOptio
     seed: int = seed_opt('seed of the split, the draws and the forests')
     device: str | None = device_opt()
     tta: str = reported_tta_opt()
+    no_onnx: bool = no_onnx_opt()
 
     def __post_init__(self):
         super().__post_init__()
@@ -406,6 +411,7 @@ class EnsembleConfig(DecideOptions):
     seed: int = seed_opt('seed of the forest')
     device: str | None = device_opt()
     tta: str = reported_tta_opt()
+    no_onnx: bool = no_onnx_opt()
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,7 +13,7 @@ from .choices import MONITORED_METRICS, LOSS_CHOICES, format_choices, parse_choi
 from .fields import AUGMENT_CHOICES, BALANCE_CHOICES, DecideOptions, HEADS, INIT_CHOICES
 from .fields import Options, POOL_CHOICES, PRECISIONS, ParsedChoices, SCHEDULE_CHOICES
 from .fields import SplitOptions, batch_size_opt, check_compatible, device_opt
-from .fields import is_learning_rate, opt, parse_duration, parse_head
+from .fields import is_learning_rate, no_onnx_opt, opt, parse_duration, parse_head
 from .fields import parse_rates, reported_tta_opt, seed_opt
 from .recipes import RecipeOptions
 from ..core.errors import OptionError, check_choice
@@ -139,6 +139,7 @@ class RunOptions(Options):
     compile: bool = opt(False, 'compile the network for training with torch.compile: a minute or so at the start, '
                         'then faster on some machines')
     tta: str = reported_tta_opt()
+    no_onnx: bool = no_onnx_opt()
     track: str = opt('none', 'follow the training on a dashboard, each an extra of that name', choices=TRACKERS)
 
 # %% ../../nbs/config/03_fit.ipynb #9cb299e9

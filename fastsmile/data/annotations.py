@@ -19,6 +19,7 @@ from ..core.errors import SmileError, printable
 from ..core.files import import_pandas
 from .cells import MAX_TABLE_BYTES, decode_table, parse_table
 from .images import IMAGE_EXTENSIONS
+from .words import split_of
 
 if TYPE_CHECKING: import pandas as pd  # prediction reads tables without it
 
@@ -124,6 +125,21 @@ def _records_of_columns(data: dict) -> list[dict]:
 def _records_by_class(data: dict) -> list[dict]:
     return [dict(image=name, label=label) for label, names in data.items() for name in names]
 
+# %% ../../nbs/data/05_annotations.ipynb #3d36860b
+def _is_entry(value: Any) -> bool: return isinstance(value, str | dict) or isinstance(value, list) and len(value) == 2
+
+def _is_keyed_by_split(data: Any) -> bool:
+    "Are these lists of names, of pairs or of records, under the names of splits?"
+    lists = _values(data)
+    return bool(lists) and all(map(split_of, data)) and all(_is_list_of(v, _is_entry) for v in lists)
+
+def _records_by_split(data: dict) -> list[dict]:
+    "A record for each entry: a name, a pair of name and label, or a record"
+    def record(entry: Any) -> dict:
+        if isinstance(entry, list): return dict(image=str(entry[0]), label=str(entry[1]))
+        return entry if isinstance(entry, dict) else dict(image=entry)
+    return [record(entry) | dict(split=split) for split, entries in data.items() for entry in entries]
+
 # %% ../../nbs/data/05_annotations.ipynb #d8336da2
 @dataclass(frozen=True)
 class JsonFormat:
@@ -149,6 +165,9 @@ JSON_FORMATS = (
     JsonFormat('records by image', lambda d: _is_keyed_by_image(d) and _is_list_of(_values(d), _is_record),
                lambda d: [dict(image=k) | r for k, r in d.items()], False),
     JsonFormat('labels by image', _is_keyed_by_image, lambda d: [dict(image=k, label=v) for k, v in d.items()]),
+    JsonFormat('images by split', _is_keyed_by_split, _records_by_split, False),
+    JsonFormat('a list of images', lambda d: _is_list_of(d, is_image_text), lambda d: [dict(image=v) for v in d],
+               False),
     JsonFormat('images by class', lambda d: _is_list_of(_values(d), lambda v: _is_list_of(v, is_image_text)),
                _records_by_class),
     JsonFormat('a record', _names_an_image, lambda d: [d], False),

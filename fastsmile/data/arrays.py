@@ -29,7 +29,7 @@ from .cells import detect_separator, image_bytes_column, open_text, parse_table,
 from .images import ImageError, ImageNotFoundError
 from .layouts import Layout, ReadSource, SourcePlace, TABLE_COLUMNS, is_table_name, labels_path, rows_of_cells
 from .readers import ArrayReader, FileReader
-from .words import label_key, split_meanings, split_of
+from .words import label_key, split_in_name, split_meanings, split_of
 
 # %% ../../nbs/data/11_arrays.ipynb #4ad1f700
 LABEL_HEADERS = {'label', 'labels', 'class', 'class_name', 'target', 'category'}  # no class is called that
@@ -124,10 +124,6 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
     return {key: a for key, a in arrays.items() if isinstance(a, np.ndarray)}
 
 # %% ../../nbs/data/11_arrays.ipynb #14c6a412
-def _split_of_key(key: str) -> str:
-    words = re.split(r'[^a-z]+', key.lower())
-    return next(filter(None, map(split_of, words)), '')
-
 def _is_image_array(a: np.ndarray) -> bool:
     return a.dtype == np.uint8 and (a.ndim == 3 or a.ndim == 4 and a.shape[3] in (1, 3, 4))
 
@@ -136,7 +132,7 @@ def _labels_key(key: str, arrays: dict[str, np.ndarray], path: Path) -> str:
     "Which array holds the labels of the images `key`"
     def fits(name: str, a: np.ndarray) -> bool:
         is_column = a.ndim > 0 and a.size == len(a) == len(arrays[key])
-        return is_column and not _is_image_array(a) and _split_of_key(name) == _split_of_key(key)
+        return is_column and not _is_image_array(a) and split_in_name(name) == split_in_name(key)
     found = [name for name, a in arrays.items() if fits(name, a)]
     if len(found) == 1: return found[0]
     shapes = ', '.join(f'{printable(n)} {a.dtype}{list(a.shape)}' for n, a in arrays.items())
@@ -156,7 +152,7 @@ def read_npz(
         raise SmileError(f'{printable(path)} holds no images.',
                          'They are an array of uint8, of shape N x H x W or N x H x W x C.')
     labels = [arrays[_labels_key(k, arrays, path)].ravel().astype(str) for k in keys]
-    parts = [pd.DataFrame(dict(label=values, split=_split_of_key(k))) for k, values in zip(keys, labels)]
+    parts = [pd.DataFrame(dict(label=values, split=split_in_name(k))) for k, values in zip(keys, labels)]
     rows = pd.concat(parts, ignore_index=True)
     frame = rows.assign(path=[str(i) for i in range(len(rows))], group='', reason='')[TABLE_COLUMNS].astype(str)
     return ReadSource(ArrayReader(path, keys=keys), frame)

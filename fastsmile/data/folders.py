@@ -16,8 +16,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from ..core.errors import OptionError, SmileError, printable
-from .layouts import Layout, ReadSource, SourcePlace, TABLE_COLUMNS, files_in
-from .tables import LIST_EXTENSIONS
+from .layouts import Layout, ReadSource, SourcePlace, TABLE_COLUMNS
 from .words import SPLITS, is_idle_name, label_key, split_of
 
 # %% ../../nbs/data/10_folders.ipynb #5661400f
@@ -165,7 +164,8 @@ def read_folders(
     _check_crossed(folders, classes, skip, group_level)
     rows = [(name, label, split, '', '') for name, (label, split, _) in zip(names, classes) if label]
     frame = pd.DataFrame(rows, columns=TABLE_COLUMNS, dtype=str)
-    return frame if frame.label.nunique() > 1 else frame[:0]
+    no_classes = all(map(is_idle_name, set(frame.label)))  # aligned and original
+    return frame if frame.label.nunique() > 1 and not no_classes else frame[:0]
 
 # %% ../../nbs/data/10_folders.ipynb #7299f731
 def _folder_notes(names: list[str], grouped: bool = False) -> list[str]:
@@ -185,15 +185,6 @@ def _folder_notes(names: list[str], grouped: bool = False) -> list[str]:
                      'one split.')
     return notes
 
-# %% ../../nbs/data/10_folders.ipynb #cfd5426e
-def _split_list_notes(place: SourcePlace) -> list[str]:
-    "A sentence where text files beside the class folders are named for splits"
-    paths = [PurePosixPath(n) for n in files_in(place)]
-    names = [p.as_posix() for p in paths if p.suffix.lower() in LIST_EXTENSIONS and split_of(p.stem)]
-    if not names: return []
-    return [f'{", ".join(map(printable, names))}: these may list the images of each split, and are not read. A table of '
-            'image, label and split keeps to them (--labels FILE).']
-
 # %% ../../nbs/data/10_folders.ipynb #b03d8d18
 def _detect_folders(place: SourcePlace) -> str:
     if not place.reader or place.options.layout == 'csv' or place.options.labels: return ''
@@ -204,7 +195,7 @@ def _read_class_folders(place: SourcePlace) -> ReadSource:
     grouped = bool(place.options.group_from) or place.options.group_level is not None
     frame = read_folders(place.names, place.options.group_level)
     _check_people(frame)
-    notes = (*_folder_notes(place.names, grouped), *_split_list_notes(place))
+    notes = tuple(_folder_notes(place.names, grouped))
     return ReadSource(place.reader, frame, notes, 'the level of the class folders')
 
 CLASS_FOLDERS = Layout('class folders', 'folders', 'class folders', _detect_folders, _read_class_folders)
@@ -287,6 +278,6 @@ def name_code_hint(
         return (f"The names look like those of {code.name}: --label-from '{code.label}' "
                 f"--group-from '{code.group}' --rename {code.rename}.")
     words = [m[1] if (m := re.match('([A-Za-z]+)[ _.-]*[0-9]', s)) else '' for s in stems]
-    few = 1 < len(set(words)) <= min(20, len(words) / 2) and '' not in words
+    few = 1 < len(set(words)) <= min(20, len(words) / 2) and '' not in words and not all(map(split_of, set(words)))
     some = ', '.join(sorted(set(words))[:5])
     return f"The names begin with {some}: --label-from '^([A-Za-z]+)' takes that." if few else ''

@@ -25,11 +25,11 @@ from .arrays import ARRAY, NPZ, PARQUET_IMAGES, PIXEL_TABLE
 from .cells import read_table_bytes
 from .finder import NO_FILE_NAME, NO_SUCH_FILE
 from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, name_code_hint, path_values
-from .label_files import LABEL_FILES, SIDECAR_FILES
-from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE
+from .label_files import LABEL_FILES, SIDECAR_FILES, find_split_lists, with_split_lists
+from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE, find_tables
 from .readers import Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
-from .words import SPLIT_PRIORITY, label_key, split_of
+from .words import SPLIT_PRIORITY, is_idle_name, label_key, split_of
 
 # %% ../../nbs/data/12_source.ipynb #af5ddd78
 LAYOUTS = (LABELS_IN_PATHS, NPZ, ARRAY, PIXEL_TABLE, PARQUET_IMAGES, TABLE_FILE, CLASS_FOLDERS, TABLES, SIDECAR_FILES,
@@ -44,8 +44,15 @@ def _say_the_same(place: SourcePlace, layouts: list[Layout]) -> bool:
     try: folders, table = (layout.read(place).frame for layout in layouts)
     except SmileError: return False
     by_folder = dict(zip(folders.path, folders.label.map(label_key)))
-    rows = table[table.reason == '']
+    rows = table[(table.reason == '') & (table.label != '')]
     return len(rows) > 0 and all(by_folder.get(p) == label_key(label) for p, label in zip(rows.path, rows.label))
+
+def _have_only_splits(place: SourcePlace, layouts: list[Layout]) -> bool:
+    "Do tables beside class folders say the splits of images, and nothing else?"
+    if layouts != [CLASS_FOLDERS, TABLES] or place.options.label_col: return False
+    lists = {f.name for f in find_split_lists(place) if not f.has_more}
+    return {t.name for t in find_tables(place)} <= lists
+
 
 # %% ../../nbs/data/12_source.ipynb #94e96f95
 def detect_layout(
@@ -59,6 +66,7 @@ def detect_layout(
         if how and layout.decisive: return layout
         if how: found.append((layout, how))
     if len(found) == 1 or _say_the_same(place, [layout for layout, _ in found]): return found[-1][0]
+    if _have_only_splits(place, [layout for layout, _ in found]): return CLASS_FOLDERS
     if found:
         ways = ', or by '.join(how for _, how in found)
         raise SmileError(f'{printable(place.source)} can be read in two ways: by {ways}.',
@@ -290,23 +298,34 @@ def _check_layout_options(place: SourcePlace, layout: Layout):
         check_unused(options, ['labels', 'raw_shape'], 'with a .npz, which holds its labels', hint)
 
 # %% ../../nbs/data/12_source.ipynb #361ca6eb
-def _check_has_rows(read: ReadSource, source: str | Path):
-    "A `SmileError` where no row was found"
-    if not read.frame.empty: return
-    names = read.reader.names()
+def _why_no_classes(names: list[str]) -> str:
+    "Why the folders of images are no classes; empty where nothing can be said"
     folders = {PurePosixPath(n).parent.as_posix() for n in names}
-    splits = sorted({part for f in folders for part in f.split('/') if split_of(part)})
-    alone = ''
+    parts = {part for f in folders for part in f.split('/')}
+    splits = sorted(filter(split_of, parts))
+    idle = sorted(filter(is_idle_name, {f.rpartition('/')[2] for f in folders}))
     if splits:
-        alone = (f': {", ".join(map(printable, splits))} are folders of splits, not classes, and there are no class '
-                 'folders in them and no table of labels')
-    elif len(folders) == 1 and folders != {'.'}:
-        alone = (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, '
-                 'and no table is next to it')
+        return (f': {", ".join(map(printable, splits))} are folders of splits, not classes, and there are no class '
+                'folders in them and no table of labels')
+    if len(folders) > 1 and len(idle) > 1:
+        return f': the names of its folders, {", ".join(map(printable, idle))}, are none of classes'
+    if len(folders) != 1 or folders == {'.'}: return ''
+    return (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, and no table is '
+            'next to it')
+
+def _check_has_labels(read: ReadSource, source: str | Path):
+    "A `SmileError` where no row was found, or none with a label"
+    if (read.frame.label != '').any(): return
+    if len(read.frame) and (read.frame.reason == '').any():
+        raise SmileError(f'None of the {len(read.frame)} rows of {printable(source)} has a label.',
+                         'Accepted: a column of labels (--label-col), a list of names for each class (SMILE_list.txt, '
+                         'NON-SMILE_list.txt), or class folders (--layout folders).')
+    names = read.reader.names()
+    if len(read.frame): return  # each with its reason
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
-    raise SmileError(f'{printable(source)} has no labelled images{alone}.',
-                     f'Accepted: class folders, a CSV next to the images (--labels FILE), or an array with '
-                     f'labels. {hint}')
+    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.',
+                     'Accepted: class folders (--label-level -1 where their names are unusual), a CSV next to the '
+                     f'images (--labels FILE), or an array with labels. {hint}')
 
 # %% ../../nbs/data/12_source.ipynb #14f03d2b
 _MAP_NAME = re.compile('classes|labels?[_-]?(map|names)|class[_-]?(names|map|labels)|categories|'
@@ -351,9 +370,9 @@ def read_source(
     import_pandas()  # file names may be no UTF-8
     place = SourcePlace(str(source) if is_url(source) else Path(source), options)
     layout = detect_layout(place)
-    read = layout.read(place)
+    read = with_split_lists(layout.read(place), place, layout)
     _check_layout_options(place, layout)
-    _check_has_rows(read, place.source)
+    _check_has_labels(read, place.source)
     used = {parse_region(path)[0] for path in read.frame.path}
     without_row = sorted(set(read.reader.names()) - used) if read.reader.stores_files else []
     frame, spellings = _clean_rows(read.frame, options)

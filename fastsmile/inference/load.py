@@ -11,10 +11,11 @@ from importlib import import_module
 from pathlib import Path
 
 from ..config.commands import ENGINES
-from ..core.errors import OptionError, check_choice, printable
+from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import newest_run
+from ..core.system import cpu_flags, may_have_gpu
 from .backend import Backend
-from .onnx_backend import require_onnx_packages
+from .onnx_backend import onnx_path
 from ..models.spec import Model
 
 # %% ../../nbs/inference/04_load.ipynb #283498a4
@@ -22,34 +23,52 @@ from ..models.spec import Model
 class BackendKind:
     "How models of one kind are loaded and run"
     suffix: str      # of a model file; empty: models are folders
-    packages: tuple  # that have to be installed
     loader: str      # module:function, a path -> `Model`
     backend: str     # module:class, a `Model` -> `Backend`
     runtime: str     # the module whose import takes time
 
 BACKENDS = {
     'torch': BackendKind(
-        suffix='', packages=(), loader='fastsmile.models.bundle:load_bundle',
+        suffix='', loader='fastsmile.models.bundle:load_bundle',
         backend='fastsmile.inference.torch_backend:TorchBackend', runtime='fastsmile.inference.torch_backend'),
     'onnx': BackendKind(
-        suffix='.onnx', packages=('onnxruntime',), loader='fastsmile.inference.onnx_backend:load_onnx',
+        suffix='.onnx', loader='fastsmile.inference.onnx_backend:load_onnx',
         backend='fastsmile.inference.onnx_backend:OnnxBackend', runtime='onnxruntime')}
 
 def _import_object(name: str): # module:object
     module, _, attribute = name.partition(':')
     return getattr(import_module(module), attribute)
 
-# %% ../../nbs/inference/04_load.ipynb #b27c12f6
+# %% ../../nbs/inference/04_load.ipynb #b15fc60b
+_FEW_IMAGES = 256  # that onnxruntime predicts before torch is imported and its bf16 has made up for it
+
+def _onnx_suits(
+    path: str | Path,    # a run folder or a bundle
+    device: str | None,
+    precision: str,      # one of `PRECISIONS`
+    images: int | None,  # how many, where that is known
+) -> bool:
+    "Is there a file for onnxruntime, and nothing that torch would do better?"
+    if not onnx_path(path).is_file() or precision not in ('auto', 'fp32'): return False
+    is_few = images is not None and images <= _FEW_IMAGES
+    if precision == 'auto' and not is_few and 'amx_bf16' in cpu_flags(): return False
+    return device == 'cpu' or device is None and not may_have_gpu()
+
+# %% ../../nbs/inference/04_load.ipynb #024c8e79
 def choose_backend(
-    path: str | Path | None, # a run folder, a bundle or an .onnx file; None: the newest run
-    engine: str = 'auto',    # one of `ENGINES`
+    path: str | Path | None,   # a run folder, a bundle or an .onnx file; None: the newest run
+    engine: str = 'auto',      # one of `ENGINES`
+    device: str | None = None, # None: the best there is
+    precision: str = 'auto',   # one of `PRECISIONS`
+    images: int | None = None, # how many will be predicted, where that is known
 ) -> str: # a name in `BACKENDS`
     "What will run the network; raises `OptionError` where that cannot be"
-    suffix = '' if path is None else Path(path).suffix.lower()
-    by_suffix = {kind.suffix: name for name, kind in BACKENDS.items()}
-    natural = by_suffix.get(suffix, 'torch')
-    if check_choice('--engine', engine, ENGINES) == 'auto': return natural
-    if natural != engine and BACKENDS[natural].suffix:
+    path = newest_run() if path is None else path
+    by_suffix = {kind.suffix: name for name, kind in BACKENDS.items() if kind.suffix}
+    natural = by_suffix.get(Path(path).suffix.lower())
+    if check_choice('--engine', engine, ENGINES) == 'auto':
+        return natural or ('onnx' if _onnx_suits(path, device, precision, images) else 'torch')
+    if natural not in (None, engine):
         raise OptionError(f'--engine {engine} cannot run {printable(path)}.', 'Name the run that it comes from.')
     return engine
 
@@ -57,14 +76,24 @@ def choose_backend(
 def load_model(
     path: str | Path | None = None, # a run folder, a bundle or an .onnx file; None: the newest finished run
     engine: str = 'auto',           # one of `ENGINES`
-) -> Model:
+    device: str | None = None,      # where it will predict; None: the best there is
+    precision: str = 'auto',        # in which it will predict, one of `PRECISIONS`
+    images: int | None = None,      # how many it will predict, where that is known
+) -> Model: # for `auto`, what `choose_backend` takes; its `net` is a torch module under torch alone
     "Load a model that predicts; raises `SmileError` where there is none, or it is not valid"
     where = newest_run() if path is None else path
-    return _import_object(BACKENDS[choose_backend(path, engine)].loader)(where)
+    kind = choose_backend(where, engine, device, precision, images)
+    load = _import_object(BACKENDS[kind].loader)
+    if kind == 'torch' or engine != 'auto' or not Path(where).is_dir(): return load(where)
+    try: return load(where)
+    except SmileError as e: unusable = e
+    model = _import_object(BACKENDS['torch'].loader)(where)  # raises where the bundle is at fault
+    say(f'{unusable.message} torch predicts instead. {unusable.hint}', style='yellow')
+    return model
 
+# %% ../../nbs/inference/04_load.ipynb #12916b8d
 def import_backend(kind: str): # a name in `BACKENDS`
-    "Import what runs the network, at a time that suits the caller; raises `OptionError` where it is not installed"
-    require_onnx_packages(f'--engine {kind}', *BACKENDS[kind].packages)
+    "Import what runs the network, at a time that suits the caller"
     for name in (BACKENDS[kind].loader.partition(':')[0], BACKENDS[kind].runtime): import_module(name)
 
 # %% ../../nbs/inference/04_load.ipynb #57ae8ccf

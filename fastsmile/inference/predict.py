@@ -30,7 +30,7 @@ from ..data.faces import FaceDetector, make_face_detector
 from ..data.images import ImageError, crop_region, region_name
 from .backend import Backend
 from .inputs import ImageInputs, is_empty, open_inputs
-from .load import load_model, make_backend
+from .load import backend_of, load_model, make_backend
 from .rows import KnownImages, KnownMatch, RowFormat, RowOptions, apply_known_label
 from .rows import make_row_format, open_known_images, prediction_columns
 from .tta import TTA_VIEWS, TtaView, mean_over_views, predict_views, prepare_views
@@ -253,9 +253,10 @@ def open_prediction_job(
     config: PredictConfig,
     reader: object,                   # where the images are
     known: KnownImages | None = None, # opened before; else as `config` says
+    images: int | None = None,        # how many, where that is known
 ) -> PredictionJob:
     "Load the model, and make ready what its rows need; raises `OptionError` and `SmileError` for what does not exist"
-    model = load_model(config.model, config.engine)
+    model = load_model(config.model, config.engine, config.device, config.precision, images)
     if config.known:
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
     detector = make_face_detector(config, model.metadata.domain.face)
@@ -296,7 +297,7 @@ def predict_on_ray(
 ) -> Iterator[dict]:
     "Yield the rows of all names, in order, from the actors of a Ray cluster"
     backend, names = job.backend, iter(names)
-    actor = replace(config, model=str(Path(backend.model.path).absolute()), engine='auto',
+    actor = replace(config, model=str(Path(backend.model.path).absolute()), engine=backend_of(backend.model),
                     device=config.device or 'cpu',
                     precision=backend.precision, known=None, known_labels=None, known_label_col=None)
     size = _names_per_task(len(job.views), bs, total)

@@ -15,11 +15,12 @@ import timm
 from torch import nn
 
 from ..core.errors import OptionError, SmileError, printable
-from ..core.files import file_sha256, read_json, write_json
+from ..core.files import file_sha256, write_json
 from .ensemble import EnsembleNetwork, build_ensemble
 from .factory import create_network
 from .heads import build_head, classifier_head
-from .spec import BUNDLE_FORMAT, Model, ModelMetadata, ModelSpec, parse_config
+from .spec import BUNDLE_FORMAT, Model, ModelMetadata, ModelSpec, check_members, model_folder
+from .spec import parse_config, read_bundle_config
 from .weights import LOAD_ERRORS, check_tensor_shapes, read_tensors, tensor_shapes, write_tensors
 
 # %% ../../nbs/models/07_bundle.ipynb #bb1c57d5
@@ -56,30 +57,6 @@ def save_bundle(
     write_tensors(net.state_dict(), folder/'model.safetensors', dict(format='pt'))
     write_json(folder/'config.json', _timm_config(model) | dict(fastsmile=_own_config(model, folder)))
 
-# %% ../../nbs/models/07_bundle.ipynb #dacf6a1c
-def _model_folder(folder: Path) -> Path: # a bundle, or a run folder that holds one as `model/`
-    "Where the two files are; raises `SmileError`"
-    if folder.is_file():
-        raise SmileError(f'{printable(folder)} is a file, not a model folder.',
-                         'A model is a folder with model.safetensors and config.json. Pickles (.pkl, .pth) can run '
-                         'code when they are opened, so they are not.')
-    if (folder/'model'/'config.json').exists(): folder = folder/'model'
-    if (folder/'config.json').is_file() and (folder/'model.safetensors').is_file(): return folder
-    raise SmileError(f'{printable(folder)} holds no model.', 'A run folder has one once it is finished: '
-                     'model/model.safetensors and model/config.json; a cross-validation one in each fold.')
-
-def _read_config(folder: Path) -> dict:
-    "A bundle's config.json, checked with `parse_config` and against the checksum of the weights; raises `SmileError`"
-    cfg = read_json(folder/'config.json')
-    try: parse_config(cfg)
-    except ValueError as e:
-        raise SmileError(f'{printable(folder)}/config.json is not a fastsmile model: {printable(e)}',
-                         'Write it again with `fastsmile fit`.') from None
-    if file_sha256(folder/'model.safetensors') != cfg['fastsmile'].get('sha256'):
-        raise SmileError(f'{printable(folder)}/model.safetensors is not the file that was saved with its config.json '
-                         '(checksum).', 'Copy the whole folder again.')
-    return cfg
-
 # %% ../../nbs/models/07_bundle.ipynb #07bc1c94
 def _load_weights(
     build: Callable[[], nn.Module], # the empty network
@@ -99,8 +76,8 @@ def load_bundle(
     folder: str | Path, # a bundle, or a run folder that holds one as `model/`
 ) -> Model:
     "Read a bundle and check it; raises `SmileError` with the reason"
-    folder = _model_folder(Path(folder))
-    cfg = _read_config(folder)
+    folder = model_folder(folder)
+    cfg = read_bundle_config(folder)
     spec, metadata = parse_config(cfg)
     if spec.members: return _load_ensemble(folder, spec, metadata, cfg['fastsmile']['members'])
     arch = spec.arch.split('.')[0]  # a tag names weights, and they are here
@@ -124,9 +101,7 @@ def _load_ensemble(
     "The members in `members/`, combined; raises `SmileError`"
     where = [folder/'members'/str(i) for i in range(spec.members)]
     members = [load_bundle(w) for w in where]
-    if [file_sha256(w/'config.json') for w in where] != digests:
-        raise SmileError(f'The members in {printable(folder)} are not those that it was saved with (checksum).',
-                         'Copy the whole folder again.')
+    check_members(folder, digests)
     try: net = _combine(members, spec, metadata, folder/'model.safetensors')
     except (*LOAD_ERRORS, OptionError) as e:
         raise _does_not_fit(f'{printable(folder)} does not fit its members', e) from None

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['FITTED_KINDS', 'BUNDLE_FORMAT', 'MAX_SETTING', 'INTERPOLATIONS', 'ModelSpec', 'spec_for_domain', 'ModelMetadata',
-           'Model', 'check_setting', 'parse_config']
+           'Model', 'check_setting', 'parse_prep', 'parse_config', 'model_folder', 'read_bundle_config',
+           'check_members']
 
 # %% ../../nbs/models/01_spec.ipynb #f7ebf6e8
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
+from ..core.errors import SmileError, printable
+from ..core.files import file_sha256, read_json
 from ..data.domain import Domain, grey_input, parse_domain
 from ..data.images import Preprocessing, TIMM_CROP_MODES
 from ..metrics.calibration import Calibration, calibration_from_metadata, calibration_metadata
@@ -113,7 +117,7 @@ def check_setting(
 # %% ../../nbs/models/01_spec.ipynb #8b3cb5de
 INTERPOLATIONS = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')  # Pillow's, of resizing
 
-def _parse_prep(pre: dict) -> Preprocessing: # `pretrained_cfg` of a config.json
+def parse_prep(pre: dict) -> Preprocessing: # `pretrained_cfg` of a config.json
     "The preprocessing in timm's words; raises `ValueError`"
     mean, std = (tuple(map(float, pre[k])) for k in ('mean', 'std'))
     check_setting(dict(mean=mean, std=std))
@@ -134,7 +138,7 @@ def _parse_spec(cfg: dict) -> ModelSpec: # a whole config.json
     for c in map(str, labels): c.encode('utf-8', 'surrogateescape')  # raises where a label cannot be written to a file
     head = dict(own['head'])
     check_setting(dict(model_args=cfg['model_args']))
-    prep = replace(_parse_prep(cfg['pretrained_cfg']), grey=bool(own['grey_input']))
+    prep = replace(parse_prep(cfg['pretrained_cfg']), grey=bool(own['grey_input']))
     return ModelSpec(own['arch'], tuple(map(str, labels)), prep, dict(cfg['model_args']), head, len(own['members']))
 
 # %% ../../nbs/models/01_spec.ipynb #9a1ab526
@@ -186,3 +190,44 @@ def _check_format(found: int):
     if found < BUNDLE_FORMAT:
         raise ValueError(f'it was written by an earlier fastsmile (format {found}, now {BUNDLE_FORMAT}): '
                          'train or export again')
+
+# %% ../../nbs/models/01_spec.ipynb #cf0a75cd
+def model_folder(
+    folder: str | Path, # a bundle, or a run folder that holds one as `model/`
+) -> Path:
+    "Where a bundle's two files are; raises `SmileError`"
+    folder = Path(folder)
+    if folder.is_file():
+        raise SmileError(f'{printable(folder)} is a file, not a model folder.',
+                         'A model is a folder with model.safetensors and config.json. Pickles (.pkl, .pth) can run '
+                         'code when they are opened, so they are not.')
+    if (folder/'model'/'config.json').exists(): folder = folder/'model'
+    if (folder/'config.json').is_file() and (folder/'model.safetensors').is_file(): return folder
+    raise SmileError(f'{printable(folder)} holds no model.', 'A run folder has one once it is finished: '
+                     'model/model.safetensors and model/config.json; a cross-validation one in each fold.')
+
+# %% ../../nbs/models/01_spec.ipynb #fe662924
+def read_bundle_config(
+    folder: Path, # of `model_folder`
+) -> dict:
+    "A bundle's config.json, checked with `parse_config` and against the checksum of the weights; raises `SmileError`"
+    cfg = read_json(folder/'config.json')
+    try: parse_config(cfg)
+    except ValueError as e:
+        raise SmileError(f'{printable(folder)}/config.json is not a fastsmile model: {printable(e)}',
+                         'Write it again with `fastsmile fit`.') from None
+    if file_sha256(folder/'model.safetensors') != cfg['fastsmile'].get('sha256'):
+        raise SmileError(f'{printable(folder)}/model.safetensors is not the file that was saved with its config.json '
+                         '(checksum).', 'Copy the whole folder again.')
+    return cfg
+
+# %% ../../nbs/models/01_spec.ipynb #383717d5
+def check_members(
+    folder: Path,  # of an ensemble's bundle
+    digests: list, # of the members' config.json
+):
+    "Raise a `SmileError` where the members are not those that an ensemble was saved with"
+    files = [folder/'members'/str(i)/'config.json' for i in range(len(digests))]
+    if all(f.is_file() for f in files) and [file_sha256(f) for f in files] == list(digests): return
+    raise SmileError(f'The members in {printable(folder)} are not those that it was saved with (checksum).',
+                     'Copy the whole folder again.')

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..config.commands import CalibrateConfig
 from ..config.fields import command_line, options_or
 from ..core.files import folder_lock, read_json, read_safe_csv, write_json
+from ..inference.onnx_backend import update_onnx_metadata
 from ..metrics.calibration import Calibration, calibration_metadata
 from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration, fold_folders
 from ..metrics.predictions import has_predictions, read_model_metadata, read_saved_predictions
@@ -62,6 +63,7 @@ def _write_to_model_file(run: Path, calibration: Calibration, metrics: dict):
     bundle = read_json(run/'model'/'config.json')
     own = bundle['fastsmile'] | calibration_metadata(calibration) | dict(metrics=summary_metrics(metrics))
     write_json(run/'model'/'config.json', bundle | dict(fastsmile=own))
+    update_onnx_metadata(run/'model')
 
 # %% ../../nbs/runs/11_calibrate.ipynb #772b9aaa
 def calibrate(

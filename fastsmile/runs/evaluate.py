@@ -174,7 +174,7 @@ def _predict_source(run: Path, source: str | Path, config: EvaluateConfig) -> Me
     "The run's model on a labelled source"
     from fastsmile.inference.load import load_model
     _check_not_the_training_source(run, source, config)
-    model = load_model(run)
+    model = load_model(run, config.engine, config.device, 'fp32')
     read, rows = _read_rows_to_measure(run, source, config, model)
     rows, copies = _without_training_copies(run, read.reader, rows, source, config.anyway)
     single_view = _predict_rows_of_source(model, read.reader, rows, 'none', config)

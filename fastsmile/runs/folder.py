@@ -166,8 +166,9 @@ class Run(_RunFiles):
 
     @cached_property
     def model(self) -> 'Model':
+        "Its model with a network of torch, also where `predict` takes another engine"
         from fastsmile.inference.predict import load_model
-        return load_model(self.path)
+        return load_model(self.path, 'torch')
 
     @cached_property
     def data(self) -> 'SplitData':
@@ -177,7 +178,12 @@ class Run(_RunFiles):
     @property
     def predict(self) -> Callable[..., pd.DataFrame]:
         "`Model.predict` of its model: predictions on a folder, a zip, a list"
-        return self.model.predict
+        return self._predictor.predict
+
+    @cached_property
+    def _predictor(self) -> 'Model':
+        from fastsmile.inference.predict import load_model
+        return load_model(self.path)
 
     def learner(self) -> 'Learner':
         "A fastai `Learner` over the run's rows with its best weights; a `SmileError` where no network was trained"

@@ -20,6 +20,7 @@ from ..core.files import file_sha256, is_url
 from ..core.system import Interrupted, graceful_interrupt
 from ..data.faces import warn_face_options
 from ..inference.inputs import ImageInputs, open_inputs
+from ..inference.load import backend_of
 from ..inference.outputs import PredictionFile, PredictionSummary, check_replaceable, output_format
 from ..inference.outputs import resume_settings, starts_image
 from ..inference.predict import PredictionJob, inference_batch_size, open_prediction_job, predict_batches
@@ -64,7 +65,8 @@ def _resume_key(
 ) -> dict:
     "What must be the same for a file to be resumed"
     backend, known, faces = job.backend, job.row_format.known, job.faces
-    return dict(model=file_sha256(_model_file(backend.model)), precision=backend.precision,
+    return dict(model=file_sha256(_model_file(backend.model)), engine=backend_of(backend.model),
+                precision=backend.precision,
                 device=_compute_device(job, config),
                 ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),
                 threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.settings,
@@ -147,7 +149,8 @@ def predict(
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
     inputs = open_inputs(where, config.image_col, config.root)
-    job = open_prediction_job(replace(config, device='cpu') if config.ray else config, inputs.reader)
+    placed = replace(config, device='cpu') if config.ray else config
+    job = open_prediction_job(placed, inputs.reader, images=inputs.total)
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")

@@ -24,6 +24,7 @@ from ..core.files import write_json
 from ..core.system import iso_now
 from ..data.audit import AuditedSource, SplitData, audit_for_training, remaining_classes
 from ..data.source import read_source
+from ..inference.export import add_onnx
 from ..inference.predict import predict_frame
 from ..metrics.predictions import calibration_settings, fit_run_calibration, summary_metrics, write_metrics
 from ..metrics.predictions import write_prediction_table
@@ -141,6 +142,11 @@ def predict_splits(
         if not (data.rows.split == split).any() or part.endswith('_tta') and tta == 'none': continue
         write_prediction_table(predict_split(model, data, split, views, bs, device), path/f'predictions_{part}.csv')
 
+# %% ../../nbs/runs/03_results.ipynb #841a24f7
+def _development_images(data: SplitData) -> list[str]:
+    "The images that are not of test: a file for another runtime may be compared with its network on them"
+    return data.rows[data.rows.split != 'test'].path.tolist()
+
 # %% ../../nbs/runs/03_results.ipynb #63c0919e
 def calibrate_and_save(
     model: Model, # not yet calibrated
@@ -155,7 +161,9 @@ def calibrate_and_save(
     model = replace(model, metadata=model.metadata.calibrated(calibration))
     facts = replace(model.metadata, metrics=summary_metrics(metrics), domain=data.domain,
                     origin=_model_origin(data, config.as_dict()))
-    save_bundle(replace(model, metadata=facts), path/'model')
+    model = replace(model, metadata=facts)
+    save_bundle(model, path/'model')
+    if not config.no_onnx: add_onnx(path/'model', model, data.reader, _development_images(data))
     explain_for_report(model, data, path, config.device, config.seed)
 
 # %% ../../nbs/runs/03_results.ipynb #3f78abc1

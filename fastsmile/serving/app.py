@@ -514,7 +514,7 @@ def serve(
     _check_serve_extra()
     import logging
     logging.getLogger('python_multipart').setLevel(logging.CRITICAL)  # each refusal is in its response
-    model = load_model(run, config.engine)
+    model = load_model(run, config.engine, config.device, config.precision)
     sock = _listening_socket(config.host, config.port)
     service = Service(model, config)
     server = _make_server(service)

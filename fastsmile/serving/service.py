@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..core.files import jsonable
 from ..core.system import default_batch_size
 from ..data.faces import make_face_detector
 from ..inference.backend import pack_inputs
-from ..inference.load import backend_of, make_backend
+from ..inference.load import backend_of, load_model, make_backend
 from ..inference.predict import LoadedImage, PredictionJob
 from ..inference.rows import RowOptions, make_row_format, prediction_columns
 from ..inference.tta import TTA_VIEWS
@@ -118,7 +119,8 @@ def _explanation_methods(
     first: str,   # the one that is shown first, or none
 ) -> tuple[str, ...]:
     "The methods that explain this model, `first` before the others"
-    has_gradients = backend_of(model) == 'torch' and not model.members and not model.spec.head_is_fitted
+    is_here = backend_of(model) == 'torch' or Path(model.path).is_dir()  # an .onnx file alone holds no torch network
+    has_gradients = is_here and not model.spec.members and not model.spec.head_is_fitted
     if first == 'none' or not has_gradients: return ()
     return first, *(m for m in SERVED_EXPLANATIONS if m not in ('none', first))
 
@@ -214,13 +216,19 @@ class _Explainer(_Predictor):
             label = row['label'] or row.get('withheld')
         if label not in classes:
             raise RequestError(422, f'{printable(label)[:80]!r} is not a label.', f'Accepted: {", ".join(classes)}.')
+        await asyncio.get_running_loop().run_in_executor(self.pool, self.load_torch_model)
         task = image.views[0], classes.index(label)
         return await asyncio.wrap_future(self.batcher.submit(self.explainers[method], task))
+
+    def load_torch_model(self):
+        "Load the network with gradients, which takes seconds, when the first explanation asks for it"
+        with self.torch_lock:
+            if self.torch_model is None: self.torch_model = load_model(self.model.path, 'torch')
 
     def _explain_batch(self, method: str, tasks: list) -> list[bytes]: # (image, class index)... to PNGs
         from fastsmile.inference.explain import attribution_maps, overlay_heatmap
         images, targets = map(np.stack, zip(*tasks))
-        maps = attribution_maps(self.model, images, targets, method, self.engine.device)
+        maps = attribution_maps(self.torch_model, images, targets, method, self.engine.device)
         return [_png_bytes(overlay_heatmap(image, evidence)) for image, evidence in zip(images, maps)]
 
 # %% ../../nbs/serving/03_service.ipynb #810dbf2a
@@ -231,6 +239,7 @@ class Service(_Explainer):
         config: ServeConfig | None = None,
     ):
         super().__init__(model, config or ServeConfig())
+        self.torch_lock, self.torch_model = threading.Lock(), model if backend_of(model) == 'torch' else None
         self.explainers = {m: partial(self._explain_batch, m) for m in self.methods}
 
     @property

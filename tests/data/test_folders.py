@@ -87,11 +87,6 @@ def test_the_makers_split_is_kept_where_paths_name_it(tmp_path):
     assert raf.frame.split.tolist() == ['train', 'train', 'test']
 
 
-def test_lists_of_splits_beside_class_folders_are_said(tmp_path):
-    s = read(tmp_path, names('{c}/{i}.png'), {'train.txt': 'smile/0.png\n', 'test.txt': 'smile/1.png\n'})
-    assert any(n.startswith('test.txt, train.txt: these may list the images of each split') for n in s.notes)
-
-
 # people
 
 @pytest.mark.parametrize('pattern,classes', [('S{p}/{c}/{i}.png', 2), ('{c}/S{p}/{i}.png', 1), ('top/S{p}/{c}/{i}.png', 3), ('train/S{p}/{c}/{i}.png', 3)])

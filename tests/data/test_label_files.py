@@ -285,3 +285,32 @@ def test_names_are_not_bent_until_they_fit(tmp_path):
         read(tmp_path/'c', FILES | {'l.csv': 'id,label\nhttps://drive.google.com/open?id=1,x\nhttps://drive.google.com/open?id=2,y\n'})
     some = read(tmp_path/'d', FILES | {'l.csv': 'id,label\n' + ''.join(f'img{i}.jpg,x\n' for i in IDS[:6]) + 'gone,y\n'})
     assert some.frame.reason.tolist() == [''] * 6 + ['no such file']
+
+
+RAF = {f'Image/{{kind}}/{s}_{i:05}{{end}}.jpg': P for s in ('train', 'test') for i in range(1, 7)}
+RAF_LABELS = ''.join(f'{s}_{i:05}.jpg {i % 3 + 1}\n' for s in ('train', 'test') for i in range(1, 7))
+
+
+def raf(kind, end=''): return {name.format(kind=kind, end=end): data for name, data in RAF.items()}
+
+
+@pytest.mark.parametrize('files,kind', [(raf('original'), 'original'), (raf('aligned', '_aligned'), 'aligned'),
+                                        (raf('original') | raf('aligned', '_aligned'), 'original')])
+@pytest.mark.parametrize('where', ['', 'EmoLabel/', 'basic/EmoLabel/'])
+def test_raf_db_as_its_makers_pack_it(tmp_path, files, kind, where):
+    top = 'basic/' if where.startswith('basic') else ''
+    s = read(tmp_path, {top + n: d for n, d in files.items()} | {where + 'list_patition_label.txt': RAF_LABELS})
+    assert s.kept.label.value_counts().to_dict() == {'1': 4, '2': 4, '3': 4} and s.kept.split.value_counts().to_dict() == dict(train=6, test=6)
+    assert all(f'Image/{kind}/' in p for p in s.kept.path) and any('7 neutral' in n for n in s.notes)
+
+
+def test_folders_that_say_nothing_are_no_classes(tmp_path):
+    with pytest.raises(SmileError, match='folders, aligned, original, are none of classes'): read(tmp_path, raf('original') | raf('aligned', '_aligned'))
+    assert set(read(tmp_path, {}, label_level=-1).kept.label) == {'aligned', 'original'}
+
+
+@pytest.mark.parametrize('files', [('SMILE_list.txt',), ('train.txt', 'test.txt')])
+def test_names_without_any_label_are_refused(tmp_path, files):
+    lists = {name: ''.join(f'img{i}.jpg\n' for i in IDS[k::2]) for k, name in enumerate(files)}
+    with pytest.raises(SmileError, match=f'None of the {4 * len(files)} rows .* has a label') as e: read(tmp_path, FILES | lists)
+    assert 'NON-SMILE_list.txt' in e.value.hint

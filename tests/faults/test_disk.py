@@ -87,7 +87,6 @@ def audited(faces, run, disk):
 
 
 def exported(faces, run, disk):
-    pytest.importorskip('onnxruntime')
     from fastsmile.inference.export import export
     export(run.path, ExportConfig(out=str(disk/'m.onnx')))
 

@@ -12,14 +12,12 @@ import pytest
 import torch
 from conftest import TINY, folder, picture, shell
 
-pytest.importorskip('onnxruntime')
-pytest.importorskip('onnxscript')
-
 import fastsmile.inference.export as room
 from fastsmile.inference.backend import normalize_pixels
 from fastsmile.models.bundle import load_bundle, save_bundle
 from fastsmile.models.spec import Model, ModelMetadata
 from fastsmile.core.errors import OptionError, SmileError
+from fastsmile.core.system import may_have_gpu
 from fastsmile.inference.torch_backend import TorchBackend
 from fastsmile.inference.export import export
 from fastsmile.data.images import Preprocessing
@@ -80,7 +78,7 @@ def test_the_file_says_everything_the_bundle_says(made):
     said = {p.key: json.loads(p.value) for p in proto.metadata_props}
     bundle = load_bundle(path)
     assert said['fastsmile.config'] == json.loads((path/'model'/'config.json').read_text())
-    assert said['labels'] == list(bundle.spec.classes) and said['preprocessing']['mean'] == list(bundle.spec.prep.mean)
+    assert said['labels'] == list(bundle.spec.classes) and said['preprocessing'][0]['mean'] == list(bundle.spec.prep.mean)
     assert said['calibration']['temperature'] == bundle.metadata.calibration.temperature and said['decision']['offsets'] == bundle.metadata.calibration.offsets
     assert [o.version for o in proto.opset_import if o.domain == ''] == [20]
     shape = proto.graph.input[0].type.tensor_type.shape.dim
@@ -120,12 +118,16 @@ def test_the_same_call_gives_the_same_bytes_and_goes_on_with_resume(made, album,
     assert (tmp_path/'c.csv').read_bytes() == want
 
 
-def test_one_picture_is_predicted_without_torch(made, album, tmp_path):
+@pytest.mark.parametrize('alone', [True, False])
+def test_one_picture_is_predicted_without_torch(made, album, tmp_path, alone):
+    "From the file alone, and from the run, without being asked"
     path, done = made
-    out, heavy = tmp_path/'p.csv', {'torch', 'fastai', 'pandas', 'timm', 'onnx', 'safetensors', 'sklearn', 'matplotlib'}
+    if not alone and may_have_gpu(): pytest.skip('torch predicts where there is a GPU')
+    model = done['out'] if alone else str(path)
+    out, heavy = tmp_path/'p.csv', {'torch', 'fastai', 'pandas', 'timm', 'onnx', 'safetensors', 'sklearn', 'scipy', 'matplotlib'}
     code = f'''
 import sys
-sys.argv = ['fastsmile', 'predict', {str(album/"03.jpg")!r}, '--tta', '--abstain', '--model', {done['out']!r}, '--out', {str(out)!r},
+sys.argv = ['fastsmile', 'predict', {str(album/"03.jpg")!r}, '--tta', '--abstain', '--model', {model!r}, '--out', {str(out)!r},
             '--html', {str(tmp_path/"g.html")!r}]
 from fastsmile.cli.commands import main
 try: main()
@@ -177,7 +179,7 @@ def test_a_file_that_is_not_the_same_is_not_kept(made, tmp_path, monkeypatch):
 def test_a_fixed_batch_is_found_out(made, tmp_path, monkeypatch):
     path, _ = made
     real = torch.onnx.export
-    monkeypatch.setattr(torch.onnx, 'export', lambda *a, dynamic_shapes, **kw: real(*a, **kw))
+    monkeypatch.setattr(torch.onnx, 'export', lambda *a, **kw: real(*a, **{k: v for k, v in kw.items() if not k.startswith('dynamic_')}))
     with pytest.raises(Exception, match='(?i)dimension|shape'): export(path, ExportConfig(out=str(tmp_path/'x.onnx')))
     assert not list(tmp_path.iterdir())
 
@@ -206,7 +208,12 @@ def test_files_that_cannot_be_used(made, album, tmp_path):
     config = json.loads((path/'model'/'config.json').read_text())
     config['fastsmile']['calibration']['temperature'] = 2.5
     (path/'model'/'config.json').write_text(json.dumps(config))
-    with pytest.raises(SmileError, match='another state'): predict(album, ask(model=str(path), engine='onnx'))
+    predict(album, ask(model=str(path), engine='onnx', calibrated=True))
+    want = load_bundle(path).metadata.calibration.apply(np.array([[float(v) for k, v in r.items() if k.startswith('p_')] for r in rows_of(tmp_path/'p.csv')
+                                                                  if not r['error']]))[1]
+    got = [[float(v) for k, v in r.items() if k.startswith('calibrated_')] for r in rows_of(tmp_path/'p.csv') if not r['error']]
+    assert np.allclose(got, want, atol=1e-6)  # config.json says how probabilities are read
+    (tmp_path/'p.csv').unlink()
     (path/'model'/'model.onnx').unlink()
     with pytest.raises(SmileError, match='holds no exported model') as e: predict(album, ask(model=str(path), engine='onnx'))
     assert 'fastsmile export' in e.value.hint
@@ -226,18 +233,18 @@ def test_options_that_do_not_go_together(made, album, tmp_path, kw, words):
     with pytest.raises(OptionError, match='extension'): export(made[0], ExportConfig(out=str(tmp_path/'x.pb')))
 
 
-def test_without_the_extra(made, monkeypatch):
-    monkeypatch.setattr('fastsmile.inference.onnx_backend.find_spec', lambda name: None)
-    with pytest.raises(OptionError, match='needs onnx') as e: export(made[0])
-    with pytest.raises(OptionError, match='needs onnxruntime'): load_onnx(made[0])
-    assert 'fastsmile[onnx]' in e.value.hint
-
-
-def test_from_python_and_what_auto_takes(made, album):
+def test_from_python_and_what_auto_takes(made, album, monkeypatch):
     path, done = made
-    assert [choose_backend(*a) for a in ((None,), (path,), (done['out'],), (path, 'onnx'))] == ['torch', 'torch', 'onnx', 'onnx']
+    cases = ((path, 'auto', 'cpu', 'fp32'), (path, 'auto', 'cuda'), (path, 'auto', 'cpu', 'bf16'), (path, 'torch'), (done['out'],), (path, 'onnx'),
+             (path, 'auto', 'cpu', 'auto', 1))
+    assert [choose_backend(*a) for a in cases] == ['onnx', 'torch', 'torch', 'torch', 'onnx', 'onnx', 'onnx']
+    for flags, images, kind in (({'amx_bf16'}, None, 'torch'), ({'amx_bf16'}, 257, 'torch'), ({'amx_bf16'}, 256, 'onnx'), ({'avx2'}, None, 'onnx')):
+        monkeypatch.setattr('fastsmile.inference.load.cpu_flags', lambda flags=flags: flags)
+        assert choose_backend(path, 'auto', 'cpu', 'auto', images) == kind
+    monkeypatch.setattr('fastsmile.inference.load.may_have_gpu', lambda: True)
+    assert choose_backend(path, precision='fp32') == 'torch' and choose_backend(path, device='cpu', precision='fp32') == 'onnx'
     table = load_model(done['out']).predict(album, tta=True)
-    want = load_model(path).predict(album, tta=True, precision='fp32', device='cpu')
+    want = load_model(path, 'torch').predict(album, tta=True, precision='fp32', device='cpu')
     assert table.label.tolist() == want.label.tolist() and np.allclose(table.confidence[1:10].astype(float), want.confidence[1:10].astype(float), atol=NEAR)
 
 
@@ -270,3 +277,51 @@ def test_what_the_exporter_says_comes_in_whole_words_without_colours(made, tmp_p
     assert said.startswith('step 1/3 of exporting') and said.endswith((' of ...', ' exporting ...')) and len(said) <= 300 and '[96m' not in said
     (tmp_path/'y.onnx').write_bytes(b'somebody else\'s')
     with pytest.raises(OptionError, match='is not a model that fastsmile exported'): export(made[0], ExportConfig(out=str(tmp_path/'y.onnx')))
+
+
+def test_a_file_of_other_weights_is_not_used_and_auto_says_so(made, tmp_path, capsys, monkeypatch):
+    "Weights that were trained again, a file that is broken: torch predicts under auto, and --engine onnx is refused"
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    monkeypatch.setattr('fastsmile.inference.load.may_have_gpu', lambda: False)
+    path = shutil.copytree(made[0]/'model', tmp_path/'model')
+    old = load_bundle(path)
+    torch.manual_seed(7)
+    save_bundle(replace(old, net=build_network(old.spec).eval()), path)
+    with pytest.raises(SmileError, match='not made of the weights beside it') as e: load_model(path, 'onnx')
+    assert f'fastsmile export {path}' in e.value.hint
+    assert isinstance(load_model(path, precision='fp32').net, torch.nn.Module) and 'torch predicts instead' in capsys.readouterr().err
+    export(path)
+    assert load_model(path, precision='fp32').net.backend == 'onnx' and capsys.readouterr().err.count('torch') == 0
+    (path/'model.onnx').write_bytes(b'cut off')
+    assert isinstance(load_model(path, precision='fp32').net, torch.nn.Module) and 'cannot be read as ONNX' in capsys.readouterr().err
+    (path/'model.safetensors').write_bytes(b'others')
+    with pytest.raises(SmileError, match='checksum'): load_model(path, precision='fp32')
+
+
+def test_fit_writes_the_file_and_calibrate_keeps_it_right(faces, tiny, tmp_path, album):
+    "No file with --no-onnx; else rows are torch's, from the folder and from the file alone, also after calibrate"
+    from fastsmile.config.commands import CalibrateConfig
+    from fastsmile.runs.calibrate import calibrate
+    from fastsmile.runs.fit import fit
+    assert not (fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'plain'))).path/'model'/'model.onnx').exists()
+    run = fit(faces, replace(tiny, epochs=1, tta='none', no_onnx=False, out=str(tmp_path/'run'))).path
+    for decide in (None, 'balanced'):
+        if decide: calibrate(run, CalibrateConfig(decide=decide))
+        tables = []
+        for i, (model, engine) in enumerate(((run, 'torch'), (run, 'onnx'), (run/'model'/'model.onnx', 'auto'))):
+            predict(album, PredictConfig(model=str(model), engine=engine, precision='fp32', device='cpu', calibrated=True, out=str(tmp_path/f'{i}.csv')))
+            tables.append(rows_of(tmp_path/f'{i}.csv'))
+        for other in tables[1:]:
+            for a, b in zip(tables[0], other, strict=True):
+                assert a['label'] == b['label'] and all(abs(v - numbers(b)[k]) < NEAR for k, v in numbers(a).items())
+    assert load_onnx(run/'model'/'model.onnx').metadata.decide == 'balanced'
+
+
+def test_what_cannot_be_exported_trains_all_the_same(faces, tiny, tmp_path, capsys, monkeypatch):
+    from fastsmile.runs.fit import fit
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    def fails(*a, **kw): raise RuntimeError('no such operator')
+    monkeypatch.setattr(torch.onnx, 'export', fails)
+    run = fit(faces, replace(tiny, epochs=1, tta='none', no_onnx=False, out=str(tmp_path/'run')))
+    assert run.config['status'] == 'finished' and not (run.path/'model'/'model.onnx').exists()
+    assert 'torch predicts with it' in capsys.readouterr().err

@@ -236,8 +236,6 @@ def test_states_of_training_that_are_none(tmp_path):
 
 @pytest.fixture(scope='module')
 def exported(run, tmp_path_factory):
-    pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
-    pytest.importorskip('onnx', reason='the extra onnx is not installed')
     from fastsmile.inference.export import export
     import shutil
     where = tmp_path_factory.mktemp('onnx')/'model'

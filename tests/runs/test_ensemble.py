@@ -2,6 +2,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -175,9 +176,21 @@ def test_no_number_of_the_members_is_broken_on_a_terminal(both, width):
         assert f'{r["log_loss"]:.3f}' in shown
 
 
-def test_an_ensemble_is_not_exported_and_says_so(both, tmp_path):
-    pytest.importorskip('onnxscript')
+def test_an_ensemble_is_one_onnx_file_and_its_rows_are_torch_s(both, faces, tmp_path):
     from fastsmile.inference.export import export
-    from fastsmile.config.commands import ExportConfig
-    with pytest.raises(SmileError, match='is an ensemble of 2 models') as e: export(both.path, ExportConfig(out=str(tmp_path/'x.onnx')))
-    assert 'one by one' in e.value.hint and not list(tmp_path.iterdir())
+    from fastsmile.inference.load import load_model
+    done = export(both.path)
+    assert done['labels'] == 0 and done['logits'] < 1e-4 and Path(done['out']) == both.path/'model'/'model.onnx'
+    models = load_model(both.path, 'torch'), load_model(both.path, 'onnx'), load_model(done['out'])
+    want, *others = (m.predict(faces/'happy_images', device='cpu', precision='fp32') for m in models)
+    for got in others:
+        assert got.label.tolist() == want.label.tolist() and got.error.tolist() == want.error.tolist()
+        good = want.error == ''
+        for c in want.filter(like='p_'): assert np.abs(got[c][good].astype(float) - want[c][good].astype(float)).max() < 1e-5
+    assert models[1].preps == models[0].preps and not models[1].members
+    member = both.path/'model'/'members'/'1'/'config.json'
+    before = member.read_text()
+    member.write_text(before + ' ')
+    try:
+        with pytest.raises(SmileError, match='not those that it was saved with'): load_model(both.path, 'onnx')
+    finally: member.write_text(before)

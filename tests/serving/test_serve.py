@@ -480,7 +480,6 @@ def test_faces_are_cut_out_as_predict_does(model, group, tmp_path):
 
 def test_an_exported_model_is_served_without_torch(run, tmp_path):
     "The rows of the run, and no explanations, for which it says why"
-    pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
     shutil.copytree(run.path/'model', tmp_path/'run'/'model')
     done = export(tmp_path/'run'/'model')
     file = next(Path(tmp_path).rglob('*.onnx'))
@@ -504,6 +503,32 @@ s.serve(sys.argv[1], ServeConfig(port=0), ready); print('torch' in sys.modules)"
     want = next(predict_rows(load_model(run.path), FolderReader(tmp_path/'a'), ['picture']))
     assert row['label'] == want['label'] and all(abs(row[k] - want[k]) < 1e-4 for k in row if k.startswith('p_'))
     with pytest.raises(OptionError, match='--engine torch cannot run'): serve(file, replace(PLAIN, engine='torch'))
+
+
+def test_a_bundle_is_served_by_onnxruntime_and_explained_by_torch(run, tmp_path):
+    "torch is loaded when the first explanation is asked for"
+    shutil.copytree(run.path/'model', tmp_path/'model')
+    export(tmp_path/'model')
+    code = """import sys, threading, fastsmile.serving.app as s; from fastsmile.config.commands import ServeConfig
+def ready(url, server):
+    print(url, flush=True)
+    def listen():
+        for line in sys.stdin: print('torch' in sys.modules, flush=True)
+        server.should_exit = True
+    threading.Thread(target=listen).start()
+s.serve(sys.argv[1], ServeConfig(port=0, device='cpu', precision='fp32'), ready)"""
+    p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'model')], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def torch_is_loaded():
+        p.stdin.write('?\n')
+        p.stdin.flush()
+        return p.stdout.readline().strip()
+    try:
+        where = urlsplit(p.stdout.readline().strip()).netloc
+        assert ask(where, '/predict', picture(seed=5), IMAGE)[0] == 200 and torch_is_loaded() == 'False'
+        status, headers, _ = ask(where, '/explain', picture(seed=5), IMAGE)
+        assert (status, headers['content-type'], torch_is_loaded()) == (200, 'image/png', 'True')
+        p.communicate(timeout=30)
+    finally: p.kill()
 
 
 def test_explanations_can_be_turned_off(model):
