@@ -248,6 +248,7 @@ def _read_split_list(place: SourcePlace, name: str, finder: ImageFinder) -> Spli
         raise SmileError(f'{printable(name)} has rows for images, and it is not clear which split each is in.',
                          _NO_SPLITS)
     others = [c for c in cells if c != at]
+    if in_column is not None and len(others) > 1: return None  # a table of labels, which is read where it is named
     label = cells[others[0]].str.strip() if len(others) == 1 and in_column is None else ''
     rows = pd.DataFrame(dict(path=paths, split=own if in_column is None else in_column, label=label), dtype=str)
     is_header = not paths[0] and any(paths) and not is_image_text(cells.at[0, at].strip())

@@ -101,3 +101,11 @@ def test_json_of_splits_is_no_json_of_classes(tmp_path):
     pairs = dict(train=[['0.png', 'a'], ['1.png', 'b'], ['2.png', 'a']], test=[['3.png', 'a'], ['4.png', 'b']])
     s = read_source(folder(tmp_path, images | {'data.json': json.dumps(pairs)}))
     assert set(s.kept.label) == {'a', 'b'} and s.kept.split.tolist() == ['train'] * 3 + ['test'] * 2
+
+
+def test_another_table_of_labels_is_no_list_of_splits(tmp_path):
+    images = {f'images/{k}.png': P for k in range(6)}
+    def table(column, values): return f'path,label,{column}\n' + ''.join(f'{k}.png,{"ab"[k % 2]},{v}\n' for k, v in enumerate(values))
+    folder(tmp_path, images | {'celeba.csv': table('partition', '000012'), 'fastai.csv': table('is_valid', ['False', 'True'] * 3)})
+    s = read_source(tmp_path, SourceOptions(labels=str(tmp_path/'celeba.csv')))
+    assert set(s.kept.split) == {''} and any('column partition looks like a split' in n for n in s.notes)
