@@ -92,6 +92,7 @@ def test_the_options_that_fit_writes_repeat_the_run(faces, tmp_path):
 
 @pytest.mark.parametrize('options,folder', [(dict(seeds=2), ''), (dict(folds=2), '')])
 def test_comparisons_and_cross_validations_write_what_repeats_all_of_it(faces, tmp_path, options, folder):
+    options = dict(precision='fp32') | options
     fit(faces, out=str(tmp_path/'run'), **SMALL | options)
     assert FitConfig.from_file(tmp_path/'run'/'options.toml') == FitConfig(**SMALL | dict(augment='light') | options)  # planned
 
