@@ -81,7 +81,8 @@ def _check_value(f: Field, value: Any) -> None:
     too_low = low is not None and not value >= low  # so that nan is refused, too
     too_high = high is not None and not value <= high
     if too_low or too_high:
-        raise OptionError(f'{name} {value} is out of range.', f'Accepted: {_range_text(low, high)}.')
+        shown = f'{value:g}' if isinstance(value, float) else value
+        raise OptionError(f'{name} {shown} is out of range.', f'Accepted: {_range_text(low, high)}.')
 
 # %% ../../nbs/config/01_fields.ipynb #461c4f96
 _KIND_NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a text in quotes'}
