@@ -101,3 +101,9 @@ def test_threads_of_openmp_spin_shortly_unless_the_user_set_it(given, spins):
     told = subprocess.run([sys.executable, '-c', 'import fastsmile, torch'], capture_output=True, text=True, env=env, check=True).stderr
     if 'GOMP_SPINCOUNT' not in told: pytest.skip('this torch does not compute with the OpenMP of GNU')
     assert f"GOMP_SPINCOUNT = '{spins}'" in told
+
+
+def test_nbs_holds_notebooks_and_their_pictures():
+    listed = subprocess.run(['git', 'ls-files', 'nbs'], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode: pytest.skip('not a clone of the repository')
+    assert not [f for f in listed.stdout.split() if not f.endswith('.ipynb') and not f.startswith('nbs/images/')]
