@@ -89,12 +89,12 @@ _KIND_NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str:
 
 def _convert(value: Any, kinds: Sequence[Any]) -> Any:
     "The value as one of these types; `ValueError` where it is of another"
-    if value is None and type(None) in kinds: return None
     if type(value) in kinds: return value
-    if int in kinds and isinstance(value, Integral) and not isinstance(value, bool): return int(value)
-    if float in kinds and isinstance(value, Real) and not isinstance(value, bool): return float(value)
-    if str in kinds and isinstance(value, Real) and not isinstance(value, bool): return str(value)
     if str in kinds and isinstance(value, str | PathLike): return fspath(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        if int in kinds and isinstance(value, Integral): return int(value)
+        for kind in (float, str):
+            if kind in kinds: return kind(value)
     raise ValueError
 
 # %% ../../nbs/config/01_fields.ipynb #b997c844

@@ -145,9 +145,7 @@ class RunOptions(Options):
 # %% ../../nbs/config/03_fit.ipynb #9cb299e9
 def _check_training(config: 'FitConfig') -> None:
     "Raise an `OptionError` where nothing is trained, or a word is not accepted"
-    freeze_epochs = config.freeze_epochs
-    if freeze_epochs is None: freeze_epochs = int(config.weights != 'none')
-    if not config.epochs and (config.freeze == 'head' or not freeze_epochs):
+    if not config.epochs and not config.head_epochs:
         raise OptionError('--epochs 0 leaves nothing to train.',
                           'Give --epochs, or --freeze-epochs for the head alone.')
     if config.lr not in ('auto', 'find') and not is_learning_rate(config.lr):
@@ -183,6 +181,17 @@ class FitConfig(RunOptions, PlanOptions, RepeatOptions, OptimizerOptions, Schedu
     def parsed(self) -> ParsedChoices:
         "The options of one word or more, parsed; raises `OptionError` for what is not accepted"
         return _parse_training(self)
+
+    @property
+    def is_pretrained(self) -> bool:
+        "Does training start from weights that are not random?"
+        return self.weights != 'none'
+
+    @property
+    def head_epochs(self) -> int:
+        "Epochs of the head alone, before everything is trained"
+        if self.freeze == 'head': return 0  # it is all there is to train
+        return int(self.is_pretrained) if self.freeze_epochs is None else self.freeze_epochs
 
     @property
     def effective_augment(self) -> str:

@@ -92,16 +92,18 @@ def is_memory_error(e: BaseException) -> bool:
 # %% ../../nbs/core/03_system.ipynb #6ace2edf
 _GPU_DEVICES = ('nvidia[0-9]*', 'nvhost-gpu', 'nvgpu', 'dxg', 'kfd')  # in /dev: NVIDIA, its boards, WSL, AMD
 
-def may_have_gpu(
-    devices: Path = Path('/dev'), # where Linux lists them
-) -> bool:
+def _lists_gpu(
+    devices: Path, # where Linux lists them
+) -> bool: return any(next(devices.glob(name), None) for name in _GPU_DEVICES)
+
+def may_have_gpu() -> bool:
     "Has this machine what a GPU of torch needs? torch may still find none; without it there is none"
     if 'torch' in sys.modules:
         from torch import backends, cuda
         return cuda.is_available() or backends.mps.is_available()
     if sys.platform == 'darwin': return platform.machine() == 'arm64'
     if os.name == 'nt': return Path(os.environ.get('SYSTEMROOT', 'C:/Windows'), 'System32', 'nvcuda.dll').exists()
-    return any(next(devices.glob(name), None) for name in _GPU_DEVICES)
+    return _lists_gpu(Path('/dev'))
 
 # %% ../../nbs/core/03_system.ipynb #37e992bc
 def cpu_flags(

@@ -9,13 +9,13 @@ __all__ = ['new_network', 'fit_data', 'fit', 'resume_arguments', 'demo_config']
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
 
 from ..config.commands import DemoConfig, EnsembleConfig
-from ..config.fields import DecideOptions, command_line, options_or
+from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..config.recipes import describe_recipe, write_options
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, shell_quote
@@ -156,6 +156,33 @@ def _new_planned_folder(plan: FitPlan, source: object) -> Path:
     write_json(path/'training_plan.json', plan.record())
     return path
 
+# %% ../../nbs/runs/08_fit.ipynb #ca48047a
+@dataclass(frozen=True)
+class _Begun:
+    "What there is before anything is trained"
+    config: FitConfig        # with everything planned
+    spec: ModelSpec
+    net: nn.Module
+    splits: list[SplitData]  # one, or one for each fold
+    path: Path               # the run folder
+
+def _begin(
+    source: object,
+    config: FitConfig,
+    device: str,
+    into: Path | None, # the folder of a run that was stopped
+) -> _Begun | None: # None after --dry-run
+    "Audit, divide, build the network, plan, and make the run folder; a run that is resumed has its plan and its folder"
+    if into is None: check_run_folder_free(config.out)
+    choice = choose_network(config, device)
+    audited, spec, net = _audit_and_build_network(source, choice.config, device)
+    splits = cross_validation_splits(audited, choice.config) if config.folds else [split_audited(audited, choice.config)]
+    if into: return _Begun(config, spec, net, splits, into)
+    plan = _plan_and_say(choice, splits[0], spec, net, device)
+    if config.dry_run: return None
+    spec = spec_from_config(plan.config, spec.classes)
+    return _Begun(plan.config, spec, net, splits, _new_planned_folder(plan, source))
+
 # %% ../../nbs/runs/08_fit.ipynb #d06c4b7b
 def fit(
     source: object,                # a folder, a zip, a CSV or an array file
@@ -167,20 +194,15 @@ def fit(
     config = options_or(config, FitConfig, options)
     if is_distributed(): return _fit_distributed(source, config)
     if config.resume: return _resume(source, config)
-    if into is None: check_run_folder_free(config.out)
     command, device = command_line('fit', [source], config), pick_device(config.device)
-    choice = choose_network(config, device)
-    audited, spec, net = _audit_and_build_network(source, choice.config, device)
-    folds = cross_validation_splits(audited, choice.config) if config.folds else [split_audited(audited, choice.config)]
-    plan = None if into else _plan_and_say(choice, folds[0], spec, net, device)
-    if config.dry_run: return None
-    if plan: config, spec = plan.config, spec_from_config(plan.config, spec.classes)
-    path = into or _new_planned_folder(plan, source)
-    if config.folds: return _fit_folds(source, folds, spec, config, path, device, command)
-    data, = folds
+    begun = _begin(source, config, device, into)
+    if begun is None: return None
+    config, spec, path = begun.config, begun.spec, begun.path
+    if config.folds: return _fit_folds(source, begun.splits, spec, config, path, device, command)
+    data, = begun.splits
     spec = _spec_of_data(spec, data, config)
     if config.is_comparison: return _fit_variants(source, data, spec, config, path, device, command)
-    return fit_data(source, data, spec, net, config, path, device, command=command)
+    return fit_data(source, data, spec, begun.net, config, path, device, command=command)
 
 # %% ../../nbs/runs/08_fit.ipynb #942a8024
 class _FirstProcess:
@@ -194,15 +216,9 @@ class _FirstProcess:
         if options.dry_run: raise OptionError('--dry-run in several processes.', 'Start it once, without torchrun.')
         if options.resume: source, options, into = resume_arguments(source, options)
         check_distributed_options(options)
-        if into is None: check_run_folder_free(options.out)
-        device = rank_device(options.device)
-        choice = choose_network(options, device)
-        audited, spec, self.net = _audit_and_build_network(source, choice.config, device)
-        data = split_audited(audited, choice.config)
-        plan = None if into else _plan_and_say(choice, data, spec, self.net, device)
-        if plan: options, spec = plan.config, spec_from_config(plan.config, spec.classes)
-        self.path = into or _new_planned_folder(plan, source)
-        return source, options, data, _spec_of_data(spec, data, options), into is not None
+        begun = _begin(source, options, rank_device(options.device), into)
+        self.net, self.path, (data,) = begun.net, begun.path, begun.splits
+        return source, begun.config, data, _spec_of_data(begun.spec, data, begun.config), into is not None
 
 # %% ../../nbs/runs/08_fit.ipynb #763ae11c
 def _fit_distributed(source: object, config: FitConfig) -> Run | None: # None in all but the first process
@@ -250,9 +266,8 @@ def _average_fits(fits: Path, variants: list[Variant], config: FitConfig) -> str
     folder = fits/'mean'
     if run_status(folder) == 'finished': return folder.name  # of a comparison that was stopped
     if folder.exists(): shutil.rmtree(folder)
-    options = {f.name: getattr(config, f.name) for f in fields(DecideOptions)}
-    ensemble([fits/v.folder for v in variants], EnsembleConfig(
-        **options, monitor=config.monitor, out=str(folder), seed=config.seed, device=config.device, tta=config.tta))
+    shared = {f.name: getattr(config, f.name) for f in fields(EnsembleConfig) if hasattr(config, f.name)}
+    ensemble([fits/v.folder for v in variants], EnsembleConfig(**shared | dict(out=str(folder))))
     return folder.name
 
 # %% ../../nbs/runs/08_fit.ipynb #947dba32

@@ -413,10 +413,8 @@ def run_phases(
 # %% ../../nbs/training/11_learner.ipynb #a7cf8afb
 def _phases_from_config(config: FitConfig) -> list[TrainingPhase]:
     "The phases that the options describe; pretrained weights are protected by an epoch of the head alone"
-    pretrained = config.weights != 'none'
-    freeze_epochs = int(pretrained) if config.freeze_epochs is None else config.freeze_epochs
-    spread = config.spread or (10 if pretrained else 1)
-    return plan_phases(config.epochs, freeze_epochs, spread, config.freeze == 'head')
+    spread = config.spread or (10 if config.is_pretrained else 1)
+    return plan_phases(config.epochs, config.head_epochs, spread, config.freeze == 'head')
 
 # %% ../../nbs/training/11_learner.ipynb #54bec83d
 def _add_callbacks(learn: MemorySafeLearner, config: FitConfig):
@@ -507,7 +505,6 @@ def train_learner(
 ) -> tuple[dict, list[TrainedPhase]]: # what the report says of the training; the phases
     "Run the phases at their learning rates, load the best weights; raises `OptionError` or `SmileError`"
     saver, schedule = StateSaver(path/'checkpoints'/STATE_FILE, resume), config.parsed().schedule
-    pretrained = config.weights != 'none'
     with _distributed_if_needed(learn):
         _add_callbacks(learn, config)
         learn.history.print_line(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
@@ -515,7 +512,7 @@ def train_learner(
         _fit_into_memory(learn, config)
         with _training_context(learn, config, _precision(learn, config, saver)) as record:
             trained = run_phases(learn, _phases_from_config(config), config.lr, config.training_seed, schedule,
-                                 saver=saver, pretrained=pretrained)
+                                 saver=saver, pretrained=config.is_pretrained)
     _write_lr_find(trained, path)
     return dict(phases=_phase_records(learn, trained), best_epoch=learn.checkpoint_saver.best_epoch,
                 device=str(learn.dls.device), seconds=saver.seconds, micro_batches=learn.micro_batches,

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import timm
 import torch
+from fastai.vision.core import TensorImage
 from torch import nn
 
+from ..config.choices import LOSSES
 from ..config.fit import FitConfig
 from ..config.fields import parse_duration, parse_rates
 from ..core.errors import OptionError, SmileError, printable
@@ -90,27 +92,24 @@ class NetworkChoice:
     rows: tuple[PlanRow, ...] = () # empty where both were given
 
 # %% ../../nbs/training/10_plan.ipynb #05869474
-def _from_folder(config: FitConfig, folder: Path, candidates: tuple[str, ...]) -> NetworkChoice:
-    "The file of a folder that fits `--arch`, or the first candidate that it holds"
-    files = weight_files(folder)
-    wanted = (config.arch,) if 'arch' in config.given else (*candidates, *files)
-    arch = next((a for a in wanted if a in files), None)
-    if arch is None:
-        held = ', '.join(files) or 'none'
-        wanted_text = f' of {config.arch}' if 'arch' in config.given else ' that is named for an architecture'
-        raise OptionError(f'--weights {printable(folder)} holds no file{wanted_text}.', f'It holds: {held}.')
-    row = PlanRow('arch', arch, f'its weights are in {printable(folder)}')
+def _from_folder(config: FitConfig, files: dict[str, Path], candidates: tuple[str, ...]) -> NetworkChoice:
+    "The file that fits `--arch`, or the first candidate, of those of a folder"
+    folder = printable(config.weights)
+    arch = config.arch if 'arch' in config.given else next(a for a in (*candidates, *files) if a in files)
+    if arch not in files:
+        raise OptionError(f'--weights {folder} holds no file of {arch}.', f'It holds: {", ".join(files)}.')
+    row = PlanRow('arch', arch, f'its weights are in {folder}')
     return NetworkChoice(config.planned_as(arch=arch, weights=str(files[arch])), (row,))
 
 # %% ../../nbs/training/10_plan.ipynb #bf57a882
 def _from_hub(config: FitConfig, candidates: tuple[str, ...]) -> NetworkChoice:
     "The first candidate whose weights are in the cache or on the hub; else a small network from random weights"
-    arch = next((a for a in candidates if cached_weights(a)), None)
-    if arch: return NetworkChoice(config.planned_as(arch=arch, weights='hub'), (PlanRow('arch', arch, 'its weights are in the cache'),))
-    try: check_hub(candidates[0])
-    except SmileError as e: return _from_random(config, f'no pretrained weights: {e.message}')
-    row = PlanRow('arch', candidates[0], 'its weights are on the hub')
-    return NetworkChoice(config.planned_as(arch=candidates[0], weights='hub'), (row,))
+    arch, where = next((a for a in candidates if cached_weights(a)), None), 'in the cache'
+    if arch is None:
+        arch, where = candidates[0], 'on the hub'
+        try: check_hub(arch)
+        except SmileError as e: return _from_random(config, f'no pretrained weights: {e.message}')
+    return NetworkChoice(config.planned_as(arch=arch), (PlanRow('arch', arch, f'its weights are {where}'),))
 
 def _from_random(config: FitConfig, why: str) -> NetworkChoice:
     "A small residual network from random weights"
@@ -132,13 +131,13 @@ def choose_network(
 ) -> NetworkChoice:
     "Network and weights, where they are not given; raises `OptionError` where the weights are of no known network"
     candidates = CANDIDATES.get(device.split(':')[0], CANDIDATES['cpu'])
-    folder = Path(config.weights)
-    if config.weights not in ('hub', 'none') and weight_files(folder): return _from_folder(config, folder, candidates)
-    if 'arch' in config.given or config.recipe: return NetworkChoice(config)
+    files = {} if config.weights in ('hub', 'none') else weight_files(config.weights)
+    if files: return _from_folder(config, files, candidates)
+    if 'arch' in config.given: return NetworkChoice(config)
     if config.weights == 'none': return _from_random(config, '--weights none')
     if config.weights == 'hub': return _from_hub(config, candidates)
-    arch = _arch_of_weights(folder)
-    return NetworkChoice(config.planned_as(arch=arch), (PlanRow('arch', arch, f'{printable(folder)} is of it'),))
+    arch = _arch_of_weights(Path(config.weights))
+    return NetworkChoice(config.planned_as(arch=arch), (PlanRow('arch', arch, f'{printable(config.weights)} is of it'),))
 
 # %% ../../nbs/training/10_plan.ipynb #ac08993a
 def activation_bytes(
@@ -219,7 +218,6 @@ def _seconds(run: Callable[[], object], device: str) -> float:
 
 def _augmented(x: torch.Tensor, augment: str) -> torch.Tensor:
     "A batch as training augments it"
-    from fastai.vision.core import TensorImage
     x = TensorImage(x)
     for t in augmentation_transforms(augment): x = t(x, split_idx=0)
     return torch.Tensor(x)
@@ -347,13 +345,12 @@ def estimate(
     facts: PlanFacts,
     cost: StepCost,
     epochs: int,
-    freeze_epochs: int, # of the head alone
 ) -> Estimate:
     "Time and memory of a training"
     looked_at = facts.valid * cost.forward
     epoch = _LOOP * (facts.train * cost.train + looked_at)
     head = 1.3 * facts.train * cost.forward + looked_at
-    all_epochs = epochs * epoch + freeze_epochs * head
+    all_epochs = epochs * epoch + config.head_epochs * head
     if config.parsed().cached_views is not None: # features are computed once
         all_epochs = (1 + config.parsed().cached_views) * facts.train * cost.forward + looked_at
     total = facts.repeats * (all_epochs + facts.measured * cost.forward + _END_SECONDS)
@@ -380,9 +377,9 @@ def _scaled(cost: StepCost, ratio: float) -> StepCost:
     "The cost of another input size, by its pixels"
     return replace(cost, train=cost.train * ratio, forward=cost.forward * ratio, activations=cost.activations * ratio)
 
-def _epochs_within(config: FitConfig, facts: PlanFacts, cost: StepCost, freeze_epochs: int, seconds: float) -> int:
+def _epochs_within(config: FitConfig, facts: PlanFacts, cost: StepCost, seconds: float) -> int:
     "The epochs that fit into so many seconds"
-    none, one = (estimate(config, facts, cost, epochs, freeze_epochs).total for epochs in (0, 1))
+    none, one = (estimate(config, facts, cost, epochs).total for epochs in (0, 1))
     return int((seconds - none) / max(1e-9, one - none))
 
 # %% ../../nbs/training/10_plan.ipynb #edca3d7e
@@ -412,14 +409,12 @@ def _plan_size(
     sizes: list[int],                      # the largest first
     measure: Callable[[int], StepCost],    # of an input size
     fewest: int,                           # epochs
-    freeze_epochs: int,
 ) -> tuple[int, StepCost]:
     "The largest size with which the fewest epochs fit into the time, else the smallest; and what it costs"
     first, seconds = measure(sizes[0]), budget_seconds(config)
     for size in sizes:
         cost = first if size == sizes[0] else _scaled(first, (size / sizes[0])**2)
-        at_size = config.planned_as(size=size)
-        if _epochs_within(at_size, facts, cost, freeze_epochs, seconds) >= fewest: break
+        if _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= fewest: break
     return size, first if size == sizes[0] else measure(size)
 
 # %% ../../nbs/training/10_plan.ipynb #be091f0d
@@ -448,23 +443,16 @@ def _reasons(
     return [PlanRow(k, getattr(config, k), text) for k, text in why.items() if k not in config.given]
 
 # %% ../../nbs/training/10_plan.ipynb #364688c3
-def _with_schedule(config: FitConfig, facts: PlanFacts, cost: StepCost, regime: Regime, freeze_epochs: int) -> FitConfig:
+def _with_schedule(config: FitConfig, facts: PlanFacts, cost: StepCost, regime: Regime) -> FitConfig:
     "The options with epochs, augmentation and average, where they were not given"
-    fewest, most = regime.epochs[config.preset]
-    fit = _epochs_within(config, facts, cost, freeze_epochs, budget_seconds(config))
-    values = dict(epochs=min(most, max(1, fit)))
+    fit = _epochs_within(config, facts, cost, budget_seconds(config))
+    values = dict(epochs=min(regime.epochs[config.preset][1], max(1, fit)))
     is_long = (config.epochs if 'epochs' in config.given else values['epochs']) >= LONG_EPOCHS
-    mixes = is_long and config.parsed().cached_views is None and config.loss != 'soft-f1'
+    mixes = is_long and config.parsed().cached_views is None and LOSSES[config.parsed().loss[0]].per_row
     values['augment'] = regime.long_augment if mixes else regime.augment
     values['ema'] = planned_ema(math.ceil(facts.train / config.bs)) if is_long and regime.averages else 0.
     if config.parsed().cached_views == 0: del values['augment']  # the features are of the plain images
     return config.planned_as(**{k: v for k, v in values.items() if k not in config.given})
-
-# %% ../../nbs/training/10_plan.ipynb #1ad4ff10
-def _head_epochs(config: FitConfig) -> int:
-    "Epochs of the head alone before all is trained"
-    if config.freeze == 'head': return 0
-    return int(config.weights != 'none') if config.freeze_epochs is None else config.freeze_epochs
 
 # %% ../../nbs/training/10_plan.ipynb #7fee101c
 def plan_fit(
@@ -477,8 +465,7 @@ def plan_fit(
     "Decide what is not given, and estimate what the training takes; raises `SmileError` where memory is too small"
     config = plan_seeds(choice.config)
     facts = plan_facts(data, config, device)
-    regime = RANDOM if config.weights == 'none' else PRETRAINED
-    freeze_epochs = _head_epochs(config)
+    regime = PRETRAINED if config.is_pretrained else RANDOM
     if 'bs' not in config.given: config = config.planned_as(bs=planned_batch_size(facts.train))
     is_fixed = 'size' in config.given or 'img_size' in spec.model_args or _takes_one_size(spec)
     sizes = [config.size or spec.prep.size] if is_fixed else sizes_to_try(facts, regime)
@@ -487,10 +474,10 @@ def plan_fit(
     def measure(size: int) -> StepCost:
         cost = measure_step(net, size, min(config.bs, facts.train), device, augment, facts.memory)
         return replace(cost, train=cost.train / speedup, forward=cost.forward / speedup)
-    size, cost = _plan_size(config, facts, sizes, measure, regime.epochs[config.preset][0], freeze_epochs)
-    config = _with_schedule(config.planned_as(size=size), facts, cost, regime, freeze_epochs)
+    size, cost = _plan_size(config, facts, sizes, measure, regime.epochs[config.preset][0])
+    config = _with_schedule(config.planned_as(size=size), facts, cost, regime)
     rows = _reasons(config, facts, regime.epochs[config.preset][1], speedup)
-    return FitPlan(config, (*choice.rows, *rows), facts, cost, estimate(config, facts, cost, config.epochs, freeze_epochs))
+    return FitPlan(config, (*choice.rows, *rows), facts, cost, estimate(config, facts, cost, config.epochs))
 
 def _takes_one_size(spec: ModelSpec) -> bool: return bool(timm.get_pretrained_cfg(spec.arch).fixed_input_size)
 
@@ -501,7 +488,7 @@ def _ways_out(plan: FitPlan) -> list[str]:
     head = facts.repeats * ((facts.train + facts.valid + facts.measured) * plan.cost.forward + _END_SECONDS)
     ways = [] if config.freeze == 'head' else [f'--freeze head (about {duration_text(head)})']
     for size in (s for s in (160, 128, 96, 64) if s < config.size):
-        smaller = estimate(config, facts, _scaled(plan.cost, (size / config.size)**2), config.epochs, _head_epochs(config))
+        smaller = estimate(config, facts, _scaled(plan.cost, (size / config.size)**2), config.epochs)
         if smaller.total <= seconds: return [*ways, f'--size {size} (about {duration_text(smaller.total)})']
     return ways
 

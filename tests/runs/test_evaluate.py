@@ -40,11 +40,16 @@ def test_evaluate_by_column_rule_and_coverage(run):
     assert plain_['tta']['difference']['accuracy']['low'] <= plain_['tta']['difference']['accuracy']['high']
     with pytest.raises(OptionError, match='no such column'): evaluate(run.path, config=EvaluateConfig(by=('age',)))
     with pytest.raises(OptionError, match='Accepted: argmax'): evaluate(run.path, config=EvaluateConfig(threshold='cost'))
-    for asked in (dict(tta='none'), dict(bs=8), dict(device='cpu'), dict(anyway=True), dict(label_col='x'), dict(faces='each')):
+    for asked in (dict(tta='none'), dict(bs=8), dict(engine='torch'), dict(device='cpu'), dict(anyway=True), dict(label_col='x'), dict(faces='each')):
         with pytest.raises(OptionError, match='without a SOURCE: it has no effect'): evaluate(run.path, config=EvaluateConfig(**asked))
     with pytest.raises(OptionError, match='--part with a SOURCE'): evaluate(run.path, 'faces', EvaluateConfig(part='valid'))
     valid = evaluate(run.path, config=EvaluateConfig(part='valid'))
     assert valid['measured_on'] == 'valid' and valid['metrics']['accuracy'] == run.metrics['valid']['accuracy']
+
+
+def test_evaluate_takes_the_engine_that_it_is_given(run, faces):
+    from fastsmile.runs.evaluate import evaluate
+    with pytest.raises(SmileError, match='holds no exported model'): evaluate(run.path, str(faces), EvaluateConfig(engine='onnx', anyway=True))
 
 
 def test_evaluate_on_another_source(run, tmp_path):

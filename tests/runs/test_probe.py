@@ -40,6 +40,12 @@ def probed(faces, tmp_path_factory):
     return probe(faces, replace(CONFIG, out=str(tmp_path_factory.mktemp('probe')/'all')))
 
 
+def test_the_file_for_onnxruntime_is_written_unless_it_is_not_wanted(faces, tmp_path):
+    for no_onnx in (False, True):
+        config = replace(BARE, probes='logistic', c='0.1', tta='none', no_onnx=no_onnx, out=str(tmp_path/str(no_onnx)))
+        assert (probe(faces, config).path/'model'/'model.onnx').exists() is not no_onnx
+
+
 def one(probed, kind): return Run(probed.path/'fits'/f'{kind}-seed1')
 
 
