@@ -476,7 +476,8 @@ def parse_duration(
     "A duration; raises `OptionError` where the text is none"
     found = re.fullmatch(r'(\d+(?:\.\d+)?)([smh])', text.strip())
     if found and float(found[1]): return float(found[1]) * _SECONDS[found[2]]
-    raise OptionError(f'{name} {text!r} is not a duration.', 'Accepted: a number above 0 with s, m or h, e.g. 90s, 10m, 2h.')
+    raise OptionError(f'{name} {text!r} is not a duration.',
+                      'Accepted: a number above 0 with s, m or h, e.g. 90s, 10m, 2h.')
 
 # %% ../../nbs/config/01_fields.ipynb #62bc89a9
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class RepeatOptions(Options):
                             'are the runs', minimum=2, maximum=50)
     seed: int = seed_opt('seed of the split, the draws and the weights')
     train_seed: int | None = seed_opt('another seed for the draws and the weights, on the same split', None)
-    seeds: int = opt(1, 'train so many times, with consecutive seeds, on the same split; the table shows the spread, and '
-                     '--preset best averages them (default: planned)', minimum=1, maximum=100, planned=True)
+    seeds: int = opt(1, 'train so many times, with consecutive seeds, on the same split; the table shows the spread, '
+                     'and --preset best averages them (default: planned)', minimum=1, maximum=100, planned=True)
 
     @property
     def training_seed(self) -> int:

@@ -21,8 +21,8 @@ _SPLIT_WORDS = dict(
     valid='publictest|valid|validation|validate|validating|val|dev|eval|evaluation',
     calib='calib|calibration', test='privatetest|test|testing|tst|holdout|heldout')
 _IDLE_WORDS = ('set|sets|images?|imgs?|pictures?|pics|photos?|faces?|data|dataset|folder|dir|split|subset|part|labels?|'
-               'lists?|names|files?|filenames|ids?|annotations?|labelled|labeled|unlabelled|unlabeled|aligned|cropped|resized|original|raw|'
-               'fer|of|[0-9]')
+               'lists?|names|files?|filenames|ids?|annotations?|labelled|labeled|unlabelled|unlabeled|aligned|cropped|'
+               'resized|original|raw|fer|of|[0-9]')
 _SPLIT_PATTERNS = {split: re.compile(f'(?:{_IDLE_WORDS})*(?:{words})(?:{_IDLE_WORDS})*')
                    for split, words in _SPLIT_WORDS.items()}
 

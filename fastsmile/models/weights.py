@@ -286,7 +286,7 @@ _WEIGHT_SUFFIXES = ('.safetensors', '.pth', '.bin', '.ckpt')
 def weight_files(
     folder: str | Path,
 ) -> dict[str, Path]: # architecture -> its file, the smallest first; empty where it is no folder of weights
-    "The files of a folder that are named for timm's architectures; a run or a model, with its config.json, is no such folder"
+    "The files of a folder that are named for timm's architectures; a run or a model is no such folder"
     folder = Path(folder)
     if not folder.is_dir() or (folder/'config.json').exists() or (folder/'model').is_dir(): return {}
     files = [f for f in folder.iterdir() if f.suffix in _WEIGHT_SUFFIXES and timm.is_model(f.stem)]

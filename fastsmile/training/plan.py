@@ -178,8 +178,8 @@ def images_that_fit(
     while bs / parts > fit and bs / (2 * parts) >= 2: parts *= 2
     if bs / parts <= fit: return math.ceil(bs / parts)
     needed = (2 * _OVERHEAD * kept + optimizer_bytes(net)) / _ACTIVATION_SHARE
-    raise SmileError(f'A batch of 2 at {size} px needs about {needed / 2**30:.1f} GB, and {memory / 2**30:.1f} GB are free.',
-                     'Try a smaller --size, or another --arch.')
+    raise SmileError(f'A batch of 2 at {size} px needs about {needed / 2**30:.1f} GB, and {memory / 2**30:.1f} GB are '
+                     'free.', 'Try a smaller --size, or another --arch.')
 
 # %% ../../nbs/training/10_plan.ipynb #c25d255b
 @contextmanager
@@ -433,12 +433,15 @@ def _reasons(
     speedup: float,    # of the precision over fp32
 ) -> list[PlanRow]:
     "Why each option has its value"
-    within = f'as many as fit into {duration_text(budget_seconds(config))}' if config.epochs < most else f'the most of --preset {config.preset}'
-    why = dict(size=f'the pictures have {facts.side} px (median of the shorter sides)', epochs=within,
-               bs=f'{math.ceil(facts.train / config.bs)} steps an epoch',
-               augment='from random weights over many epochs mixing pays' if 'mixup' in config.augment else 'the usual one',
-               ema='an average over the last epoch' if config.ema else 'no average: it pays in long trainings from random weights')
-    if config.precision != 'auto': why['precision'] = f'{speedup:.1f} times as fast as fp32' if speedup > 1 else 'nothing is faster'
+    mixes, no_average = 'mixup' in config.augment, 'no average: it pays in long trainings from random weights'
+    epochs = f'as many as fit into {duration_text(budget_seconds(config))}'
+    if config.epochs >= most: epochs = f'the most of --preset {config.preset}'
+    why = dict(size=f'the pictures have {facts.side} px (median of the shorter sides)',
+               epochs=epochs, bs=f'{math.ceil(facts.train / config.bs)} steps an epoch',
+               augment='from random weights over many epochs mixing pays' if mixes else 'the usual one',
+               ema='an average over the last epoch' if config.ema else no_average)
+    faster = f'{speedup:.1f} times as fast as fp32' if speedup > 1 else 'nothing is faster'
+    if config.precision != 'auto': why['precision'] = faster
     if averages_seeds(config): why['seeds'] = 'trainings, whose calibrated probabilities are averaged'
     return [PlanRow(k, getattr(config, k), text) for k, text in why.items() if k not in config.given]
 
@@ -500,11 +503,13 @@ def plan_lines(
     e, facts, seconds = plan.estimate, plan.facts, budget_seconds(plan.config)
     lines = [f'    {row.option:<9} {str(row.value):<16} {row.why}' for row in plan.rows]
     until = time.strftime('%H:%M', time.localtime(now + e.total))
-    lines.append(f'    {"time":<9} about {duration_text(e.total):<10} until {until}; an epoch about {duration_text(e.epoch)}')
+    lines.append(f'    {"time":<9} about {duration_text(e.total):<10} until {until}; an epoch about '
+                 f'{duration_text(e.epoch)}')
     lines.append(f'    {"memory":<9} about {e.memory / 2**30:.1f} GB{"":<4} {facts.memory / 2**30:.1f} GB are free')
     if plan.cost.at_once < min(plan.config.bs, facts.train):
         lines.append(f'    batches are put through in parts of {plan.cost.at_once}, so that they fit into memory')
     if e.total > 1.15 * seconds:
         ways = ', '.join(_ways_out(plan)) or 'fewer --epochs'
-        lines.append(f'    that is more than {duration_text(seconds)}: try {ways}, or give it --budget {math.ceil(e.total / 60)}m')
+        lines.append(f'    that is more than {duration_text(seconds)}: try {ways}, or give it '
+                     f'--budget {math.ceil(e.total / 60)}m')
     return lines
