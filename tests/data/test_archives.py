@@ -189,7 +189,7 @@ def test_a_small_file_of_parquet_that_unpacks_to_gigabytes(tmp_path, monkeypatch
     with cheap(), pytest.raises(SmileError, match='it unpacks to 32,.* bytes, and 16,777,216 are the most'): read_source(where)
     parquet.write_table(pa.table(dict(path=pa.array([b'x' * 8000] * 4000, pa.binary(8000)))), where, compression='zstd')
     with cheap(), pytest.raises(SmileError, match='it unpacks to 32,000,000 bytes'): read_source(where)
-    parquet.write_table(pa.table(dict(path=['a.png'] * 40, box=[[7] * 400_000] * 40)), where, compression='zstd')
+    parquet.write_table(pa.table(dict(path=['a.png'] * 40, label=['smile', 'neutral'] * 20, box=[[7] * 400_000] * 40)), where, compression='zstd')
     assert where.stat().st_size < 2**16
     with cheap(mib=100): assert list(read_source(where).frame.path) == ['a.png'] * 40
 

@@ -109,3 +109,12 @@ def test_another_table_of_labels_is_no_list_of_splits(tmp_path):
     folder(tmp_path, images | {'celeba.csv': table('partition', '000012'), 'fastai.csv': table('is_valid', ['False', 'True'] * 3)})
     s = read_source(tmp_path, SourceOptions(labels=str(tmp_path/'celeba.csv')))
     assert set(s.kept.split) == {''} and any('column partition looks like a split' in n for n in s.notes)
+
+
+def test_a_named_table_of_labels_overrules_the_tables_beside_it_and_that_is_said(tmp_path):
+    rows = [f'{k}.png,{"ab"[k % 2]}\n' for k in range(6)]
+    tables = {'train.csv': ''.join(rows[:4]), 'test.csv': ''.join(rows[4:])}
+    folder(tmp_path/'s', {f'images/{k}.png': P for k in range(6)} | tables)
+    (tmp_path/'all.csv').write_text('id,label\n' + ''.join(rows))
+    s = read_source(tmp_path/'s', SourceOptions(labels=str(tmp_path/'all.csv')))
+    assert set(s.kept.split) == {''} and len(s.kept) == 6 and any('test.csv' in n and 'other tables of labels' in n for n in s.notes)
