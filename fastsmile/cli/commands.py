@@ -137,7 +137,7 @@ def _cache(config: CacheConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #3334fa14
 _PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
                      "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces; "
-                     "fastsmile predict party.jpg --faces; "
+                     "fastsmile predict party.jpg --faces; fastsmile predict new/ --abstain-unlike; "
                      "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
 
 @command('predict', PredictConfig, _PREDICT_EXAMPLES,

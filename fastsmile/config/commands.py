@@ -78,6 +78,9 @@ class ModelOptions(Options):
     abstain: bool = opt(
         False, "no label below the model's threshold of confidence; the column withheld holds what it was")
     sets: bool = opt(False, 'add a column with all labels in the prediction set of the row, joined by |')
+    abstain_unlike: bool = opt(
+        False, 'no label for images that are unlike the training images (column unlike from 0.95 on); withheld holds '
+        'what it was, and with --sets every label is in the set')
     faces: str = faces_opt('each')
     face_margin: float | None = face_margin_opt()
     face_score: float = face_score_opt()
