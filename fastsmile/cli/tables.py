@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from rich.text import Text
     from fastsmile.data.audit import AuditResult
     from fastsmile.inference.outputs import PredictionSummary
+    from fastsmile.runs.lr_find import LRSearch
     from fastsmile.runs.folder import Run
 
 # %% auto #0
 __all__ = ['rich_table', 'ProgressBar', 'metrics_tables', 'calibration_lines', 'evaluation_tables', 'comparison_tables',
-           'fit_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables', 'cache_output',
-           'sample_output', 'explain_tables', 'export_lines', 'study_tables']
+           'fit_output', 'lr_find_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables',
+           'cache_output', 'sample_output', 'explain_tables', 'export_lines', 'study_tables']
 
 # %% ../../nbs/cli/01_tables.ipynb #bf1e217d
 def rich_table(
@@ -291,6 +292,16 @@ def _member_cells(
 def _value_in_brackets(row: dict[str, str], score: str) -> str:
     value, low, high = (float(row[k]) for k in (score, f'{score}_from', f'{score}_to'))
     return f'{value:.3f} ({low:.2f} to {high:.2f})'
+
+# %% ../../nbs/cli/01_tables.ipynb #ca735691
+def lr_find_output(
+    found: LRSearch, # from `lr_find`
+) -> tuple[list, dict]: # what is printed; what `--json` prints
+    "The suggestion for each phase, and where the plot is"
+    lines = [f'{p.phase}: {p.message[0].upper()}{p.message[1:]} One search alone: {p.lowest:.1e} to {p.highest:.1e}.'
+             for p in found.phases]
+    rates = [dict(phase=p.phase, lr=p.lr, lowest=p.lowest, highest=p.highest) for p in found.phases]
+    return [*lines, f'plot: {printable(found.plot)}'], dict(phases=rates, plot=str(found.plot), table=str(found.table))
 
 # %% ../../nbs/cli/01_tables.ipynb #706f6a94
 def candidates_output(
