@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..core.errors import SmileError, printable, say
 from ..core.files import import_pandas
-from .archives import open_zip
+from .archives import HEAD_BYTES, foreign_format, format_error, open_zip
 from .images import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING: import pandas as pd  # prediction reads tables without it
@@ -182,6 +182,7 @@ def parse_table(
     "A table of text from the bytes of a CSV, TSV, Parquet or Excel file; raises `SmileError`"
     if len(data) > MAX_TABLE_BYTES: raise _table_too_large(name)
     if name.lower().endswith('.parquet'): return _parse_parquet(data, name)
+    if found := foreign_format(name, data[:HEAD_BYTES]): raise format_error(name, found, is_table=True)
     if data[:4] in _OFFICE_MARKS: return _parse_spreadsheet(data, name)
     text = decode_table(data)
     if not text.strip(): raise _table_is_empty(name)

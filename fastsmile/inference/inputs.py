@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
+from ..data.archives import check_format
 from ..data.cells import bounded_lines, has_own_images, open_text
 from ..data.finder import ListedReader, literal_name
 from ..data.images import ImageError, Preprocessing, decode_image, parse_region, upright_rgb
@@ -128,11 +129,17 @@ def _listed_paths(file: TextIO) -> Iterator[str]:
 def _paths_in(path: Path) -> Iterator[str]:
     with open_text(path) as f: yield from _listed_paths(f)
 
+def _list_reader(reader: Reader, path: Path) -> ListedReader:
+    "The reader of a list's images; only where none of the first names is there, they are looked for in all folders"
+    plain = ListedReader(reader)
+    is_there = any(plain.exists(name) for name in islice(_paths_in(path), 20))
+    return plain if is_there else ListedReader(reader, search_below=True)
+
 def _open_list(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     if is_whole_table(path): return _open_table(path, image_col, below)
     if image_col is not None:
         raise OptionError(f'--image-col does not go with {printable(path)}.', 'It is for a table.')
-    reader, total = ListedReader(reader_below(below, path.parent)), sum(1 for _ in _paths_in(path))
+    reader, total = _list_reader(reader_below(below, path.parent), path), sum(1 for _ in _paths_in(path))
     return ImageInputs(reader, _paths_in(path), total, f'the list {printable(path)}')
 
 # %% ../../nbs/inference/07_inputs.ipynb #475ed179
@@ -266,6 +273,7 @@ def _check_options(words: list[str], kind: InputKind | None, image_col: str | No
         raise OptionError(f'{name} does not go with {printable(" ".join(words))[:80]}.',
                           'It is for a CSV or a list.' if name == '--root' else 'It is for a CSV.')
     if root is None or is_url(root) or os.path.isdir(root): return
+    check_format(root)
     if not (os.path.isfile(root) and Path(root).suffix.lower() == '.zip'):
         raise OptionError(f'--root {printable(root)} is neither a folder nor a zip.')
 
@@ -273,6 +281,7 @@ def _check_options(words: list[str], kind: InputKind | None, image_col: str | No
 def _check_words(words: list[str]):
     "An error where inputs do not go together, or one is missing"
     url = next(filter(is_url, words), None)
+    if len(words) == 1 and not url: check_format(words[0])
     if len(words) > 1 and '-' in words:
         raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
     if len(words) > 1 and url: raise OptionError(f'{printable(url)} goes with nothing else.', 'Give one URL, or paths.')
