@@ -63,7 +63,7 @@ def _version_option(
 # %% ../../nbs/cli/03_commands.ipynb #259184bd
 @command('sample', SampleConfig, 'fastsmile sample faces -n 600', Argument('dir', 'a new or empty folder'))
 def _sample(folder: str, config: SampleConfig) -> tuple:
-    "Draw the sample data set: the layout and the flaws of the real one"
+    "Draw a sample data set with the flaws of a real one"
     from fastsmile.data.sample import sample
     return sample_output(sample(folder, config))
 
@@ -72,46 +72,58 @@ _SOURCE = Argument('source', 'folder, zip, CSV or array file of labelled images'
 _SOURCE_OR_URL = Argument('source', f'{_SOURCE.help}, or a URL (s3://...)', '.')
 
 # %% ../../nbs/cli/03_commands.ipynb #14703f8e
-@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error; fastsmile audit photographs --faces; '
+@command('audit', AuditConfig, 'fastsmile audit faces --fail-on error\nfastsmile audit photographs --faces\n'
          'fastsmile audit s3://bucket/faces --ray 10.0.0.1:6379', _SOURCE_OR_URL)
 def _audit(source: str, config: AuditConfig) -> tuple:
-    "What is wrong with the data: a page to look at, a JSON, and a cleaning plan for `fit --plan`"
+    """Check the data: broken files, duplicates, doubtful labels
+
+    Writes a page to look at, a JSON file, and a cleaning plan for `fastsmile fit --plan`.
+    """
     from fastsmile.reports.audit import audit, fit_command
     with ProgressBar('examining') as start: done = audit(source, config, start)
     return *audit_output(done, fit_command(source, config)), int(done.has_severity(config.fail_on))
 
 # %% ../../nbs/cli/03_commands.ipynb #1a616d19
-_FIT_EXAMPLES = ('fastsmile fit faces --budget 10m --dry-run; '
-                 'fastsmile fit smiles.zip --label-col label --group-col person --weights FOLDER --preset best; '
-                 'fastsmile fit faces --arch densenet161 --epochs 5 --lr find --track tensorboard; '
-                 'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10; '
-                 'fastsmile fit faces --freeze head --views 4 --precision fp32; '
-                 'fastsmile fit photographs --faces largest --face-margin 0.1; '
+_FIT_EXAMPLES = ('fastsmile fit faces --budget 10m --dry-run\n'
+                 'fastsmile fit smiles.zip --label-col label --group-col person --weights FOLDER --preset best\n'
+                 'fastsmile fit faces --arch densenet161 --epochs 5 --lr find --track tensorboard\n'
+                 'fastsmile fit faces --config runs/resnet18/options.toml --epochs 10\n'
+                 'fastsmile fit faces --freeze head --views 4 --precision fp32\n'
+                 'fastsmile fit photographs --faces largest --face-margin 0.1\n'
                  'torchrun --nproc-per-node 4 -m fastsmile fit faces --arch densenet161')
 
 @command('fit', FitConfig, _FIT_EXAMPLES, _SOURCE)
 def _fit(source: str, config: FitConfig) -> tuple | None:
-    "Audit, split, plan what is not given, train, evaluate, report"
+    """Train a classifier: audit, split, train, evaluate, report
+
+    Options that are not given are planned from the images and the machine.
+    """
     if not is_distributed() or os.environ['RANK'] == '0': check_source_exists(source)
     from fastsmile.runs.fit import fit
     run = fit(source, config)
     return None if run is None else fit_output(run)  # None: of a process that only helps another
 
 # %% ../../nbs/cli/03_commands.ipynb #21872800
-@command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101; '
-         'fastsmile probe faces --features pixels --size 32; fastsmile probe faces --weights runs/resnet18', _SOURCE)
+@command('probe', ProbeConfig, 'fastsmile probe faces --arch densenet161 --k 5,25,101\n'
+         'fastsmile probe faces --features pixels --size 32\nfastsmile probe faces --weights runs/resnet18', _SOURCE)
 def _probe(source: str, config: ProbeConfig) -> tuple:
-    "Nearest neighbours, a forest, logistic regression on frozen features or pixels: chosen on valid, measured on test"
+    """Fit nearest neighbours, a forest, a regression on features
+
+    The features are those of a frozen network, or pixels. The best probe is chosen on valid, and measured on test.
+    """
     check_source_exists(source)
     from fastsmile.runs.probe import probe
     with ProgressBar('features') as start: run = probe(source, config, start)
     return candidates_output(run)
 
 # %% ../../nbs/cli/03_commands.ipynb #1b2ec0eb
-@command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60; '
+@command('tune', TuneConfig, 'fastsmile tune faces --arch resnet18 --trials 30 --minutes 60\n'
          'fastsmile tune faces --space lr,balance,loss --sampler random', _SOURCE)
 def _tune(source: str, config: TuneConfig) -> tuple:
-    "Search options with Optuna on valid; the best trial becomes a run, measured once on test. The same command resumes"
+    """Search training options with Optuna
+
+    Trials are compared on valid; the best one becomes a run, measured once on test. The same command resumes.
+    """
     check_source_exists(source)
     from fastsmile.runs.tune import tune
     return candidates_output(tune(source, config))
@@ -120,7 +132,7 @@ def _tune(source: str, config: TuneConfig) -> tuple:
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'",
          Argument('pattern', "wildcards, e.g. 'resnet*'; nothing: those that suit faces", ''))
 def _archs(pattern: str, config: ArchsConfig) -> tuple:
-    "Architectures: parameters, input size, available weights"
+    "List architectures: parameters, input size, weights"
     from fastsmile.models.factory import list_archs
     rows, total = list_archs(pattern or None, config.limit)
     return archs_tables(rows, total), rows
@@ -128,23 +140,29 @@ def _archs(pattern: str, config: ArchsConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #fe2821d3
 @command('cache', CacheConfig, 'fastsmile cache --clear')
 def _cache(config: CacheConfig) -> tuple:
-    "Resized images that later runs need not decode again: where they are, how large; --clear deletes them"
+    """Show the cache of resized images, or delete it
+
+    Later runs need not decode its images again.
+    """
     from fastsmile.data.cache import cache_dir, clear_cache, list_cache
     if config.clear: return cache_output(cache_dir(), *clear_cache(), deleted=True)
     files = list_cache()
     return cache_output(cache_dir(), len(files), sum(size for _, size in files), deleted=False)
 
 # %% ../../nbs/cli/03_commands.ipynb #3334fa14
-_PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html; "
-                     "find faces -name '*.jpg' | fastsmile predict -; fastsmile predict new/ --known faces; "
-                     "fastsmile predict party.jpg --faces; "
+_PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html\n"
+                     "find faces -name '*.jpg' | fastsmile predict -\nfastsmile predict new/ --known faces\n"
+                     "fastsmile predict party.jpg --faces\nfastsmile predict new/ --abstain-unlike\n"
                      "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
 
 @command('predict', PredictConfig, _PREDICT_EXAMPLES,
          Argument('where', 'folder, zip, images, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for paths '
                   'on standard input', type=list[str]))
 def _predict(where: list[str], config: PredictConfig) -> tuple:
-    "One row for every image: label, confidence, probabilities, or the reason there is none"
+    """Label images: one row each, with probabilities
+
+    An image that cannot be read has a row, too, with the reason.
+    """
     with imports_without_gc():
         from fastsmile.inference.load import choose_backend, import_backend
         from fastsmile.runs.predict import predict
@@ -156,12 +174,15 @@ def _predict(where: list[str], config: PredictConfig) -> tuple:
     return *predict_output(done, config.html), int(nothing)
 
 # %% ../../nbs/cli/03_commands.ipynb #f35f558d
-@command('serve', ServeConfig, 'fastsmile serve runs/resnet18 --abstain; fastsmile serve --port 0 --tta flip; '
+@command('serve', ServeConfig, 'fastsmile serve runs/resnet18 --abstain\nfastsmile serve --port 0 --tta flip\n'
          'curl -F files=@face.jpg http://127.0.0.1:8000/predict',
          Argument('run', 'a run folder, a model folder or an exported .onnx file (default: the newest finished run '
                   'under ./runs)', None))
 def _serve(run: str | None, config: ServeConfig) -> tuple:
-    "A web page and a JSON API for the model; on this machine alone unless --host says otherwise, until Ctrl-C"
+    """Serve the model as a web page and a JSON API
+
+    On this machine alone unless --host says otherwise, until Ctrl-C.
+    """
     with imports_without_gc():
         from fastsmile.inference.load import choose_backend, import_backend
         from fastsmile.serving.app import serve
@@ -171,11 +192,14 @@ def _serve(run: str | None, config: ServeConfig) -> tuple:
     return [f'{done["requests"]} requests answered, {done["pictures"]} images in {done["batches"]} batches.'], done
 
 # %% ../../nbs/cli/03_commands.ipynb #35ae750a
-@command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx, then: '
+@command('export', ExportConfig, 'fastsmile export runs/resnet18 --format onnx\n'
          'fastsmile predict folder/ --engine onnx --model runs/resnet18',
          Argument('run', 'a finished run, or a model folder'))
 def _export(run: str, config: ExportConfig) -> tuple:
-    "One ONNX file with all metadata of the model, compared with the original on real images before it is kept"
+    """Export the model to ONNX, checked against the original
+
+    One file with all metadata of the model, compared on real images before it is kept.
+    """
     from fastsmile.inference.export import export
     done = export(run, config)
     return export_lines(done), done
@@ -186,7 +210,10 @@ _RUN = Argument('run', 'a finished run folder')
 @command('evaluate', EvaluateConfig, 'fastsmile evaluate runs/resnet18 --by group --by size', _RUN,
          Argument('source', "a labelled source to predict and measure; without one, the run's saved predictions", None))
 def _evaluate(run: str, source: str | None, config: EvaluateConfig) -> tuple:
-    "All metrics with intervals, by slice too; from saved predictions, or on another labelled source"
+    """Compute all metrics with intervals, on other data too
+
+    From the saved predictions of the run, or on another labelled source; for slices of the rows with --by.
+    """
     from fastsmile.runs.evaluate import evaluate
     r = evaluate(run, source, config)
     return evaluation_tables(r), r
@@ -194,7 +221,11 @@ def _evaluate(run: str, source: str | None, config: EvaluateConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #71a713f8
 @command('calibrate', CalibrateConfig, 'fastsmile calibrate runs/resnet18 --decide mcc --coverage 0.8', _RUN)
 def _calibrate(run: str, config: CalibrateConfig) -> tuple:
-    "Fit temperature, decision rule, abstention and prediction sets of a finished run again, on calib"
+    """Fit temperature and decision rule again; changes the model
+
+    Temperature, decision rule, abstention and prediction sets of a finished run are fitted on calib. Its model, its
+    predictions, metrics and report are overwritten.
+    """
     from fastsmile.runs.calibrate import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
@@ -203,27 +234,33 @@ def _calibrate(run: str, config: CalibrateConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #de972d9e
 @command('report', ReportConfig, 'fastsmile report runs/resnet18', _RUN)
 def _report(run: str, config: ReportConfig) -> tuple:
-    "Write the page and the model card of a finished run again"
+    "Write the report and the model card of a run again"
     from fastsmile.runs.report import report
     page = report(run, config)
     return [f'report: {printable(page)}'], dict(report=str(page))
 
 # %% ../../nbs/cli/03_commands.ipynb #2c2344ee
-@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion; '
+@command('explain', ExplainConfig, 'fastsmile explain runs/resnet18 face.jpg --methods gradcam --methods occlusion\n'
          'fastsmile explain runs/resnet18 party.jpg --faces', _RUN,
          Argument('images', 'images or folders to explain; without any, the rows that measured the run', []))
 def _explain(run: str, images: list[str], config: ExplainConfig) -> tuple:
-    "Where the model looks: sensitivity, Grad-CAM, average faces, the worst mistakes, the nearest training images"
+    """Show where the model looks, and its worst mistakes
+
+    Sensitivity, Grad-CAM, average faces, the worst mistakes, the nearest training images.
+    """
     from fastsmile.runs.explain import explain
     r = explain(run, tuple(images), config)
     return explain_tables(r), r
 
 # %% ../../nbs/cli/03_commands.ipynb #e58ab93f
-@command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161; '
+@command('ensemble', EnsembleConfig, 'fastsmile ensemble runs/resnet18 runs/densenet161\n'
          'fastsmile ensemble RUN RUN --how forest --inputs probs',
          Argument('runs', 'two finished run folders or more, on one source', []))
 def _ensemble(runs: list[str], config: EnsembleConfig) -> tuple:
-    "Several runs as one model: the mean of their probabilities, or a forest over their outputs"
+    """Combine runs into one model
+
+    The mean of their probabilities, or a forest over their outputs.
+    """
     from fastsmile.runs.ensemble import ensemble
     with ProgressBar('predicting with the members') as start: run = ensemble(runs, config, start)
     return candidates_output(run)
@@ -232,7 +269,10 @@ def _ensemble(runs: list[str], config: EnsembleConfig) -> tuple:
 @command('compare', CompareConfig, 'fastsmile compare runs/resnet18 runs/densenet161',
          Argument('runs', 'two finished run folders or more; the first is what the others are compared against', []))
 def _compare(runs: list[str], config: CompareConfig) -> tuple:
-    "Runs side by side on the same rows: metrics with intervals, paired tests against the first, costs, options"
+    """Compare runs on the same rows, with paired tests
+
+    Metrics with intervals, tests against the first run, costs, options.
+    """
     from fastsmile.runs.compare import compare
     r = compare(runs, config)
     return comparison_tables(r), r
@@ -242,7 +282,10 @@ def _compare(runs: list[str], config: CompareConfig) -> tuple:
          Argument('name', 'smile-densenet161, smile-resnet50, emotions, clothing or face-property'),
          Argument('source', 'the data set: folder, zip, CSV or array file'))
 def _study(name: str, source: str, config: StudyConfig) -> tuple:
-    "A report's whole experiment, run again with several seeds: reported beside measured, and which claims hold"
+    """Repeat the experiment of a report with several seeds
+
+    Reported figures beside measured ones, and which claims hold.
+    """
     check_source_exists(source)
     from fastsmile.studies.run import study
     r = study(name, source, config)
@@ -251,7 +294,10 @@ def _study(name: str, source: str, config: StudyConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #5828721b
 @command('demo', DemoConfig, 'fastsmile demo --out /tmp/demo')
 def _demo(config: DemoConfig) -> tuple:
-    "Sample faces, audit, training, report and prediction, in a minute or two without network"
+    """Try it all on drawn faces, in a minute or two, offline
+
+    Sample, audit, training, report and prediction.
+    """
     from fastsmile.runs.demo import demo
     done = demo(config)
     (trained, run), (predicted, predictions) = fit_output(done.run), predict_output(done.predictions)

@@ -11,7 +11,7 @@ import gc
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields
 from itertools import takewhile
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .help import Command, Program
 from ..config.fields import Options, default_of, flag
 from ..core.errors import OptionError, SmileError, printable, printable_lines, say, write_failure_reason
 from ..core.files import json_text
@@ -31,13 +32,23 @@ def _typer_options(
     "One keyword parameter per field, annotated for Typer"
     return [_typer_option(f) for f in fields(config)]
 
+# %% ../../nbs/cli/02_from_config.ipynb #c1125e44
+def _completion(
+    choices: Sequence[str], # the accepted words of an option; none: it accepts others
+) -> Callable[[str], list[str]] | None:
+    "What a shell proposes as the value of an option"
+    def complete(incomplete: str) -> list[str]: return [c for c in choices if c.startswith(incomplete)]
+    return complete if choices else None
+
 # %% ../../nbs/cli/02_from_config.ipynb #8e70c29c
 def _typer_option(f: Field) -> inspect.Parameter:
     "A field as a keyword parameter"
     kind, default = f.type, default_of(f)
     if kind == tuple[str, ...]: kind, default = list[str], list(default)
-    show_default = default not in (None, [])
-    option = typer.Option(*_flags(f), help=f.metadata['help'], metavar=f.metadata['metavar'], show_default=show_default)
+    about = f.metadata
+    show_default = default not in (None, []) and '(default: ' not in about['help']
+    option = typer.Option(*_flags(f), help=about['help'], metavar=about['metavar'], show_default=show_default,
+                          rich_help_panel=about['panel'], autocompletion=_completion(about['choices']))
     return _keyword(f.name, default, Annotated[kind, option])
 
 # %% ../../nbs/cli/02_from_config.ipynb #76bd3353
@@ -102,7 +113,7 @@ def report_exception(
 
 # %% ../../nbs/cli/02_from_config.ipynb #a6aa752a
 app = typer.Typer(
-    name='fastsmile', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name='fastsmile', cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings=dict(help_option_names=['-h', '--help']),
     help='From a messy folder of faces to a smile classifier that can be trusted. Begin with: fastsmile demo')
 
@@ -172,16 +183,16 @@ def _signature(config: type[Options], arguments: tuple[Argument, ...]) -> inspec
     parameters = [context, *(a.parameter() for a in arguments), *_typer_options(config)]
     if hasattr(config, 'from_file'):
         help = 'a TOML file of options, e.g. the options.toml of a run; the command line overrules it'
-        file = typer.Option('--config', help=help, metavar='FILE')
+        file = typer.Option('--config', help=help, metavar='FILE', rich_help_panel='Common')
         parameters.append(_keyword('config', None, Annotated[str | None, file]))
-    as_json = typer.Option('--json', help='print the result as JSON')
+    as_json = typer.Option('--json', help='print the result as JSON', rich_help_panel='Output')
     return inspect.Signature([*parameters, _keyword('json', False, Annotated[bool, as_json])])
 
 # %% ../../nbs/cli/02_from_config.ipynb #bca66c3d
 def command(
     name: str,              # as typed
     config: type[Options],  # the dataclass of its options
-    example: str,           # shown below the options
+    examples: str,          # shown below the options: commands, a line each
     *arguments: Argument,
 ) -> Callable[[Callable], Callable]:
     "Make a command of a function from (arguments, config) to what is printed, the result, and maybe an exit code"
@@ -190,7 +201,8 @@ def command(
         run.__signature__ = _signature(config, arguments)
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
         _remember_single_value_flags(name, config)
-        app.command(name, help=function.__doc__, epilog=f'Example: {example}')(run)
+        summary = function.__doc__.partition('\n')[0]
+        app.command(name, cls=Command, help=function.__doc__, short_help=summary, epilog=f'Examples:\n{examples}')(run)
         return function
     return register
 

@@ -198,6 +198,7 @@ def evaluation_tables(
     shown = [_scores_table(r), _classes_table(m['per_class'])]
     if m.get('note'): shown.append(m['note'])
     if r.get('tta'): shown.append(_tta_table(r['tta']))
+    if r.get('unlike') is not None: shown.append(_unlike_line(r['unlike'], m['rows']))
     for column, rows in r['slices'].items(): shown += _slice_tables(column, rows)
     shown += calibration_lines(r['calibration'], m['classes'])
     return [*shown, f"written: {printable(r['out'])}"] if r['out'] else shown
@@ -347,6 +348,11 @@ def _overruled_line(done: PredictionSummary) -> str:
     return (f'{done.overruled} {are} not the most probable class: the decision rule serves another score '
             '(--threshold argmax: none)')
 
+def _unlike_line(flagged: int, rows: int) -> str:
+    "How many images are unlike the training images"
+    from fastsmile.data.unlike import unlike_sentence  # needs NumPy
+    return unlike_sentence(flagged, rows)
+
 # %% ../../nbs/cli/01_tables.ipynb #2c5e8a54
 def _speed_line(done: PredictionSummary) -> str:
     "How many rows were predicted in what time"
@@ -365,11 +371,12 @@ def predict_output(
     shown = [_labels_table(done), *_error_tables(done)]
     if done.known or done.conflicting: shown.append(_known_line(done))
     if done.overruled: shown.append(_overruled_line(done))
+    if done.unlike is not None: shown.append(_unlike_line(done.unlike, done.rows - done.failed))
     shown += [f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
-                  known=done.known, conflicting=done.conflicting, overruled=done.overruled,
+                  known=done.known, conflicting=done.conflicting, overruled=done.overruled, unlike=done.unlike,
                   seconds=done.seconds, **done.run_info)
     if not page: return shown, result
     return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)

@@ -37,7 +37,7 @@ class AuditConfig(DataOptions):
         'never', 'exit with 1 where there is a finding of this severity or worse', choices=_FAIL_ON_SEVERITIES)
     workers: int | None = opt(
         None, 'images examined at once (default: the number of cores; 1 in each process of --ray)',
-        minimum=1, maximum=256)
+        minimum=1, maximum=256, panel='System')
     ray: str | None = ray_opt()
     actors: int | None = actors_opt()
 
@@ -63,13 +63,14 @@ ENGINES = ('auto', 'torch', 'onnx')
 def _engine_opt() -> Any:
     return opt('auto', "what runs the network: onnx is the bundle's model.onnx, or another exported file, and computes on "
                'the CPU; auto takes it there, and torch with a GPU, a lower precision or, for more than 256 images, a '
-               'processor whose bf16 is fast', choices=ENGINES)
+               'processor whose bf16 is fast', choices=ENGINES, panel='Model')
 
 @dataclass(frozen=True)
-class ModelOptions(Options):
+class ModelOptions(Options, panel='Decision and calibration'):
     "How a model labels images"
     engine: str = _engine_opt()
-    tta: str = opt('none', 'test-time augmentation: the mean over views; --tta alone is flip', choices=TTA_MODES)
+    tta: str = opt('none', 'test-time augmentation: the mean over views; --tta alone is flip', choices=TTA_MODES,
+                   panel='Common')
     calibrated: bool = opt(
         False, 'add the calibrated probabilities as columns calibrated_CLASS; confidence is then theirs')
     threshold: str | None = opt(
@@ -78,44 +79,47 @@ class ModelOptions(Options):
     abstain: bool = opt(
         False, "no label below the model's threshold of confidence; the column withheld holds what it was")
     sets: bool = opt(False, 'add a column with all labels in the prediction set of the row, joined by |')
-    faces: str = faces_opt('each')
+    abstain_unlike: bool = opt(
+        False, 'no label for images that are unlike the training images (column unlike from 0.95 on); withheld holds '
+        'what it was, and with --sets every label is in the set')
+    faces: str = faces_opt('each', panel='Common')
     face_margin: float | None = face_margin_opt()
     face_score: float = face_score_opt()
     precision: str = opt(
         'auto', 'floating-point precision of inference: fp32 is exact, bf16 and fp16 are faster on some machines, auto '
-        'takes them there', choices=PRECISIONS)
+        'takes them there', choices=PRECISIONS, panel='System')
     device: str | None = device_opt()
 
 # %% ../../nbs/config/04_commands.ipynb #2ea44826
 @dataclass(frozen=True)
-class OutputOptions(Options):
+class OutputOptions(Options, panel='Output'):
     "What `predict` reads and writes"
     model: str | None = opt(
         None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)',
-        metavar='RUN|MODEL')
+        metavar='RUN|MODEL', panel='Common')
     out: str = opt(
         'predictions.csv', 'output file: .csv, .jsonl for JSON lines, or .parquet (needs the extra parquet)',
-        metavar='FILE')
+        metavar='FILE', panel='Common')
     resume: bool = opt(False, 'resume a run of the same command that was killed')
     image_col: str | None = opt(
         None, 'column of the file name where the input is a CSV (default: path, file_name, image, ...), or its number, '
-        'from 1, in a CSV without a header', metavar='COL')
+        'from 1, in a CSV without a header', metavar='COL', panel='Data')
     root: str | None = opt(
         None, 'folder or zip that the paths in a list or a CSV start from (default: its own folder; the current one '
-        'for standard input)', metavar='DIR|ZIP')
+        'for standard input)', metavar='DIR|ZIP', panel='Data')
     raw: bool = opt(
         False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class prior")
     html: str | None = opt(
-        None, 'write a page of thumbnails by class and confidence, too', metavar='FILE')
+        None, 'write a page of thumbnails by class and confidence, too', metavar='FILE', panel='Common')
     thumbs: int = opt(600, 'most thumbnails on that page', minimum=1, maximum=20000, requires='html')
 
 # %% ../../nbs/config/04_commands.ipynb #43d16f2c
 @dataclass(frozen=True)
-class KnownOptions(Options):
+class KnownOptions(Options, panel='Data'):
     "Labelled images that predictions are compared with"
     known: str | None = opt(
         None, 'labelled images: a source, or a run for its training data. A copy of one takes its label; the column '
-        'known names it', metavar='SOURCE|RUN')
+        'known names it', metavar='SOURCE|RUN', panel='Common')
     known_labels: str | None = opt(
         None, 'file of the labels of --known, where it is not next to its images', metavar='FILE', requires='known')
     known_label_col: str | None = opt(
@@ -123,9 +127,10 @@ class KnownOptions(Options):
 
 # %% ../../nbs/config/04_commands.ipynb #6a7eaff7
 @dataclass(frozen=True)
-class PredictConfig(KnownOptions, ModelOptions, OutputOptions):
+class PredictConfig(KnownOptions, ModelOptions, OutputOptions, panel='System'):
     "Options of `predict`"
-    tta_mean: str = opt('probs', 'what the mean over views is taken of', choices=('probs', 'logits'), requires='tta')
+    tta_mean: str = opt('probs', 'what the mean over views is taken of', choices=('probs', 'logits'), requires='tta',
+                        panel='Decision and calibration')
     bs: int | None = batch_size_opt(None, 'images in a batch (default: by size and memory)')
     workers: int | None = opt(
         None, 'threads that decode images and, on a CPU, run the network (default: the number of cores; 1 in each '
@@ -146,7 +151,7 @@ class PredictConfig(KnownOptions, ModelOptions, OutputOptions):
 
 # %% ../../nbs/config/04_commands.ipynb #d4f85863
 @dataclass(frozen=True)
-class RequestLimits(Options):
+class RequestLimits(Options, panel='System'):
     "How much a request may hold, and how long it may take"
     max_bytes: int = opt(32 * 2**20, 'bytes of a request; more is answered with 413', minimum=1)
     max_pixels: int = opt(
@@ -170,12 +175,13 @@ class ServerOptions(Options):
         8000, 'port to listen on; 0 takes a free one. The address is printed', minimum=0, maximum=65535)
     allow_host: tuple[str, ...] = opt(
         (), 'a name by which browsers may call this server, besides localhost and IP addresses; repeatable',
-        metavar='NAME')
+        metavar='NAME', panel='System')
     explain: str = opt(
         'gradcam', 'explanation that the page shows first; none turns explanations off', choices=SERVED_EXPLANATIONS)
     max_batch: int | None = opt(
-        None, 'images of all clients in one batch (default: by size and memory)', minimum=1, maximum=8192)
-    max_wait: int = opt(5, 'milliseconds that a batch waits for more images', minimum=0, maximum=10000)
+        None, 'images of all clients in one batch (default: by size and memory)', minimum=1, maximum=8192,
+        panel='System')
+    max_wait: int = opt(5, 'milliseconds that a batch waits for more images', minimum=0, maximum=10000, panel='System')
 
 # %% ../../nbs/config/04_commands.ipynb #d5007dcb
 @dataclass(frozen=True)
@@ -205,17 +211,21 @@ class EvaluateConfig(SourceOptions):
     by: tuple[str, ...] = opt(
         (), 'metrics of each slice: a column of the table, group, size or source; repeatable', metavar='COL')
     part: str = opt('test', 'which saved predictions, where no SOURCE is given', choices=('test', 'valid', 'calib'))
-    threshold: str | None = opt(None, 'another decision rule of the model, e.g. argmax or macro_f1', metavar='RULE')
+    threshold: str | None = opt(None, 'another decision rule of the model, e.g. argmax or macro_f1', metavar='RULE',
+                                panel='Decision and calibration')
     coverage: float | None = opt(
-        None, 'withhold the least confident labels so that this share of calib gets one', minimum=0.05, maximum=1.0)
-    min_confidence: float | None = opt(None, 'withhold labels below this probability', minimum=0.0, maximum=1.0)
+        None, 'withhold the least confident labels so that this share of calib gets one', minimum=0.05, maximum=1.0,
+        panel='Decision and calibration')
+    min_confidence: float | None = opt(None, 'withhold labels below this probability', minimum=0.0, maximum=1.0,
+                                       panel='Decision and calibration')
     draws: int = opt(
-        1000, 'draws of the bootstrap, which gives the difference that --tta makes its interval', minimum=100, maximum=100000)
+        1000, 'draws of the bootstrap, which gives the difference that --tta makes its interval', minimum=100, maximum=100000,
+        panel='Output')
     tta: str = opt('flip', 'test-time augmentation measured next to none, where SOURCE is predicted', choices=TTA_MODES)
-    bs: int = batch_size_opt()
+    bs: int = batch_size_opt(panel='System')
     engine: str = _engine_opt()
     device: str | None = device_opt()
-    anyway: bool = opt(False, 'include images of SOURCE that the model was trained on')
+    anyway: bool = opt(False, 'include images of SOURCE that the model was trained on', panel='Data')
     out: str | None = opt(
         None, 'folder for predictions.csv and metrics.json (default with SOURCE: RUN/evaluations/NAME)', metavar='DIR')
 
@@ -239,7 +249,7 @@ def check_source_options(
 @dataclass(frozen=True)
 class CalibrateConfig(DecideOptions):
     "Options of `calibrate`"
-    bs: int = batch_size_opt(help='images in a batch, where calib has to be predicted')
+    bs: int = batch_size_opt(help='images in a batch, where calib has to be predicted', panel='System')
     device: str | None = device_opt()
 
 # %% ../../nbs/config/04_commands.ipynb #37f7d925
@@ -294,22 +304,23 @@ class CompareConfig(Options):
 
 # %% ../../nbs/config/04_commands.ipynb #a2c6cb61
 @dataclass(frozen=True)
-class ProbeInputOptions(Options):
+class ProbeInputOptions(Options, panel='Model'):
     "The features that probes are fitted on"
     features: str = opt(
         'network', 'input of the probes: features of a network before its last layer, or the pixels themselves',
-        choices=('network', 'pixels'))
-    arch: str | None = opt(None, 'a timm architecture (default: resnet18, or that of the run in --weights)')
+        choices=('network', 'pixels'), panel='Common')
+    arch: str | None = opt(None, 'a timm architecture (default: resnet18, or that of the run in --weights)',
+                           panel='Common')
     weights: str = opt(
         'hub', "the network's weights, as in fit: hub, none (random), a FILE, or a RUN: that run's trained network",
-        metavar='hub|none|FILE|RUN')
+        metavar='hub|none|FILE|RUN', panel='Common')
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture', metavar='JSON')
     pool: str | None = opt(
         None, f"how the last feature map becomes a vector: {' or '.join(POOL_CHOICES)} (default: the architecture's "
         'own)', metavar='WORD')
     size: int | None = opt(
         None, "pixels on a side (default: the architecture's own, or 32 for --features pixels)",
-        minimum=16, maximum=1024)
+        minimum=16, maximum=1024, panel='Common')
     resize: str = opt('squash', 'how an image of another shape becomes square', choices=RESIZE_MODES)
 
     def __post_init__(self):
@@ -330,17 +341,17 @@ def _check_no_network(config: ProbeInputOptions) -> None:
 KNN_DISTANCES = ('cosine', 'euclidean')
 _PROBE_NAMES = ('knn', 'forest', 'logistic')
 
-def _trees_opt() -> Any: return opt(300, 'forest: trees', minimum=1, maximum=10000)
+def _trees_opt() -> Any: return opt(300, 'forest: trees', minimum=1, maximum=10000, panel='Model')
 
 def _leaf_opt() -> Any:
-    return opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N')
+    return opt('1,5,20', 'forest: fewest rows in a leaf, to try; valid chooses', metavar='N,N', panel='Model')
 
 # %% ../../nbs/config/04_commands.ipynb #8cf23172
 @dataclass(frozen=True)
-class CandidateOptions(Options):
+class CandidateOptions(Options, panel='Model'):
     "The probes, and the settings that are tried"
     probes: str = opt('knn,forest,logistic', 'what is fitted: nearest neighbours, a random forest, logistic regression',
-                      metavar='WORD,WORD')
+                      metavar='WORD,WORD', panel='Common')
     k: str = opt('5,25,101', 'knn: numbers of neighbours to try', metavar='N,N')
     distance: str = opt('cosine,euclidean', 'knn: distances to try', metavar='WORD,WORD')
     trees: int = _trees_opt()
@@ -378,8 +389,9 @@ _PROBE_BALANCE = {w: v for w, v in BALANCE_CHOICES.items() if w not in _NO_PROBE
 class ProbeConfig(CandidateOptions, ProbeInputOptions, SplitOptions, DecideOptions):
     "Options of `probe`"
     balance: str = opt('none', f'against class imbalance: {format_choices(_PROBE_BALANCE)}; knn has no loss and takes '
-                       'no weights', metavar='WORD[:N]')
-    monitor: str = opt('macro_f1', 'validation metric that selects the best probe', choices=MONITORED_METRICS)
+                       'no weights', metavar='WORD[:N]', panel='Imbalance')
+    monitor: str = opt('macro_f1', 'validation metric that selects the best probe', choices=MONITORED_METRICS,
+                       panel='Decision and calibration')
     out: str | None = opt(None, 'run folder (default: runs/probe-ARCH-TIME)', metavar='DIR')
     seed: int = seed_opt('seed of the split, the draws and the forests')
     device: str | None = device_opt()
@@ -406,7 +418,7 @@ class EnsembleConfig(DecideOptions):
     trees: int = _trees_opt()
     leaf: str = _leaf_opt()
     monitor: str = opt('macro_f1', 'metric that --decide auto optimises, and that selects the best leaf on valid',
-                       choices=MONITORED_METRICS)
+                       choices=MONITORED_METRICS, panel='Decision and calibration')
     out: str | None = opt(None, 'run folder (default: runs/ensemble-TIME)', metavar='DIR')
     seed: int = seed_opt('seed of the forest')
     device: str | None = device_opt()
@@ -487,7 +499,7 @@ class StudyConfig(SourceOptions):
         None, 'folder of the study, resumed where it was stopped (default: studies/NAME)', metavar='DIR')
     device: str | None = device_opt()
     workers: int | None = opt(
-        None, 'processes that decode images (default: by the number of cores)', minimum=0, maximum=64)
+        None, 'processes that decode images (default: by the number of cores)', minimum=0, maximum=64, panel='System')
 
 # %% ../../nbs/config/04_commands.ipynb #99a7db1d
 @dataclass(frozen=True)

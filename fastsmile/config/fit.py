@@ -25,14 +25,14 @@ TRACKERS = ('none', 'tensorboard', 'wandb')
 
 # %% ../../nbs/config/03_fit.ipynb #c16aeaab
 @dataclass(frozen=True)
-class NetworkOptions(RecipeOptions):
+class NetworkOptions(RecipeOptions, panel='Model'):
     "The network, and the weights that training starts from"
     arch: str = opt('resnet18', "a timm architecture, e.g. densenet161, resnet50, mobilenetv2_100, or one of the "
-                    "reports' own; see fastsmile archs (default: planned)", planned=True)
+                    "reports' own; see fastsmile archs (default: planned)", planned=True, panel='Common')
     weights: str = opt('hub', "start from: hub (timm's pretrained weights), none (random), a FILE (.safetensors, .pth, "
                        '.bin, .ckpt; matched by name and counted), a folder of such files that are named for their '
                        'architectures, or an earlier RUN, also of other classes (default: planned)',
-                       metavar='hub|none|FILE|DIR|RUN', planned=True)
+                       metavar='hub|none|FILE|DIR|RUN', planned=True, panel='Common')
     model_args: str | None = opt(None, 'JSON of further arguments of the architecture, e.g. '
                                  '\'{"channels": [32, 64, 128, 256]}\'', metavar='JSON')
     head: str = opt('linear', 'the classification head: linear, or hidden layers of these widths, e.g. mlp:1024 or '
@@ -43,12 +43,12 @@ class NetworkOptions(RecipeOptions):
     init: str = opt('default', 'random weights (all of them with --weights none, else those of the head)',
                     choices=INIT_CHOICES)
     size: int | None = opt(None, "pixels on a side of the network's input (default: planned)", minimum=16, maximum=1024,
-                           planned=True)
+                           planned=True, panel='Common')
     resize: str = opt('squash', 'how an image of another shape becomes square', choices=RESIZE_MODES)
 
 # %% ../../nbs/config/03_fit.ipynb #82974726
 @dataclass(frozen=True)
-class ScheduleOptions(Options):
+class ScheduleOptions(Options, panel='Optimisation'):
     "How long the layers are trained, and at which rates"
     freeze: str = opt('none', 'layers that stay frozen: none, head (all but the head), or all before a MODULE, e.g. '
                       'layer4.1.conv2', metavar='none|head|MODULE')
@@ -56,7 +56,7 @@ class ScheduleOptions(Options):
                             'views of it (default 0); fresh: no cached features, each epoch has new views',
                             metavar='N|fresh')
     epochs: int = opt(5, 'epochs in which everything is trained (default: planned)', minimum=0, maximum=10000,
-                      planned=True)
+                      planned=True, panel='Common')
     freeze_epochs: int | None = opt(None, 'epochs before that in which only the head is trained (default: 1 with '
                                     'pretrained weights, 0 without)', minimum=0, maximum=10000)
     bs: int = batch_size_opt(help='images in a batch (default: planned)', minimum=2, planned=True)
@@ -68,14 +68,14 @@ class ScheduleOptions(Options):
                       minimum=2, maximum=20)
     spread: float | None = opt(None, "the first group's rate is the head's divided by this (default: 10 with "
                                'pretrained weights, 1 without)', minimum=1, maximum=10000)
-    schedule: str = opt('one-cycle', 'the learning rate over time; plateau:N divides it by 10 after N epochs without '
-                        'improvement', metavar=format_choices(SCHEDULE_CHOICES))
+    schedule: str = opt('one-cycle', f'the learning rate over time: {format_choices(SCHEDULE_CHOICES)}; plateau:N divides it '
+                        'by 10 after N epochs without improvement', metavar='WORD[:N]')
     patience: int | None = opt(None, 'early stopping: end after so many epochs without improvement on valid',
                                minimum=1, maximum=10000)
 
 # %% ../../nbs/config/03_fit.ipynb #3a6fcab0
 @dataclass(frozen=True)
-class OptimizerOptions(Options):
+class OptimizerOptions(Options, panel='Optimisation'):
     "How gradients become steps, and which weights are kept"
     ema: float = opt(0.0, 'keep a moving average of the weights with this decay, e.g. 0.99, and use it; 0: none '
                      '(default: planned)', minimum=0.0, maximum=0.99999, planned=True)
@@ -87,11 +87,12 @@ class OptimizerOptions(Options):
                        'with + also cutout, mixup or cutmix, e.g. medium+cutout+mixup:0.4 (default: planned)',
                        metavar='none|light|medium|strong[+...]', planned=True)
     balance: str = opt('weighted', f'against class imbalance: {format_choices(BALANCE_CHOICES)}; all compares them '
-                       'under one budget', metavar='WORD[:N]|all')
-    loss: str = opt('ce', f'{format_choices(LOSS_CHOICES)}', metavar='WORD[:N]')
+                       'under one budget', metavar='WORD[:N]|all', panel='Imbalance')
+    loss: str = opt('ce', f'{format_choices(LOSS_CHOICES)}', metavar='WORD[:N]', panel='Imbalance')
     monitor: str = opt(
         'macro_f1', 'what the model is to serve: its decision rule, the verdict and the choice among several trainings; '
-        'the epoch kept is the one with the lowest log loss', choices=MONITORED_METRICS)
+        'the epoch kept is the one with the lowest log loss', choices=MONITORED_METRICS,
+        panel='Decision and calibration')
 
 # %% ../../nbs/config/03_fit.ipynb #94359bdd
 PRESETS = ('quick', 'good', 'best')
@@ -107,12 +108,13 @@ class PlanOptions(Options):
 
 # %% ../../nbs/config/03_fit.ipynb #993d5a4c
 @dataclass(frozen=True)
-class RepeatOptions(Options):
+class RepeatOptions(Options, panel='Optimisation'):
     "How often is trained, and with which seeds"
     folds: int | None = opt(None, 'cross-validate: train so many times, each time another part is held out; fold_k/ '
                             'are the runs', minimum=2, maximum=50)
     seed: int = seed_opt('seed of the split, the draws and the weights')
-    train_seed: int | None = seed_opt('another seed for the draws and the weights, on the same split', None)
+    train_seed: int | None = seed_opt('another seed for the draws and the weights, on the same split', None,
+                                        panel='Optimisation')
     seeds: int = opt(1, 'train so many times, with consecutive seeds, on the same split; the table shows the spread, '
                      'and --preset best averages them (default: planned)', minimum=1, maximum=100, planned=True)
 
@@ -123,11 +125,11 @@ class RepeatOptions(Options):
 
 # %% ../../nbs/config/03_fit.ipynb #8f274929
 @dataclass(frozen=True)
-class RunOptions(Options):
+class RunOptions(Options, panel='System'):
     "Where is trained, and what is written"
-    out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR')
+    out: str | None = opt(None, 'run folder (default: runs/ARCH-TIME)', metavar='DIR', panel='Common')
     resume: str | None = opt(None, 'resume a stopped run, from its last finished epoch and with its own options',
-                             metavar='RUN')
+                             metavar='RUN', panel='Output')
     device: str | None = device_opt()
     workers: int | None = opt(None, 'processes that decode images (default: by the number of cores)',
                               minimum=0, maximum=64)
@@ -140,7 +142,8 @@ class RunOptions(Options):
                         'then faster on some machines')
     tta: str = reported_tta_opt()
     no_onnx: bool = no_onnx_opt()
-    track: str = opt('none', 'follow the training on a dashboard, each an extra of that name', choices=TRACKERS)
+    track: str = opt('none', 'follow the training on a dashboard, each an extra of that name', choices=TRACKERS,
+                     panel='Output')
 
 # %% ../../nbs/config/03_fit.ipynb #9cb299e9
 def _check_training(config: 'FitConfig') -> None:

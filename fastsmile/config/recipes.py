@@ -153,7 +153,7 @@ def recipe_table() -> 'pd.DataFrame': # rows are recipes, columns are options
 
 # %% ../../nbs/config/02_recipes.ipynb #833c29f6
 @dataclass(frozen=True)
-class RecipeOptions(Options):
+class RecipeOptions(Options, panel='Model'):
     "Options that a recipe or a file can set"
     recipe: str | None = opt(
         None, f"train as one of the reports did: {', '.join(RECIPES)}; every other option overrules it", metavar='NAME')
