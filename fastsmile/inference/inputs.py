@@ -13,9 +13,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import numpy as np
@@ -28,7 +28,7 @@ from ..data.cells import bounded_lines, has_own_images, open_text
 from ..data.finder import ListedReader, literal_name
 from ..data.images import ImageError, Preprocessing, decode_image, parse_region, upright_rgb
 from ..data.readers import FolderReader, Reader, ZipReader, find_images_at_url, is_image_name
-from ..data.readers import left_aside_note, reader_below
+from ..data.readers import left_aside_note, reader_below, remote_reader
 from ..data.tables import LIST_EXTENSIONS, TABLE_EXTENSIONS, is_whole_table, open_image_column
 
 # %% ../../nbs/inference/07_inputs.ipynb #e7f1a62e
@@ -87,12 +87,33 @@ def _open_own_images(path: Path) -> ImageInputs:
 def _open_zip_file(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     reader = ZipReader(path)
     names = reader.names()
+    if not names: _check_no_packed_images(path)
     return ImageInputs(reader, names, len(names), f'the zip {printable(path)}')
 
 def _open_url(url: str, image_col: str | None, below: str | None) -> ImageInputs:
     reader, found = find_images_at_url(url)
     total, names = external_sort(found)
+    if total == 0 and not glob.has_magic(url): _check_no_packed_images(url)
     return ImageInputs(reader, names, total, printable(url))
+
+def _check_no_packed_images(source: str | Path):
+    "Raise a `SmileError` where tables in a zip or at a URL hold the images"
+    from fastsmile.data.arrays import check_no_packed_images  # pandas, which other inputs do not need
+    from fastsmile.data.layouts import SourcePlace
+    check_no_packed_images(SourcePlace(source))
+
+def _open_url_table(url: str, image_col: str | None, below: str | None) -> ImageInputs:
+    "A table or a list at a URL, whose names begin there"
+    _check_no_packed_images(url)
+    parent, _, name = url.rpartition('/')
+    try: data = remote_reader(parent).read_bytes(name)
+    except ImageError as e: raise SmileError(f'{printable(url)}: {e}.', f'Pass {_ACCEPTED_INPUTS}.') from None
+    folder = tempfile.TemporaryDirectory(prefix='fastsmile-')
+    path = Path(folder.name, f'table{PurePosixPath(name).suffix.lower()}')
+    path.write_bytes(data)
+    inputs = INPUT_KINDS[path.suffix].open(path, image_col, below or parent)
+    inputs.reader.downloaded = folder  # it is read as long as the images are
+    return replace(inputs, description=printable(url))
 
 # %% ../../nbs/inference/07_inputs.ipynb #4387c49f
 def _images_below(folder: str) -> Iterator[str]:
@@ -248,6 +269,7 @@ class InputKind:
 _FOLDER, _ZIP, _URL = InputKind(_open_folder), InputKind(_open_zip_file), InputKind(_open_url)
 _STDIN, _LIST = InputKind(_open_stdin, ('--root',)), InputKind(_open_list, ('--image-col', '--root'))
 _TABLE = InputKind(_open_table, ('--image-col', '--root'))
+_URL_TABLE = InputKind(_open_url_table, ('--image-col', '--root'))
 _ARRAY = InputKind(lambda path, image_col, below: _open_own_images(path))
 INPUT_KINDS = {'.zip': _ZIP, '.npy': _ARRAY, '.npz': _ARRAY,
                **{e: _LIST if e in LIST_EXTENSIONS else _TABLE for e in TABLE_EXTENSIONS}}
@@ -260,7 +282,7 @@ def _find_kind(words: list[str]) -> InputKind | None:
     "How a single input is opened; None where it is an image, a pattern, or one of several"
     if len(words) > 1: return None
     word = words[0]
-    if is_url(word): return _URL
+    if is_url(word): return _URL_TABLE if PurePosixPath(word).suffix.lower() in TABLE_EXTENSIONS else _URL
     if word == '-': return _STDIN
     if os.path.isdir(word): return _FOLDER
     return INPUT_KINDS.get(Path(word).suffix.lower()) if os.path.isfile(word) else None
@@ -307,7 +329,7 @@ def open_inputs(
     try:
         if len(words) < len(items): inputs = _open_pictures(items, pictures)
         elif kind is None: inputs = _open_paths(words)
-        else: inputs = kind.open(words[0] if kind is _URL else Path(words[0]), image_col, root)
+        else: inputs = kind.open(words[0] if is_url(words[0]) else Path(words[0]), image_col, root)
     except OSError as e:
         raise SmileError(f'{printable(words[0])} cannot be read: {e.strerror or printable(e)}.') from None
     note = left_aside_note(inputs.reader)

@@ -1,5 +1,6 @@
 "Archives and other containers: backslashes in a zip are folders; what is not read is named, with a line that converts it."
 import gzip
+import io
 import re
 import subprocess
 import sys
@@ -175,3 +176,49 @@ def test_a_list_names_images_in_folders_below(tmp_path):
     folder(tmp_path, {f'files/{i}.png': picture(seed=i) for i in range(3)} | {'SMILE_list.txt': '0.png\n1.png\n'})
     inputs = open_inputs(tmp_path/'SMILE_list.txt')
     assert [inputs.reader.read_image(n).size for n in inputs.names] == [(24, 24)] * 2
+
+
+FER = 'emotion,pixels,Usage\n' + ''.join(f'{i % 2},{" ".join(map(str, range(i, i + 16)))},Training\n' for i in range(6))
+
+
+def parquet_bytes() -> bytes:
+    pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
+    buf = io.BytesIO()
+    held = [dict(bytes=data, path=name) for name, data in PICTURES.items()]
+    pd.DataFrame(dict(image=held, label=LABELS)).to_parquet(buf)
+    return buf.getvalue()
+
+
+@pytest.mark.parametrize('name,make', [('fer2013.csv', lambda: FER.encode()), ('train.parquet', parquet_bytes),
+                                       ('data/train-00000-of-00001.parquet', parquet_bytes)])
+def test_tables_with_images_in_a_zip_or_at_a_url_are_named(tmp_path, monkeypatch, name, make):
+    "audit and predict say the same; after the line that is printed both read them"
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path/'set', {name: make()})
+    with zipfile.ZipFile('set.zip', 'w') as z: z.write(f'set/{name}', name)
+    urls = [f'file://{tmp_path}/set', f'file://{tmp_path}/set/{name}', f'file://{tmp_path}/set.zip']
+    for source in ('set.zip', *urls):
+        for read in (read_source, open_inputs):
+            with pytest.raises(SmileError, match='is (a table with pixels|Parquet with images), which is read from a file') as e:
+                read(source)
+            if source == 'set.zip':
+                subprocess.run([sys.executable, *e.value.hint.partition('python ')[2].replace("'", '').split()], check=True)
+                assert len(labels_of('set')) == 6
+            elif source == urls[0]:
+                (tmp_path/read.__name__).mkdir()
+                monkeypatch.chdir(tmp_path/read.__name__)
+                run_line(e.value.hint)
+                assert len(labels_of('set')) == 6 and len(list(open_inputs('set').names)) == 6
+                monkeypatch.chdir(tmp_path)
+
+
+def test_predict_reads_a_table_at_a_url(tmp_path):
+    "As fit does: relative names begin where the table is"
+    rows = 'file,label\n' + ''.join(f'{i}.png,{label}\n' for i, label in enumerate(LABELS))
+    folder(tmp_path, {f'images/{i}.png': picture(seed=i) for i in range(6)} | {'labels.csv': rows, 'list.txt': '1.png\n'})
+    for name, n in (('labels.csv', 6), ('list.txt', 1)):
+        inputs = open_inputs(f'file://{tmp_path}/{name}')
+        assert [inputs.reader.read_image(name).size for name in inputs.names] == [(24, 24)] * n
+    inputs = open_inputs(f'file://{tmp_path}/labels.csv', image_col='file', root=str(tmp_path/'images'))
+    assert list(inputs.names) == [f'{i}.png' for i in range(6)]
+    with pytest.raises(SmileError, match='no such file'): open_inputs(f'file://{tmp_path}/gone.csv')
