@@ -139,6 +139,12 @@ def test_domain(expressions, tmp_path):
     assert 'rows | accuracy | AUC |' in bench('domain.py', 'measure', *args)
 
 
+def test_unlike(expressions, tmp_path):
+    args = ['--data', expressions, '--out', tmp_path/'unlike', '--quick', '--images', 20]
+    said = bench('unlike.py', *args, '--size', 32, '--calib', 0.45)
+    assert len(re.findall(r'^\| (statistics|energy|highest logit|Mahalanobis|neighbours) \| .*%', said, re.M)) == 5
+
+
 def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):
     args = ['--data', people, '--out', tmp_path/'balance.csv']
     assert 'scratch/0' in bench('balance.py', '--list', *args)

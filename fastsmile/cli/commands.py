@@ -18,9 +18,9 @@ import typer
 from .from_config import Argument, app, check_repeated_flags, command, imports_without_gc, report_exception
 from .tables import ProgressBar, archs_tables, audit_output, cache_output, calibration_lines
 from .tables import candidates_output, comparison_tables, evaluation_tables, explain_tables, export_lines
-from .tables import fit_output, metrics_tables, predict_output, sample_output, study_tables
+from .tables import fit_output, lr_find_output, metrics_tables, predict_output, sample_output, study_tables
 from ..config.commands import ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig
-from ..config.commands import DemoConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, ExportConfig
+from ..config.commands import DemoConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, ExportConfig, LRFindConfig
 from ..config.commands import PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig
 from ..config.commands import StudyConfig, TuneConfig
 from ..config.fields import FACE_MODES, TTA_MODES
@@ -128,6 +128,18 @@ def _tune(source: str, config: TuneConfig) -> tuple:
     from fastsmile.runs.tune import tune
     return candidates_output(tune(source, config))
 
+# %% ../../nbs/cli/03_commands.ipynb #661c5c96
+@command('lr-find', LRFindConfig, 'fastsmile lr-find faces\nfastsmile lr-find faces --arch densenet161 --searches 5',
+         _SOURCE)
+def _lr_find(source: str, config: LRFindConfig) -> tuple:
+    """Plot the learning-rate search, with its suggestion
+
+    Several searches from the weights that training would start from; nothing is trained.
+    """
+    check_source_exists(source)
+    from fastsmile.runs.lr_find import lr_find
+    return lr_find_output(lr_find(source, config))
+
 # %% ../../nbs/cli/03_commands.ipynb #cb2e5c41
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'",
          Argument('pattern', "wildcards, e.g. 'resnet*'; nothing: those that suit faces", ''))
@@ -152,7 +164,7 @@ def _cache(config: CacheConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #3334fa14
 _PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html\n"
                      "find faces -name '*.jpg' | fastsmile predict -\nfastsmile predict new/ --known faces\n"
-                     "fastsmile predict party.jpg --faces\n"
+                     "fastsmile predict party.jpg --faces\nfastsmile predict new/ --abstain-unlike\n"
                      "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
 
 @command('predict', PredictConfig, _PREDICT_EXAMPLES,

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from rich.text import Text
     from fastsmile.data.audit import AuditResult
     from fastsmile.inference.outputs import PredictionSummary
+    from fastsmile.runs.lr_find import LRSearch
     from fastsmile.runs.folder import Run
 
 # %% auto #0
 __all__ = ['rich_table', 'ProgressBar', 'metrics_tables', 'calibration_lines', 'evaluation_tables', 'comparison_tables',
-           'fit_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables', 'cache_output',
-           'sample_output', 'explain_tables', 'export_lines', 'study_tables']
+           'fit_output', 'lr_find_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables',
+           'cache_output', 'sample_output', 'explain_tables', 'export_lines', 'study_tables']
 
 # %% ../../nbs/cli/01_tables.ipynb #bf1e217d
 def rich_table(
@@ -222,6 +223,7 @@ def evaluation_tables(
     shown = [_scores_table(r), *_interval_class_tables(m['per_class'])]
     if m.get('note'): shown.append(m['note'])
     if r.get('tta'): shown.append(_tta_table(r['tta']))
+    if r.get('unlike') is not None: shown.append(_unlike_line(r['unlike'], m['rows']))
     for column, rows in r['slices'].items(): shown += _slice_tables(column, rows)
     shown += calibration_lines(r['calibration'], m['classes'])
     return [*shown, f"written: {printable(r['out'])}"] if r['out'] else shown
@@ -325,6 +327,16 @@ def _value_in_brackets(row: dict[str, str], score: str) -> str:
     value, low, high = (float(row[k]) for k in (score, f'{score}_from', f'{score}_to'))
     return f'{value:.3f} ({low:.2f} to {high:.2f})'
 
+# %% ../../nbs/cli/01_tables.ipynb #ca735691
+def lr_find_output(
+    found: LRSearch, # from `lr_find`
+) -> tuple[list, dict]: # what is printed; what `--json` prints
+    "The suggestion for each phase, and where the plot is"
+    lines = [f'{p.phase}: {p.message[0].upper()}{p.message[1:]} One search alone: {p.lowest:.1e} to {p.highest:.1e}.'
+             for p in found.phases]
+    rates = [dict(phase=p.phase, lr=p.lr, lowest=p.lowest, highest=p.highest) for p in found.phases]
+    return [*lines, f'plot: {printable(found.plot)}'], dict(phases=rates, plot=str(found.plot), table=str(found.table))
+
 # %% ../../nbs/cli/01_tables.ipynb #706f6a94
 def candidates_output(
     run: Run,
@@ -383,6 +395,11 @@ def _overruled_line(done: PredictionSummary) -> str:
     return (f'{done.overruled} {are} not the most probable class: the decision rule serves another score '
             '(--threshold argmax: none)')
 
+def _unlike_line(flagged: int, rows: int) -> str:
+    "How many images are unlike the training images"
+    from fastsmile.data.unlike import unlike_sentence  # needs NumPy
+    return unlike_sentence(flagged, rows)
+
 # %% ../../nbs/cli/01_tables.ipynb #2c5e8a54
 def _speed_line(done: PredictionSummary) -> str:
     "How many rows were predicted in what time"
@@ -401,11 +418,12 @@ def predict_output(
     shown = [*_labels_tables(done), *_error_tables(done)]
     if done.known or done.conflicting: shown.append(_known_line(done))
     if done.overruled: shown.append(_overruled_line(done))
+    if done.unlike is not None: shown.append(_unlike_line(done.unlike, done.rows - done.failed))
     shown += [f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
-                  known=done.known, conflicting=done.conflicting, overruled=done.overruled,
+                  known=done.known, conflicting=done.conflicting, overruled=done.overruled, unlike=done.unlike,
                   seconds=done.seconds, **done.run_info)
     if not page: return shown, result
     return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)

@@ -48,6 +48,10 @@ def _yolo_labels(data: bytes) -> list[str]:
     "YOLO: the number of a class before a box"
     return [line.split()[0] for line in data.decode().splitlines() if len(line.split()) >= 5]
 
+def _webdataset_labels(data: bytes) -> list[str]:
+    "WebDataset, unpacked: the class and nothing else"
+    return [data.decode().strip()]
+
 def _affectnet_labels(data: bytes) -> list[str]: return [str(np.load(io.BytesIO(data), allow_pickle=False))]
 
 # %% ../../nbs/data/09_label_files.ipynb #d5e2faba
@@ -60,7 +64,8 @@ class Sidecar:
     folders: tuple[str, ...] = ('annotations', 'Annotations', 'labels') # in place of the folder of images
 
 SIDECARS = (Sidecar('labelme', '.json', _json_labels), Sidecar('Pascal VOC', '.xml', _voc_labels),
-            Sidecar('YOLO', '.txt', _yolo_labels), Sidecar('AffectNet', '_exp.npy', _affectnet_labels))
+            Sidecar('YOLO', '.txt', _yolo_labels), Sidecar('AffectNet', '_exp.npy', _affectnet_labels),
+            Sidecar('WebDataset', '.cls', _webdataset_labels))
 
 def _sidecar_name(image: str, sidecar: Sidecar, reader: Reader) -> str:
     "The file that belongs to an image; empty where there is none"

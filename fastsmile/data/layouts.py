@@ -360,6 +360,8 @@ def _named_rows(table: CellTable, finder: ImageFinder, options: SourceOptions, n
     return _NamedTable(rows, roles, columns.votes if 'label' in need else (), table.format, columns.has_header)
 
 # %% ../../nbs/data/08_layouts.ipynb #27e58639
+_NO_EMOTION = dict(unknown='FER+: unknown emotion', NF='FER+: no face')  # columns of votes that are no classes
+
 def _vote_table(rows: pd.DataFrame, votes: tuple[str, ...]) -> pd.DataFrame: # label, agreement, reason
     "What the columns of votes say about each row"
     def number(cell: str) -> float:
@@ -372,6 +374,9 @@ def _vote_table(rows: pd.DataFrame, votes: tuple[str, ...]) -> pd.DataFrame: # l
     label = counts.idxmax(axis=1).where((most > 0) & ~ties, '')
     reason = pd.Series([f'tie of votes: {n}' if tie and m > 0 else '' for n, tie, m in zip(names, ties, most)])
     agreement = (most / total.where(total > 0, 1)).round(3).astype(str)
+    if set(_NO_EMOTION) <= set(votes):
+        reason = reason.where(~label.isin(_NO_EMOTION), label.map(_NO_EMOTION))
+        label = label.where(~label.isin(_NO_EMOTION), '')
     return pd.DataFrame(dict(label=label, agreement=agreement, reason=reason))
 
 # %% ../../nbs/data/08_layouts.ipynb #8f192d15

@@ -43,13 +43,13 @@ def _import_object(name: str): # module:object
 _FEW_IMAGES = 256  # that onnxruntime predicts before torch is imported and its bf16 has made up for it
 
 def _onnx_suits(
-    path: str | Path,    # a run folder or a bundle
+    path: str | Path,    # a run folder or a bundle; other things suit neither
     device: str | None,
     precision: str,      # one of `PRECISIONS`
     images: int | None,  # how many, where that is known
 ) -> bool:
     "Is there a file for onnxruntime, and nothing that torch would do better?"
-    if not onnx_path(path).is_file() or precision not in ('auto', 'fp32'): return False
+    if not Path(path).is_dir() or not onnx_path(path).is_file() or precision not in ('auto', 'fp32'): return False
     is_few = images is not None and images <= _FEW_IMAGES
     if precision == 'auto' and not is_few and 'amx_bf16' in cpu_flags(): return False
     return device == 'cpu' or device is None and not may_have_gpu()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WITHHELD_LABEL', 'output_format', 'row_to_json', 'read_prediction_rows', 'write_parquet', 'check_replaceable',
-           'PredictionSummary', 'starts_image', 'resume_settings', 'PredictionFile']
+           'PredictionSummary', 'starts_image', 'is_unlike', 'resume_settings', 'PredictionFile']
 
 # %% ../../nbs/inference/08_outputs.ipynb #3b0bb121
 import csv
@@ -22,6 +22,7 @@ from ..core.files import CSV_OPEN_ARGS, LineFeedWriter, atomic_write, escape_for
 from ..core.files import open_exclusive, read_json, unescape_formula, write_json
 from ..core.system import Interrupted
 from ..data.faces import FACE_COLUMNS
+from ..data.unlike import UNLIKE_SHARE
 from .rows import has_known_label
 
 # %% ../../nbs/inference/08_outputs.ipynb #f9df4f61
@@ -82,7 +83,7 @@ def read_prediction_rows(
 
 # %% ../../nbs/inference/08_outputs.ipynb #b4a36b52
 def _is_text(column: str) -> bool:
-    return not (column == 'confidence' or column in FACE_COLUMNS or column.startswith(('p_', 'raw_', 'calibrated_')))
+    return not (column in ('confidence', 'unlike') or column in FACE_COLUMNS or column.startswith(('p_', 'raw_', 'calibrated_')))
 
 # %% ../../nbs/inference/08_outputs.ipynb #48394495
 def _parquet_column(rows: list[dict], column: str) -> list:
@@ -172,6 +173,7 @@ class PredictionSummary:
     run_info: dict = field(default_factory=dict)  # model, precision, views, what the probabilities are
     images: int = 0       # fewer than rows where a row is a face
     overruled: int = 0    # labels that are not the most probable class, by the decision rule
+    unlike: int | None = None # rows that are unlike the training images; None where nothing measures it
 
 # %% ../../nbs/inference/08_outputs.ipynb #9435616c
 _MAX_ERRORS = 1000
@@ -180,6 +182,10 @@ WITHHELD_LABEL = 'withheld'  # what a row counts as where no label was given on 
 def starts_image(row: dict) -> bool:
     "Is it the first row of its image? A photograph has one for each of its faces"
     return str(row.get('face', '')) in ('', '1')
+
+def is_unlike(row: dict) -> bool:
+    "Is the image of this row unlike the training images?"
+    return row.get('unlike', '') != '' and float(row['unlike']) >= UNLIKE_SHARE
 
 # %% ../../nbs/inference/08_outputs.ipynb #efa8077b
 def _is_overruled(row: dict) -> bool:
@@ -193,7 +199,7 @@ class _RowCounts:
     "What the rows of a file amount to"
     def __init__(self):
         self.rows, self.images, self.failed, self.labels, self.errors, self.known = 0, 0, 0, Counter(), [], Counter()
-        self.overruled = 0
+        self.overruled, self.unlike = 0, None
 
     def add(self, row: dict):
         self.rows += 1
@@ -202,6 +208,7 @@ class _RowCounts:
         if not row['error']:
             self.labels[row['label'] or WITHHELD_LABEL] += 1
             self.overruled += not row.get('known') and _is_overruled(row)
+            if 'unlike' in row: self.unlike = (self.unlike or 0) + is_unlike(row)
             return
         self.failed += 1
         if len(self.errors) < _MAX_ERRORS: self.errors.append((row['path'], row['error']))
@@ -210,7 +217,7 @@ class _RowCounts:
         labels = {c: self.labels[c] for c in classes}
         labels |= {k: n for k, n in self.labels.items() if k not in classes}
         return PredictionSummary(self.rows, labels, self.errors, str(out), self.failed, seconds, resumed,
-                                 self.known[True], self.known[False], run_info, self.images, self.overruled)
+                                 self.known[True], self.known[False], run_info, self.images, self.overruled, self.unlike)
 
 # %% ../../nbs/inference/08_outputs.ipynb #93af9165
 def _complete_batches(

@@ -28,7 +28,7 @@ from ..core.files import import_pandas
 from ..core.system import default_batch_size
 from ..data.faces import FaceDetector, make_face_detector
 from ..data.images import ImageError, crop_region, region_name
-from .backend import Backend
+from .backend import Backend, unpack_inputs
 from .inputs import ImageInputs, is_empty, open_inputs
 from .load import backend_of, load_model, make_backend
 from .rows import KnownImages, KnownMatch, RowFormat, RowOptions, apply_known_label
@@ -101,7 +101,8 @@ def _predict_cells(job: PredictionJob, good: list[LoadedImage]) -> list[dict]:
     views = np.stack([one.views for one in good])
     probs, raw = predict_views(job.backend, views, job.views, job.tta_mean, job.row_format.decisions)
     out = []
-    for one, cells, finite in zip(good, job.row_format.format(probs, raw), np.isfinite(probs).all(1)):
+    rows = job.row_format.format(probs, raw, unpack_inputs(views[:, 0], job.backend.preps)[0])
+    for one, cells, finite in zip(good, rows, np.isfinite(probs).all(1)):
         if not finite: cells = dict(error="the network's output is not finite")
         elif one.match: cells = apply_known_label(cells, one.match)
         out.append(cells)
@@ -219,7 +220,7 @@ def frame_from_logits(
     logits: list[np.ndarray], # of each view, (n, C)
 ) -> 'pd.DataFrame': # `prediction_columns`, a row per name
     "The rows that these logits of every view give"
-    row_format = make_row_format(model)
+    row_format = replace(make_row_format(model), scale=None)  # there are no pixels
     cells = row_format.format(*mean_over_views(model, logits))
     rows = [dict(path=name, **c, error='') for name, c in zip(names, cells)]
     return import_pandas().DataFrame(rows, columns=prediction_columns((), row_format))
@@ -260,7 +261,7 @@ def open_prediction_job(
     if config.known:
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
     detector = make_face_detector(config, model.metadata.domain.face)
-    request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets)
+    request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
     row_format = make_row_format(model, config.raw, request, known, detector is not None)
     backend = make_backend(model, config.precision, config.device)
     return PredictionJob(backend, reader, TTA_VIEWS[config.tta], config.tta_mean, row_format, detector)

@@ -20,6 +20,7 @@ from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url, read_safe_csv
 from ..data.faces import FACE_COLUMNS
 from ..data.images import ImageError
+from ..data.unlike import MIN_ROWS_UNLIKE, UNLIKE_SHARE, UnlikeScale
 from ..metrics.calibration import Calibration
 from ..models.spec import Model
 
@@ -47,13 +48,17 @@ class RowOptions:
     threshold: str | None = None # a rule, or CLASS=P
     abstain: bool = False        # no label below the model's threshold; the column `withheld` holds it
     sets: bool = False           # add `set`, labels joined by |
+    abstain_unlike: bool = False # no label for an image that is unlike the training images; its set holds every class
+
+    @property
+    def withholds(self) -> bool: return self.abstain or self.abstain_unlike
 
     def columns(self,
         classes: tuple,
     ) -> list[str]:
         "The columns that come after the usual ones"
         calibrated = [f'calibrated_{c}' for c in classes if self.calibrated]
-        return calibrated + ['withheld'] * self.abstain + ['set'] * self.sets
+        return calibrated + ['withheld'] * self.withholds + ['set'] * self.sets
 
     def parse_threshold(self,
         classes: tuple,
@@ -73,6 +78,7 @@ def _apply_decision(
     classes: tuple,
     calibration: Calibration,
     request: RowOptions = RowOptions(),
+    flagged: np.ndarray | None = None, # (N,) bool: unlike the training images
 # labels (N,), calibrated probabilities (N, C), whether the label is withheld (N,), the sets (N, C) bool
 ) -> tuple[np.ndarray, ...]:
     "Decide on probabilities, by the options of `request`"
@@ -81,7 +87,9 @@ def _apply_decision(
     if only is not None:
         others = np.where(np.arange(len(classes)) == only, -1, p).argmax(1)
         label = np.where(p[:, only] >= bar, only, np.where(label == only, others, label))
-    return label, p, ~calibration.is_confident(p, label) & request.abstain, calibration.prediction_sets(p)
+    withheld, sets = ~calibration.is_confident(p, label) & request.abstain, calibration.prediction_sets(p)
+    if request.abstain_unlike and flagged is not None: withheld, sets = withheld | flagged, sets | flagged[:, None]
+    return label, p, withheld, sets
 
 # %% ../../nbs/inference/06_rows.ipynb #63d85d9b
 def _format_rows(
@@ -89,15 +97,16 @@ def _format_rows(
     classes: tuple,
     calibration: Calibration,
     request: RowOptions = RowOptions(),
+    flagged: np.ndarray | None = None, # (N,) bool: unlike the training images
 ) -> list[dict]: # label, confidence, p_CLASS, and the columns of `request`
     "The cells of rows, by the options of `request`"
-    label, p, unsure, sets = _apply_decision(probs, classes, calibration, request)
+    label, p, unsure, sets = _apply_decision(probs, classes, calibration, request, flagged)
     names, at = np.array(classes, dtype=object)[label], np.arange(len(p))
     confidence = p if request.calibrated else np.asarray(probs)
     out = dict(label=np.where(unsure, '', names), confidence=confidence[at, label])
     out |= {f'p_{c}': probs[:, i] for i, c in enumerate(classes)}
     if request.calibrated: out |= {f'calibrated_{c}': p[:, i] for i, c in enumerate(classes)}
-    if request.abstain: out['withheld'] = np.where(unsure, names, '')
+    if request.withholds: out['withheld'] = np.where(unsure, names, '')
     if request.sets: out['set'] = np.array([_join_set(classes, row) for row in sets], dtype=object)
     columns = [values.tolist() for values in out.values()]
     return [dict(zip(out, cells)) for cells in zip(*columns)]
@@ -106,6 +115,13 @@ def _join_set(classes: tuple, chosen: np.ndarray) -> str:
     return '|'.join(c for c, there in zip(classes, chosen) if there)
 
 # %% ../../nbs/inference/06_rows.ipynb #6b893245
+def _check_scale(request: RowOptions, scale: UnlikeScale | None):
+    "An `OptionError` where nobody measured what the training images look like"
+    if scale is not None or not request.abstain_unlike: return
+    raise OptionError('--abstain-unlike: this model does not know what its training images look like, for its run had '
+                      f'fewer than {MIN_ROWS_UNLIKE} rows in train or in calib.',
+                      'Train with rows set aside for it: fastsmile fit ... --calib 0.1.')
+
 def _check_calibrated(
     request: RowOptions,
     calibration: Calibration,
@@ -261,7 +277,7 @@ def prediction_columns(
 
 def _format_columns(f: 'RowFormat') -> list[str]:
     columns = prediction_columns(f.classes)[1:-1] + [f'raw_{c}' for c in f.classes if f.raw]
-    columns += f.request.columns(f.classes)
+    columns += f.request.columns(f.classes) + ['unlike'] * (f.scale is not None)
     return columns + _KNOWN_COLUMNS * (f.known is not None) + FACE_COLUMNS * f.faces
 
 # %% ../../nbs/inference/06_rows.ipynb #bde23f0d
@@ -274,6 +290,7 @@ class RowFormat:
     raw: bool = False                # columns of the network's own probabilities, too
     known: KnownImages | None = None # labelled images, whose labels are used
     faces: bool = False              # columns of where a face is in its photograph
+    scale: UnlikeScale | None = None # of the column `unlike`
     description: str = ''            # of the columns
 
     @property
@@ -282,8 +299,13 @@ class RowFormat:
     def format(self,
         probs: np.ndarray,     # (n, C) under the data's prior
         raw_probs: np.ndarray, # (n, C) as the network gives them
+        pixels: np.ndarray | None = None, # (n, size, size, 3), uint8: the inputs; needed where there is a scale
     ) -> list[dict]:
-        rows = _format_rows(probs, self.classes, self.calibration, self.request)
+        unlike = None if self.scale is None else self.scale.unlike(pixels)
+        flagged = None if unlike is None else unlike >= UNLIKE_SHARE
+        rows = _format_rows(probs, self.classes, self.calibration, self.request, flagged)
+        if unlike is not None:
+            for row, share in zip(rows, unlike.tolist()): row['unlike'] = share
         if self.raw:
             for row, values in zip(rows, raw_probs.tolist()):
                 row |= {f'raw_{c}': v for c, v in zip(self.classes, values)}
@@ -310,6 +332,9 @@ def _describe_columns(
     if request.calibrated:
         parts.append(f'calibrated_ columns and confidence at temperature {calibration.temperature:.3f}')
     if made.raw: parts.append('raw_ columns as the network gives them')
+    if made.scale:
+        parts.append('unlike is the share of held-out images that are less unlike the training images; from '
+                     f'{UNLIKE_SHARE} on an image is unlike them')
     if made.faces: parts.append('a row is a face; x, y, w and h are its box in pixels of the photograph')
     if made.known: parts.append(f'where known is not empty, the label is that of one of {made.known.description}')
     return '; '.join(parts)
@@ -326,5 +351,6 @@ def make_row_format(
     calibration = model.metadata.calibration
     request.parse_threshold(model.spec.classes, calibration.rules)
     _check_calibrated(request, calibration)
-    made = RowFormat(model.spec.classes, calibration, request, raw, known, faces)
+    _check_scale(request, model.metadata.unlike)
+    made = RowFormat(model.spec.classes, calibration, request, raw, known, faces, model.metadata.unlike)
     return replace(made, description=_describe_columns(made, np.ptp(model.metadata.shift) > 1e-12))

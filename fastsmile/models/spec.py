@@ -18,6 +18,7 @@ from ..core.errors import SmileError, printable
 from ..core.files import file_sha256, read_json
 from ..data.domain import Domain, grey_input, parse_domain
 from ..data.images import Preprocessing, TIMM_CROP_MODES
+from ..data.unlike import UnlikeScale, parse_unlike_scale
 from ..metrics.calibration import Calibration, calibration_from_metadata, calibration_metadata
 from ..metrics.calibration import probabilities_from_logits, split_link
 
@@ -60,6 +61,7 @@ class ModelMetadata:
     origin: dict = field(default_factory=dict)   # data fingerprint, versions, time
     link: str = 'softmax'  # how the loss reads logits, from `loss_link`
     domain: Domain = Domain()                    # what the training images look like
+    unlike: UnlikeScale | None = None            # how unlike them an image is; None where it was not measured
     calibration: Calibration | None = None       # how probabilities are read; None: the rule above alone
 
     def __post_init__(self):
@@ -96,7 +98,7 @@ class Model:
         return p, self.metadata.calibration.apply(p)[0]
 
 # %% ../../nbs/models/01_spec.ipynb #d9b5e4d8
-BUNDLE_FORMAT = 5     # of fastsmile's key in config.json; raised where its keys change
+BUNDLE_FORMAT = 6     # of fastsmile's key in config.json; raised where its keys change
 MAX_SETTING = 10**6   # of any number among a network's arguments: none has a wider layer
 _MAX_ENTRIES, _MAX_TEXT = 10_000, 1000  # of a list; characters of a text
 
@@ -148,8 +150,9 @@ def _parse_metadata(
 ) -> ModelMetadata:
     "What a bundle's JSON says beside the spec; raises `ValueError`"
     for k in ('prior', 'shift', 'offset'): check_setting(list(map(float, own[k])), k)
-    values = {f.name: own[f.name] for f in fields(ModelMetadata) if f.name not in ('calibration', 'domain')}
-    made = ModelMetadata(**values, domain=parse_domain(own['domain']), calibration=calibration_from_metadata(own))
+    values = {f.name: own[f.name] for f in fields(ModelMetadata) if f.name not in ('calibration', 'domain', 'unlike')}
+    made = ModelMetadata(**values, domain=parse_domain(own['domain']), unlike=parse_unlike_scale(own['unlike']),
+                         calibration=calibration_from_metadata(own))
     split_link(made.link)  # raises where it is none
     if not all(isinstance(v, dict) for v in (made.origin, made.metrics, *made.metrics.values())):
         raise ValueError('its origin or its metrics are no JSON objects')

@@ -16,6 +16,7 @@ from ..config.commands import EvaluateConfig, check_source_options
 from ..config.fields import options_or
 from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
+from ..data.unlike import UNLIKE_SHARE
 from ..inference.outputs import check_replaceable
 from ..metrics.calibration import Calibration, calibration_from_metadata, combine_fold_calibrations
 from ..metrics.calibration import with_coverage
@@ -208,11 +209,15 @@ def _output_folder(run: Path, source: str | Path | None, config: EvaluateConfig)
     return out
 
 # %% ../../nbs/runs/10_evaluate.ipynb #cf0c396c
+def _unlike_rows(table: pd.DataFrame) -> int | None: # of predictions
+    "How many images are unlike the training images; None where nothing measures it"
+    return int((table.unlike.astype(float) >= UNLIKE_SHARE).sum()) if 'unlike' in table else None
+
 def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
     saved, copies = rows.single_view, list(rows.copies)
     result = dict(metrics=measure_predictions(saved, calibration),
                   calibration=measure_calibration(saved, calibration), copies=copies,
-                  left_out=0 if config.anyway else len(copies),
+                  left_out=0 if config.anyway else len(copies), unlike=_unlike_rows(saved.table),
                   slices={by: measure_slices(saved, calibration, by) for by in config.by})
     if rows.tta is None: return result
     gain = tta_gain(saved, rows.tta, calibration, config.draws)
@@ -224,7 +229,7 @@ def evaluate(
     source: str | Path | None = None, # a labelled source; the run's saved predictions where None
     config: EvaluateConfig | None = None,
     **options: object,  # those of `EvaluateConfig` by name, instead of `config`
-) -> dict: # run, measured_on, metrics, calibration, copies, left_out, slices, tta, out
+) -> dict: # run, measured_on, metrics, calibration, copies, left_out, unlike, slices, tta, out
     "Measure a run on its saved predictions, or on a source; raises `OptionError` and `SmileError`"
     config = options_or(config, EvaluateConfig, options)
     check_source_options(config, source is not None)

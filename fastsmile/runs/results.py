@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['audit_and_build', 'initial_record', 'add_labels', 'predict_labelled', 'predict_split', 'predict_splits',
-           'calibrate_and_save', 'write_report_and_config', 'finish_run']
+           'measure_unlike_scale', 'calibrate_and_save', 'write_report_and_config', 'finish_run']
 
 # %% ../../nbs/runs/03_results.ipynb #e33796c9
+import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -23,7 +26,9 @@ from ..core.errors import SmileError, printable, say
 from ..core.files import write_json
 from ..core.system import iso_now
 from ..data.audit import AuditedSource, SplitData, audit_for_training, remaining_classes
+from ..data.images import ImageError, Preprocessing, resize_and_crop
 from ..data.source import read_source
+from ..data.unlike import MAX_ROWS_UNLIKE, UnlikeScale, fit_unlike_scale
 from ..inference.export import add_onnx
 from ..inference.predict import predict_frame
 from ..metrics.predictions import calibration_settings, fit_run_calibration, summary_metrics, write_metrics
@@ -142,6 +147,31 @@ def predict_splits(
         if not (data.rows.split == split).any() or part.endswith('_tta') and tta == 'none': continue
         write_prediction_table(predict_split(model, data, split, views, bs, device), path/f'predictions_{part}.csv')
 
+# %% ../../nbs/runs/03_results.ipynb #867b9056
+def _read_inputs(
+    data: SplitData,
+    split: str,            # train or calib
+    prep: Preprocessing,
+    seed: int,
+) -> np.ndarray: # (n, size, size, 3), uint8, at most `MAX_ROWS_UNLIKE`
+    "Network inputs of a sample of a split, without those that cannot be read"
+    rows = data.rows[data.rows.split == split]
+    rows = rows.sample(min(len(rows), MAX_ROWS_UNLIKE), random_state=seed)
+    def read(path: str) -> np.ndarray | None:
+        try: return resize_and_crop(data.reader.read_image(path, prep), prep)
+        except ImageError: return None
+    with ThreadPoolExecutor(os.cpu_count()) as pool: found = [a for a in pool.map(read, rows.path) if a is not None]
+    return np.stack(found) if found else np.zeros((0, prep.size, prep.size, 3), np.uint8)
+
+def measure_unlike_scale(
+    model: Model,
+    data: SplitData,
+    seed: int, # of the sample
+) -> UnlikeScale | None: # None where train or calib has too few rows
+    "What the training images look like to this model, and how much those of calib differ from them"
+    prep = model.preps[0]
+    return fit_unlike_scale(_read_inputs(data, 'train', prep, seed), _read_inputs(data, 'calib', prep, seed))
+
 # %% ../../nbs/runs/03_results.ipynb #841a24f7
 def _development_images(data: SplitData) -> list[str]:
     "The images that are not of test: a file for another runtime may be compared with its network on them"
@@ -160,7 +190,7 @@ def calibrate_and_save(
     metrics = write_metrics(path, calibration, config.tta, config.monitor)
     model = replace(model, metadata=model.metadata.calibrated(calibration))
     facts = replace(model.metadata, metrics=summary_metrics(metrics), domain=data.domain,
-                    origin=_model_origin(data, config.as_dict()))
+                    unlike=measure_unlike_scale(model, data, config.seed), origin=_model_origin(data, config.as_dict()))
     model = replace(model, metadata=facts)
     save_bundle(model, path/'model')
     if not config.no_onnx: add_onnx(path/'model', model, data.reader, _development_images(data))

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..core.errors import printable
+from ..inference.outputs import is_unlike
 
 # %% ../../nbs/serving/02_page.ipynb #40d52c88
 CONTENT_SECURITY_POLICY = '; '.join((
@@ -80,6 +81,8 @@ def _error_text(error: str) -> _RowText:
     return _RowText(title, detail, predicted=False)
 
 # %% ../../nbs/serving/02_page.ipynb #4696fd33
+_UNLIKE_TEXT = 'This image is unlike the images that the model was trained on: the label may mean nothing.'
+
 def _row_text(
     row: dict[str, Any], # of predictions
 ) -> _RowText:
@@ -89,9 +92,10 @@ def _row_text(
     caption = 'Calibrated probabilities' if is_calibrated else 'Probabilities'
     percent = format_percent(row['confidence'])
     several = f"It could be {' or '.join(row['set'].split('|'))}. " if row.get('set') else ''
-    if row['label']: return _RowText(row['label'], several.strip(), percent, probs, caption)
-    detail = (f"{several}The most probable label is {row['withheld']} with {percent}, "
-              'which is less than this model wants before it gives a label.')
+    warning = _UNLIKE_TEXT if is_unlike(row) else ''
+    if row['label']: return _RowText(row['label'], (several + warning).strip(), percent, probs, caption)
+    reason = warning or 'That is less than this model wants before it gives a label.'
+    detail = f"{several}The most probable label is {row['withheld']} with {percent}. {reason}"
     return _RowText('Not sure', detail, '', probs, caption)
 
 # %% ../../nbs/serving/02_page.ipynb #f6540640

@@ -105,15 +105,31 @@ def test_fer2013_and_the_votes_of_ferplus(tmp_path):
     rows = [(k % 3, ' '.join(map(str, rng.integers(0, 256, 36))), u) for k, u in enumerate(['Training'] * 4 + ['PublicTest'] * 2 + ['PrivateTest'] * 2)]
     fer = 'emotion,pixels,Usage\n' + ''.join(f'{e},"{p}",{u}\n' for e, p, u in rows)
     votes = 'Usage,Image name,neutral,happiness,unknown,NF\n' + ''.join(f'{u},fer{k:07}.png,{k},{8 - k},2,0\n' for k, (_, _, u) in enumerate(rows))
-    s = read(tmp_path, {'fer2013.csv': fer, 'fer2013new.csv': votes})
+    s = read(tmp_path, {'fer2013.csv': fer, 'fer2013new.csv': votes}, label_col='emotion')
     assert s.kept.label.tolist() == [str(k % 3) for k in range(8)] and s.kept.split.tolist() == ['train'] * 4 + ['valid'] * 2 + ['test'] * 2
     assert (np.asarray(s.reader.read_image('3'))[..., 0].ravel() == [int(v) for v in rows[3][1].split()]).all()
-    assert any('--labels fer2013new.csv' in n for n in s.notes) and any('3 happy' in n for n in s.notes)
-    plus = read(tmp_path, {}, labels='fer2013new.csv')
+    assert any('3 happy' in n for n in s.notes)
+    plus = read(tmp_path, {})
+    assert any('the votes of FER+ are the labels; --label-col emotion' in n for n in plus.notes)
+    assert read(tmp_path, {}, labels='fer2013new.csv').frame.equals(plus.frame)
     assert plus.frame.label.tolist() == ['happiness'] * 4 + [''] + ['neutral'] * 3 and plus.frame.reason[4] == 'tie of votes: neutral, happiness'
     assert plus.frame.split.tolist() == s.frame.split.tolist() and read(tmp_path, {}, split_col='none').frame.split.nunique() == 1
     (tmp_path/'bad.csv').write_text('emotion,pixels\n1,1 2 3\n')
     with pytest.raises(SmileError, match='line 2: 3 pixels are no square'): read_source(tmp_path/'bad.csv')
+
+
+def test_ferplus_has_two_columns_that_are_no_emotions(tmp_path):
+    "Rows that most people found to be no face, or of no emotion that has a name, are set aside and are no classes"
+    columns = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'.split(',')
+    counts = [dict(neutral=9), dict(happiness=9), dict(NF=10), dict(unknown=6, neutral=4), dict(neutral=6, unknown=4)]
+    votes = [[u, f'fer{k}.png', *(c.get(n, 0) for n in columns)] for k, (u, c) in enumerate(zip(['Training'] * 5, counts))]
+    write = lambda rows: ''.join(','.join(map(str, row)) + '\n' for row in rows)
+    fer = 'emotion,pixels,Usage\n' + ''.join(f'{k % 2},{" ".join(map(str, range(k, k + 16)))},Training\n' for k in range(5))
+    s = read(tmp_path, {'fer2013.csv': fer, 'fer2013new.csv': write([['Usage', 'Image name', *columns], *votes])})
+    assert s.frame.label.tolist() == ['neutral', 'happiness', '', '', 'neutral']
+    assert s.frame.reason.tolist() == ['', '', 'FER+: no face', 'FER+: unknown emotion', '']
+    s = read(tmp_path, {'fer2013new.csv': write([['Usage', 'Image name', *columns], *votes[:-1]])})
+    assert s.frame.label.tolist() == list('01010') and any('4 rows for 5 images: it is not used' in n for n in s.notes)
 
 
 def test_ferplus_writes_its_votes_without_a_header(tmp_path):

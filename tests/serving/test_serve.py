@@ -738,7 +738,7 @@ def test_the_page_without_javascript_and_not_sure(model):
             tab.get_by_role('button', name='Predict').click()
             answer = tab.get_by_role('article', name='a.png: Not sure')
             answer.wait_for()
-            assert 'less than this model wants' in answer.inner_text() and answer.get_by_role('row').count() == 3
+            assert 'less than this model wants before it gives a label' in answer.inner_text() and answer.get_by_role('row').count() == 3
             assert not tab.get_by_role('button', name='camera').is_visible()
 
 
