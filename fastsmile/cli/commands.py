@@ -241,7 +241,9 @@ def _calibrate(run: str, config: CalibrateConfig) -> tuple:
     from fastsmile.runs.calibrate import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
-    return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes'])], m
+    changed = (f'The model in {printable(run)} was changed: its temperature, decision rule, abstention and sets are those '
+               'above. Its metrics and its report were written again.')
+    return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes']), changed], m
 
 # %% ../../nbs/cli/03_commands.ipynb #de972d9e
 @command('report', ReportConfig, 'fastsmile report runs/resnet18', _RUN)
@@ -312,7 +314,8 @@ def _demo(config: DemoConfig) -> tuple:
     """
     from fastsmile.runs.demo import demo
     done = demo(config)
-    (trained, run), (predicted, predictions) = fit_output(done.run), predict_output(done.predictions)
+    trained, run = fit_output(done.run, next_steps=False)
+    predicted, predictions = predict_output(done.predictions)
     next_step = f'Look at {printable(done.run.report)} in a browser. Next: fastsmile fit YOUR_FOLDER'
     return [*trained, *predicted, next_step], dict(fit=run, predict=predictions)
 

@@ -123,7 +123,7 @@ def fit_data(
     before = run_status(path)
     if before: check_same_rows(path, data, source)
     if before == 'finished': return Run(path)  # of a comparison or a cross-validation that was stopped
-    print_network(net, spec)
+    print_network(net, spec, config.verbose)
     command = command or command_line('fit', [source], config)
     record = initial_record('fit', command, source, config.as_dict(), data, spec, net)
     with recording_status(path, record):

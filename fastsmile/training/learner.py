@@ -506,6 +506,15 @@ def _phase_records(learn: MemorySafeLearner, trained: list[TrainedPhase]) -> lis
     return [dict(name=t.phase.name, epochs=ran.count(t.phase.name), planned=t.phase.epochs, frozen=t.phase.frozen,
                  lr=t.lr, note=t.message) for t in trained]
 
+# %% ../../nbs/training/11_learner.ipynb #6ece12b8
+def _print_best_epoch(learn: MemorySafeLearner):
+    "Print the epoch whose weights are kept"
+    best = learn.checkpoint_saver.best_epoch
+    if not best: return
+    row = learn.history.rows[best - 1]
+    learn.history.print_line(f"best: epoch {best} (the last *): lowest loss on valid, {row['valid_loss']:.3f}; "
+                             f"macro F1 {row['valid_macro_f1']:.3f}")
+
 # %% ../../nbs/training/11_learner.ipynb #78f6ae25
 def train_learner(
     learn: MemorySafeLearner, # from `build_learner`
@@ -517,12 +526,13 @@ def train_learner(
     saver, schedule = StateSaver(path/'checkpoints'/STATE_FILE, resume), config.parsed().schedule
     with _distributed_if_needed(learn):
         _add_callbacks(learn, config)
-        learn.history.print_line(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
+        learn.history.print_line(f'training on {learn.dls.device}')
         if saver.saved: say(f"resuming after epoch {len(saver.saved.rest['rows'])}")
         _fit_into_memory(learn, config)
         with _training_context(learn, config, _precision(learn, config, saver)) as record:
             trained = run_phases(learn, phases_from_config(config), config.lr, config.training_seed, schedule,
                                  saver=saver, pretrained=config.is_pretrained)
+    _print_best_epoch(learn)
     _write_lr_find(trained, path)
     return dict(phases=_phase_records(learn, trained), best_epoch=learn.checkpoint_saver.best_epoch,
                 device=str(learn.dls.device), seconds=saver.seconds, micro_batches=learn.micro_batches,
@@ -581,12 +591,13 @@ def refit_on_all_rows(
 def print_network(
     net: nn.Module,
     spec: ModelSpec,
+    verbose: bool = False, # each stage, too
 ):
-    "Print what is trained, stage by stage, and what a model file of it needs"
-    counts, stages = count_parameters(net), stage_table(net)
-    say(f"{spec.arch}, {spec.prep.size} px: {counts['parameters']:,} parameters, "
-        f"{counts['trainable']:,} of them are trained:")
-    width = max(len(stage['stage']) for stage in stages)
+    "Print what is trained, and what a model file of it needs"
+    counts, stages = count_parameters(net), stage_table(net) if verbose else []
+    trained = 'all' if counts['trainable'] == counts['parameters'] else f"{counts['trainable']:,}"
+    say(f"{spec.arch}, {spec.prep.size} px: {counts['parameters']:,} parameters, {trained} of them are trained")
+    width = max((len(stage['stage']) for stage in stages), default=0)
     for s in stages: say(f"    {s['stage']:<{width}}  {s['trainable']:>12,} of {s['parameters']:>12,}")
     reason = needs_fastsmile(spec)
     if reason: say(f'The model file will need fastsmile to be loaded: {reason}.', style='yellow')
