@@ -60,7 +60,7 @@ def fastsmile(model: Path, size: int, precision: str = 'auto'):
     from fastsmile.data.readers import FolderReader
     from fastsmile.inference.load import load_model
     from fastsmile.inference.predict import predict_rows
-    engine = TorchBackend(load_model(model), precision)
+    engine = TorchBackend(load_model(model, 'torch'), precision)
     return lambda files: sum(not r['error'] for r in predict_rows(engine, FolderReader('.'), files, total=len(files)))
 
 
@@ -125,7 +125,7 @@ def model_alone(model: Path, size: int):
     from fastsmile.core.system import default_batch_size
     from fastsmile.inference.torch_backend import TorchBackend
     from fastsmile.inference.load import load_model
-    net, bs = TorchBackend(load_model(model)).net, default_batch_size(size, 'cpu', CORES)
+    net, bs = TorchBackend(load_model(model, 'torch')).net, default_batch_size(size, 'cpu', CORES)
     x = torch.randn(bs, 3, size, size).to(memory_format=torch.channels_last)
     def once(_):
         with torch.inference_mode(): return len(net(x))

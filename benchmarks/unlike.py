@@ -102,7 +102,7 @@ def nearest(train: np.ndarray) -> Callable: # features (n, F) -> (n,)
 
 def measure(name: str, a: argparse.Namespace):
     "A row of the table for each score"
-    model, table = load_model(a.out/name), pd.read_csv(a.out/name/'table.csv', keep_default_na=False)
+    model, table = load_model(a.out/name, 'torch'), pd.read_csv(a.out/name/'table.csv', keep_default_na=False)
     file, used = a.data/('clothing.zip' if name == 'garments' else 'smiles.zip'), table[table.reason == '']
     images, y = {}, None
     for split in ('train', 'calib', 'test'):

@@ -16,6 +16,7 @@ from importlib import import_module
 
 _WAITING = dict(GOMP_SPINCOUNT='2000', KMP_BLOCKTIME='1')  # of GNU's OpenMP, turns of the loop; of Intel's and LLVM's, milliseconds
 if not os.environ.keys() & {*_WAITING, 'OMP_WAIT_POLICY'}: os.environ.update(_WAITING)
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # ONNX Runtime would report to its maker, and keep an identifier in a folder
 
 _ROOMS = {
     'core.errors': ['SmileError', 'OptionError'],

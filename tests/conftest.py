@@ -2,8 +2,6 @@
 import functools
 import io
 import os
-import subprocess
-import sys
 import time
 import warnings
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_python
 from PIL import Image
 
 os.environ.setdefault('FASTSMILE_QUIET', '1')
@@ -154,4 +153,4 @@ def cheap(seconds=5, mib=300):
 def shell(*args, cwd=None, **env):
     "The command as its own process"
     env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(COLUMNS='120', TERM='dumb') | env
-    return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
+    return run_python(['-m', 'fastsmile', *args], cwd, env)

@@ -3,12 +3,11 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from forked import run_python
 from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent/'benchmarks'
@@ -55,8 +54,7 @@ def expressions(people, faces):
 def bench(script: str, *args, fails: bool = False) -> str:
     "What a benchmark prints"
     env = os.environ | dict(FASTSMILE_QUIET='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
-    cmd = [sys.executable, '-W', 'ignore', BENCHMARKS/script, *map(str, args)]
-    done = subprocess.run(cmd, capture_output=True, text=True, env=env, timeout=300)
+    done = run_python([BENCHMARKS/script, *args], env=env, timeout=300)
     assert bool(done.returncode) == fails, done.stderr[-2000:]
     return done.stdout
 

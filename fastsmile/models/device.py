@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'pick_device', 'device_description', 'fast_half_precision', 'pick_precision', 'pixels_to_tensor',
-           'free_device_memory', 'is_out_of_memory', 'keep_freed_memory', 'fold_batchnorms', 'inference_copy']
+           'free_device_memory', 'is_out_of_memory', 'return_freed_memory', 'keep_freed_memory', 'fold_batchnorms',
+           'inference_copy']
 
 # %% ../../nbs/models/08_device.ipynb #d11c84cc
 import copy
@@ -110,6 +111,11 @@ def _glibc() -> ctypes.CDLL | None:
     if sys.platform != 'linux': return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, 'mallopt') and hasattr(libc, 'malloc_trim') else None
+
+def return_freed_memory():
+    "Give memory that the process has freed back to the system, where the C library is glibc"
+    libc = _glibc()
+    if libc is not None: libc.malloc_trim(0)
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import folder, picture
+from forked import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -317,10 +318,8 @@ def test_labels_and_names_that_attack_the_page_are_text(tmp_path):
 
 def test_fail_on_and_json_from_the_shell(tmp_path):
     import json
-    import subprocess
-    import sys
     where = sample(tmp_path/'s', SampleConfig(n=60))
-    def shell(*args): return subprocess.run([sys.executable, '-m', 'fastsmile', 'audit', str(where), *args], capture_output=True, text=True, cwd=tmp_path)
+    def shell(*args): return run_python(['-m', 'fastsmile', 'audit', where, *args], tmp_path)
     r = shell('--json', '--fail-on', 'error')
     assert r.returncode == 1 and json.loads(r.stdout)['rows_in'] == json.loads(r.stdout)['rows_kept'] + json.loads(r.stdout)['rows_set_aside']
     assert shell().returncode == 0 and len(list((tmp_path/'audits').iterdir())) == 2

@@ -1,6 +1,7 @@
 "An exported model says what its run says, from one file and without torch."
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,16 @@ except SystemExit as e: print(e.code, {heavy!r} & set(sys.modules), 'onnxruntime
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert r.stdout.splitlines()[-1] == '0 set() True', r.stderr
     assert rows_of(out)[0]['error'] == '' and (tmp_path/'g.html').exists()
+
+
+def test_onnxruntime_reports_nothing_and_keeps_no_identifier(made, album, tmp_path):
+    "Its builds of 2026 would, from a file of sessions in the temporary folder on"
+    home = tmp_path/'home'
+    home.mkdir()
+    env = {k: v for k, v in os.environ.items() if k not in ('ORT_DISABLE_TELEMETRY', 'CI')} | dict(HOME=str(home), TMPDIR=str(home), XDG_CACHE_HOME=str(home))
+    args = ['predict', album/'03.jpg', '--model', made[1]['out'], '--out', tmp_path/'p.csv']
+    assert subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], env=env, capture_output=True).returncode == 0
+    assert not [p for p in home.rglob('*') if p.is_file()]
 
 
 @pytest.mark.parametrize('arch,size,kw', [('resnet10t', 32, dict(model_args=TINY, head='mlp:16,8', dropout=0.3)), ('smilecnn_b1', 56, {}),

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import folder, picture
+from forked import run_python
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -51,8 +52,7 @@ def rows_of(path): return list(csv.DictReader(open(path, newline='', encoding='u
 
 
 def shell(*args, cwd=None, stdin=None):
-    return subprocess.run([sys.executable, '-m', 'fastsmile', *map(str, args)], capture_output=True, text=True, cwd=cwd, input=stdin,
-                          env=os.environ | dict(COLUMNS='160', TERM='dumb'))
+    return run_python(['-m', 'fastsmile', *args], cwd, os.environ | dict(COLUMNS='160', TERM='dumb'), stdin or '')
 
 
 # what to predict on

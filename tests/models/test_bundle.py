@@ -1,11 +1,10 @@
 "The model file: the same logits in plain timm, and what does not fit refused in words."
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from forked import run_python
 
 from fastsmile.core.files import file_sha256
 from fastsmile.models.bundle import load_bundle, save_bundle
@@ -36,7 +35,9 @@ with torch.no_grad(): np.save('{tmp_path}/y.npy', m(torch.from_numpy(np.load('{t
 assert 'fastsmile' not in sys.modules
 assert m.pretrained_cfg['input_size'][-1] == {model.spec.prep.size}
 '''
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    (tmp_path/'plain.py').write_text(code)
+    done = run_python([tmp_path/'plain.py'])
+    assert done.returncode == 0, done.stderr
     with torch.no_grad(): ours, again = model.net(x), load_bundle(tmp_path/'m').net(x)
     assert np.array_equal(np.load(tmp_path/'y.npy'), ours.numpy()) and ours.equal(again)
 
