@@ -366,3 +366,17 @@ def test_broken_files_of_labels_are_no_crash(tmp_path):
     "Empty .npy of AffectNet beside images"
     with pytest.raises(SmileError, match='has no labelled images'):
         read(tmp_path, {f'images/{i}.png': P for i in range(4)} | {f'annotations/{i}_exp.npy': b'' for i in range(4)})
+
+
+def test_one_hot_columns_with_a_row_of_two_classes(tmp_path):
+    "A class that is called as a usual column of labels is still one of the columns; the row of both is set aside"
+    rows = [f'{k:02}.jpg,{int(k % 2 == 0)},{int(k % 2)}' for k in range(24)]
+    images = {f'images/{k:02}.jpg': P for k in range(24)}
+    rows[0] = rows[0].replace('1,0', '1,1')
+    s = read(tmp_path, images | {'_classes.csv': 'filename, neutral, smile\n' + '\n'.join(rows)})
+    assert s.frame.label.tolist() == ['', 'smile', *['neutral', 'smile'] * 11] and s.frame.reason[0] == 'tie of votes: neutral, smile'
+
+
+def test_files_left_aside_are_counted_where_nothing_is_left(tmp_path):
+    with pytest.raises(SmileError, match=r'has no labelled images\. 3 files are left aside, .*: 2 .cr2, 1 .mp4'):
+        read(tmp_path, {'a/1.cr2': b'II', 'b/2.cr2': b'II', 'b/3.mp4': b'x'})
