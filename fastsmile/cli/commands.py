@@ -18,9 +18,9 @@ import typer
 from .from_config import Argument, app, check_repeated_flags, command, imports_without_gc, report_exception
 from .tables import ProgressBar, archs_tables, audit_output, cache_output, calibration_lines
 from .tables import candidates_output, comparison_tables, evaluation_tables, explain_tables, export_lines
-from .tables import fit_output, metrics_tables, predict_output, sample_output, study_tables
+from .tables import fit_output, lr_find_output, metrics_tables, predict_output, sample_output, study_tables
 from ..config.commands import ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig
-from ..config.commands import DemoConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, ExportConfig
+from ..config.commands import DemoConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, ExportConfig, LRFindConfig
 from ..config.commands import PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig
 from ..config.commands import StudyConfig, TuneConfig
 from ..config.fields import FACE_MODES, TTA_MODES
@@ -128,6 +128,18 @@ def _tune(source: str, config: TuneConfig) -> tuple:
     from fastsmile.runs.tune import tune
     return candidates_output(tune(source, config))
 
+# %% ../../nbs/cli/03_commands.ipynb #661c5c96
+@command('lr-find', LRFindConfig, 'fastsmile lr-find faces\nfastsmile lr-find faces --arch densenet161 --searches 5',
+         _SOURCE)
+def _lr_find(source: str, config: LRFindConfig) -> tuple:
+    """Plot the learning-rate search, with its suggestion
+
+    Several searches from the weights that training would start from; nothing is trained.
+    """
+    check_source_exists(source)
+    from fastsmile.runs.lr_find import lr_find
+    return lr_find_output(lr_find(source, config))
+
 # %% ../../nbs/cli/03_commands.ipynb #cb2e5c41
 @command('archs', ArchsConfig, "fastsmile archs 'resnet*'",
          Argument('pattern', "wildcards, e.g. 'resnet*'; nothing: those that suit faces", ''))
@@ -229,7 +241,9 @@ def _calibrate(run: str, config: CalibrateConfig) -> tuple:
     from fastsmile.runs.calibrate import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
-    return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes'])], m
+    changed = (f'The model in {printable(run)} was changed: its temperature, decision rule, abstention and sets are those '
+               'above. Its metrics and its report were written again.')
+    return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes']), changed], m
 
 # %% ../../nbs/cli/03_commands.ipynb #de972d9e
 @command('report', ReportConfig, 'fastsmile report runs/resnet18', _RUN)
@@ -300,7 +314,8 @@ def _demo(config: DemoConfig) -> tuple:
     """
     from fastsmile.runs.demo import demo
     done = demo(config)
-    (trained, run), (predicted, predictions) = fit_output(done.run), predict_output(done.predictions)
+    trained, run = fit_output(done.run, next_steps=False)
+    predicted, predictions = predict_output(done.predictions)
     next_step = f'Look at {printable(done.run.report)} in a browser. Next: fastsmile fit YOUR_FOLDER'
     return [*trained, *predicted, next_step], dict(fit=run, predict=predictions)
 

@@ -95,13 +95,16 @@ COMMAND_SYNONYMS = {
     'demo': 'example tutorial quickstart try', 'calibrate': 'calibration threshold', 'study': 'experiment reproduce'}
 
 OPTION_SYNONYMS = {
-    '--arch': '--model --architecture --backbone --network', '--bs': '--batch --batch-size', '--out': '--output --output-dir',
+    '--arch': '--model --architecture --backbone --network', '--bs': '--batch --batch-size',
+    '--out': '--output --output-dir',
     '--lr': '--learning-rate', '--size': '--image-size --img-size --imgsz --resolution', '--wd': '--weight-decay',
     '--device': '--gpu --cuda --cpu', '--seed': '--random-state --random-seed', '--workers': '--num-workers --jobs',
-    '--weights': '--pretrained --checkpoint', '--model': '--checkpoint --weights --run', '--patience': '--early-stopping',
-    '--augment': '--augmentation --aug', '--folds': '--cv --kfold --cross-validation', '--valid': '--val', '--clip': '--grad-clip',
+    '--weights': '--pretrained --checkpoint', '--model': '--checkpoint --weights --run',
+    '--patience': '--early-stopping', '--augment': '--augmentation --aug', '--folds': '--cv --kfold --cross-validation',
+    '--valid': '--val', '--clip': '--grad-clip',
     '--balance': '--class-weights --sampler --imbalance', '--tta': '--augment', '--precision': '--amp --fp16 --dtype',
-    '--monitor': '--metric', '--group-col': '--group --person', '--label-col': '--label --target', '--lr-sweep': '--lrs'}
+    '--monitor': '--metric', '--group-col': '--group --person', '--label-col': '--label --target',
+    '--lr-sweep': '--lrs'}
 
 # %% ../../nbs/cli/00_help.ipynb #a9ee70ac
 def _nearest(

@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import printable, shell_quote
+from ..core.errors import list_few, printable, shell_quote
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
     from fastsmile.data.audit import AuditResult
     from fastsmile.inference.outputs import PredictionSummary
+    from fastsmile.runs.lr_find import LRSearch
     from fastsmile.runs.folder import Run
 
 # %% auto #0
 __all__ = ['rich_table', 'ProgressBar', 'metrics_tables', 'calibration_lines', 'evaluation_tables', 'comparison_tables',
-           'fit_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables', 'cache_output',
-           'sample_output', 'explain_tables', 'export_lines', 'study_tables']
+           'fit_output', 'lr_find_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables',
+           'cache_output', 'sample_output', 'explain_tables', 'export_lines', 'study_tables']
 
 # %% ../../nbs/cli/01_tables.ipynb #bf1e217d
 def rich_table(
@@ -82,6 +83,30 @@ def _score_title(name: str) -> str:
     "The title of a score in a narrow column"
     return name.replace('_', ' ').replace('f1', 'F1')
 
+# %% ../../nbs/cli/01_tables.ipynb #163fa7a8
+_MAX_CLASSES = 20  # rows of a table
+
+def _more(
+    n: int,                     # classes
+    shown: int = _MAX_CLASSES,  # of them in the table
+) -> list[str]:
+    "How many classes a table leaves out"
+    return [f'... and {n - shown} more, see --json'] if n > shown else []
+
+# %% ../../nbs/cli/01_tables.ipynb #a6a20432
+def _class_tables(
+    per_class: list[dict],
+    columns: list[str],
+    cells: Callable[[dict], list], # of a row
+) -> list: # of Rich tables and text
+    "A row for each class; of many classes those with the lowest F1"
+    title, n = 'classes', len(per_class)
+    if n > _MAX_CLASSES:
+        measured = [c for c in per_class if c['f1'] is not None and c['f1'] == c['f1']]
+        per_class = sorted(measured, key=lambda c: c['f1'])[:_MAX_CLASSES]
+        title = f'classes, those of {n} with the lowest F1'
+    return [rich_table(title, columns, map(cells, per_class)), *_more(n, len(per_class))]
+
 # %% ../../nbs/cli/01_tables.ipynb #126eb68f
 _SHORT_SCORES = ('accuracy', 'balanced_accuracy', 'macro_f1')  # of the table after a training
 
@@ -95,7 +120,7 @@ def metrics_tables(metrics: dict) -> list: # of Rich tables and text
         scores.append((f"macro F1, --tta {tta['views']}", *_value_and_interval(tta['macro_f1']), ''))
     title = f"{'out of fold' if 'folds' in metrics else part}, {m['rows']} rows"
     shown = [rich_table(title, ['', 'value', '95% interval', 'majority'], scores),
-             rich_table('classes', ['class', 'precision', 'recall', 'F1', 'rows'], map(_class_cells, m['per_class']))]
+             *_class_tables(m['per_class'], ['class', 'precision', 'recall', 'F1', 'rows'], _class_cells)]
     return [*shown, m['note']] if m.get('note') else shown
 
 # %% ../../nbs/cli/01_tables.ipynb #0b28a999
@@ -140,7 +165,7 @@ def _abstention_line(a: dict) -> str:
 def _sets_line(s: dict, classes: list[str]) -> str:
     "How often a prediction set holds the true class"
     shares = [f"{name} {b['covered']:.1%}" for name, b in zip(classes, s['by_class']) if b['covered'] is not None]
-    return f"sets of level {s['level']:g} hold the true class for {', '.join(shares)}; {s['size']:.2f} labels each"
+    return f"sets of level {s['level']:g} hold the true class for {list_few(shares)}; {s['size']:.2f} labels each"
 
 # %% ../../nbs/cli/01_tables.ipynb #b4642ac2
 def _scores_table(r: dict) -> Table:
@@ -154,10 +179,10 @@ def _scores_table(r: dict) -> Table:
     return rich_table(', '.join(title), ['', 'value', '95% interval', 'majority'], rows)
 
 # %% ../../nbs/cli/01_tables.ipynb #58f027c6
-def _classes_table(per_class: list[dict]) -> Table:
+def _interval_class_tables(per_class: list[dict]) -> list: # of Rich tables and text
     "Each class, with the interval of its F1"
     columns = ['class', 'precision', 'recall', 'F1', '95% interval', 'AUC', 'rows']
-    return rich_table('classes', columns, map(_class_cells_with_interval, per_class))
+    return _class_tables(per_class, columns, _class_cells_with_interval)
 
 # %% ../../nbs/cli/01_tables.ipynb #0f02ad03
 def _class_cells_with_interval(c: dict) -> list: # of text
@@ -195,7 +220,7 @@ def evaluation_tables(
 ) -> list: # of Rich tables and text
     "All scores beside the baseline and test-time augmentation, each class, each slice, the calibration"
     m = r['metrics']
-    shown = [_scores_table(r), _classes_table(m['per_class'])]
+    shown = [_scores_table(r), *_interval_class_tables(m['per_class'])]
     if m.get('note'): shown.append(m['note'])
     if r.get('tta'): shown.append(_tta_table(r['tta']))
     if r.get('unlike') is not None: shown.append(_unlike_line(r['unlike'], m['rows']))
@@ -227,15 +252,25 @@ def _comparison_rows(runs: list[dict]) -> list[list]:
     for k, title in RUN_COSTS.items(): rows.append([title, *(run[k] for run in runs)])
     return rows
 
+# %% ../../nbs/cli/01_tables.ipynb #afdb5ef0
+def _next_steps(run: Run) -> list[str]:
+    "The commands that follow a training; a cross-validation has no model to predict with"
+    path = shell_quote(run.path)
+    steps = [f'fastsmile evaluate {path}']
+    if 'folds' not in run.metrics: steps.append(f'fastsmile predict FOLDER --model {path}')
+    return ['Next:', *(f'  {s}' for s in steps)]
+
 # %% ../../nbs/cli/01_tables.ipynb #14c0d1da
 def fit_output(
     run: Run,
+    next_steps: bool = True, # print the commands that follow
 ) -> tuple[list, dict]: # what is printed; what `--json` prints
     "What `fit` prints"
     compared, rows = _trainings_table(run)
     paths = [f'run: {printable(run.path)}', f'report: {printable(run.report)}']
     result = dict(path=str(run.path), verdict=run.verdict, metrics=run.metrics)
     if rows: result['comparison'] = rows
+    if next_steps: paths += _next_steps(run)
     return [*compared, *metrics_tables(run.metrics), _verdict_line(run.metrics), *paths], result
 
 # %% ../../nbs/cli/01_tables.ipynb #0dfd2e67
@@ -292,6 +327,16 @@ def _value_in_brackets(row: dict[str, str], score: str) -> str:
     value, low, high = (float(row[k]) for k in (score, f'{score}_from', f'{score}_to'))
     return f'{value:.3f} ({low:.2f} to {high:.2f})'
 
+# %% ../../nbs/cli/01_tables.ipynb #ca735691
+def lr_find_output(
+    found: LRSearch, # from `lr_find`
+) -> tuple[list, dict]: # what is printed; what `--json` prints
+    "The suggestion for each phase, and where the plot is"
+    lines = [f'{p.phase}: {p.message[0].upper()}{p.message[1:]} One search alone: {p.lowest:.1e} to {p.highest:.1e}.'
+             for p in found.phases]
+    rates = [dict(phase=p.phase, lr=p.lr, lowest=p.lowest, highest=p.highest) for p in found.phases]
+    return [*lines, f'plot: {printable(found.plot)}'], dict(phases=rates, plot=str(found.plot), table=str(found.table))
+
 # %% ../../nbs/cli/01_tables.ipynb #706f6a94
 def candidates_output(
     run: Run,
@@ -319,12 +364,14 @@ def _candidates_table(title: str, columns: list[str], rows: list[dict]) -> Table
 def _plural(n: int, noun: str) -> str: return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 # %% ../../nbs/cli/01_tables.ipynb #b12e4004
-def _labels_table(done: PredictionSummary) -> Table:
-    "How many rows have which label"
+def _labels_tables(done: PredictionSummary) -> list: # of Rich tables and text
+    "How many rows have which label; of many labels the commonest"
     title, good = _plural(done.images, 'image'), max(1, done.rows - done.failed)
     if done.rows != done.images: title = f'{done.rows} rows of {title}'
-    rows = [(c, n, f'{n / good:.1%}') for c, n in done.labels.items()]
-    return rich_table(title, ['label', 'rows', 'share'], rows)
+    labels = list(done.labels.items())
+    if len(labels) > _MAX_CLASSES: labels.sort(key=lambda item: -item[1])
+    rows = [(c, n, f'{n / good:.1%}') for c, n in labels[:_MAX_CLASSES]]
+    return [rich_table(title, ['label', 'rows', 'share'], rows), *_more(len(labels))]
 
 # %% ../../nbs/cli/01_tables.ipynb #7285af72
 def _error_tables(done: PredictionSummary, max_rows: int = 10) -> list: # of Rich tables and text
@@ -368,7 +415,7 @@ def predict_output(
     page: str | None = None, # the gallery that was written
 ) -> tuple[list, dict]: # what is printed; what `--json` prints
     "What `predict` prints"
-    shown = [_labels_table(done), *_error_tables(done)]
+    shown = [*_labels_tables(done), *_error_tables(done)]
     if done.known or done.conflicting: shown.append(_known_line(done))
     if done.overruled: shown.append(_overruled_line(done))
     if done.unlike is not None: shown.append(_unlike_line(done.unlike, done.rows - done.failed))

@@ -7,11 +7,11 @@ __all__ = ['ENGINES', 'SERVED_EXPLANATIONS', 'EXPLAIN_METHODS', 'KNN_DISTANCES',
            'ArchsConfig', 'ModelOptions', 'OutputOptions', 'KnownOptions', 'PredictConfig', 'RequestLimits',
            'ServerOptions', 'ServeConfig', 'ExportConfig', 'EvaluateConfig', 'check_source_options', 'CalibrateConfig',
            'ExplainConfig', 'check_image_options', 'ReportConfig', 'CompareConfig', 'ProbeInputOptions',
-           'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig', 'StudyConfig',
-           'SampleConfig', 'DemoConfig']
+           'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig', 'LRFindConfig',
+           'StudyConfig', 'SampleConfig', 'DemoConfig']
 
 # %% ../../nbs/config/04_commands.ipynb #646d1697
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .choices import MONITORED_METRICS, format_choices, parse_choices
@@ -20,7 +20,7 @@ from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, batch_si
 from .fields import check_ray_address, check_unused, device_opt, face_margin_opt, face_score_opt
 from .fields import faces_opt, flag, opt, parse_number_list
 from .fields import no_onnx_opt, parse_word_list, ray_opt, reported_tta_opt, seed_opt
-from .fit import FitConfig, RESIZE_MODES
+from .fit import FitConfig, NetworkOptions, RESIZE_MODES
 from ..core.errors import OptionError, check_choice
 
 # %% ../../nbs/config/04_commands.ipynb #58326fed
@@ -482,6 +482,43 @@ def _check_search(config: TuneConfig) -> None:
     both = [n for n in config.search_space if n in config.given and n != 'size'] if config.space else []
     if both:
         raise OptionError(f'{", ".join(map(flag, both))} is given, and --space asks to search it.', 'Do one of both.')
+
+# %% ../../nbs/config/04_commands.ipynb #d961f342
+def _fit_opt(name: str) -> Any:
+    "The option of `fit` of this name"
+    of_fit = FitConfig.__dataclass_fields__[name]
+    return field(default=of_fit.default, metadata=of_fit.metadata)
+
+@dataclass(frozen=True)
+class LRFindConfig(NetworkOptions, SplitOptions):
+    "Options of `lr-find`"
+    searches: int = opt(3, 'searches with other batches; the suggestion is read from their mean', minimum=1, maximum=20,
+                        panel='Common')
+    steps: int = opt(100, 'batches of each search', minimum=50, maximum=10000, panel='Common')
+    bs: int = _fit_opt('bs')
+    augment: str = _fit_opt('augment')
+    freeze: str = _fit_opt('freeze')
+    freeze_epochs: int | None = _fit_opt('freeze_epochs')
+    groups: int = _fit_opt('groups')
+    spread: float | None = _fit_opt('spread')
+    wd: float = _fit_opt('wd')
+    balance: str = _fit_opt('balance')
+    loss: str = _fit_opt('loss')
+    seed: int = _fit_opt('seed')
+    device: str | None = _fit_opt('device')
+    workers: int | None = _fit_opt('workers')
+    cache: str = _fit_opt('cache')
+    out: str = opt('lr-find', 'folder of lr_find.png and lr_find.csv, which are replaced', metavar='DIR', panel='Common')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.balance == 'all': raise OptionError('--balance all with lr-find.', 'Name one --balance.')
+        self.fit_config()
+
+    def fit_config(self) -> FitConfig: # raises `OptionError`
+        "The options of the training whose rate is searched"
+        of_fit = self.given & set(FitConfig.__dataclass_fields__) - {'out'}
+        return FitConfig(**{name: getattr(self, name) for name in of_fit})
 
 # %% ../../nbs/config/04_commands.ipynb #4aaa4cc8
 @dataclass(frozen=True)

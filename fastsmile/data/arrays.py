@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_HEADERS', 'ARRAY', 'NPZ', 'PIXEL_TABLE', 'PARQUET_IMAGES', 'read_array', 'read_npz', 'read_pixel_table',
-           'PixelTableReader', 'ParquetImageReader', 'parquet_files', 'own_images']
+           'PixelTableReader', 'check_no_packed_images', 'ParquetImageReader', 'parquet_files', 'own_images']
 
 # %% ../../nbs/data/11_arrays.ipynb #3c7eabe9
 import csv
@@ -25,10 +25,13 @@ from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
 from ..core.system import free_memory
 from .archives import open_zip
-from .cells import detect_separator, image_bytes_column, open_text, parse_table, pixel_column, read_table_bytes
+from .cells import (detect_separator, image_bytes_column, images_in_table, open_text, parse_table,
+                                  pixel_column, read_table_bytes)
 from .images import ImageError, ImageNotFoundError
-from .layouts import Layout, ReadSource, SourcePlace, TABLE_COLUMNS, is_table_name, labels_path, rows_of_cells
-from .readers import ArrayReader, FileReader
+from .layouts import (TABLE_COLUMNS, Layout, ReadSource, SourcePlace, TableFile, files_in, is_table_name,
+                                    labels_path, rows_of_cells, table_in)
+from .readers import ArrayReader, FileReader, remote_reader
+from .tables import MAIN_TABLE_EXTENSIONS
 from .words import label_key, split_in_name, split_meanings, split_of
 
 # %% ../../nbs/data/11_arrays.ipynb #4ad1f700
@@ -208,6 +211,44 @@ class PixelTableReader(ArrayReader):
     @cached_property
     def data(self) -> np.ndarray: return read_pixel_table(self.root)[0]
 
+# %% ../../nbs/data/11_arrays.ipynb #eafb7b4f
+def _packed_tables(place: SourcePlace) -> Iterator[TableFile]:
+    "The tables at a URL, or in a zip, without any image file"
+    if place.is_folder or place.options.labels: return
+    if is_url(place.source) and place.extension in MAIN_TABLE_EXTENSIONS:
+        parent, _, name = str(place.source).rpartition('/')
+        reader = remote_reader(parent)
+        if reader.exists(name): yield TableFile(name, lambda: reader.read_bytes(name))
+    elif place.reader is not None and not place.names:
+        names = filter(is_table_name, [*files_in(place), *_files_in_data(place)])
+        yield from (table_in(place, n) for n in names)
+
+def _files_in_data(place: SourcePlace) -> list[str]:
+    "The files in `data` at a URL; a zip lists them already"
+    if not is_url(place.source) or place.extension == '.zip': return []
+    try: return files_in(place, 'data')
+    except SmileError: return []  # there is no such folder
+
+def check_no_packed_images(
+    place: SourcePlace,
+):
+    "Raise a `SmileError` for tables that hold images and are in a zip or at a URL: they are read from files"
+    for table in _packed_tables(place):
+        try: what = images_in_table(table.name, table.read())
+        except (SmileError, ImageError): continue  # its own reader says what is wrong with it
+        if what: raise _packed_images_error(place, table.name, what)
+
+def _packed_images_error(place: SourcePlace, name: str, what: str) -> SmileError:
+    source = printable(place.source)
+    folder = PurePosixPath(source).stem or 'images'
+    if is_url(place.source):
+        inside, target = 'at a URL', name if place.reader is None else folder
+        way = (f"Download it first, in Python: import fsspec; fs, path = fsspec.url_to_fs('{source}'); "
+               f"fs.get(path, '{target}', recursive=True)")
+    else: inside, way = 'in a zip', f"Unpack it first: python -m zipfile -e '{source}' '{folder}'"
+    if is_url(place.source) and place.extension == '.zip': way += f", and unpack it: python -m zipfile -e '{folder}' images"
+    return SmileError(f'{source}: {printable(name)} is {what}, which is read from a file and not {inside}.', way)
+
 # %% ../../nbs/data/11_arrays.ipynb #925849f0
 def _pixel_tables(place: SourcePlace) -> list[Path]:
     "The tables with pixels that a source means: itself, `--labels`, or those in the folder"
@@ -219,7 +260,9 @@ def _pixel_tables(place: SourcePlace) -> list[Path]:
     found = [p for p in tables if pixel_column(p) is not None]
     return found if len(found) == len(tables) and (not labels or not place.names) else []
 
-def _detect_pixels(place: SourcePlace) -> str: return ', '.join(p.name for p in _pixel_tables(place))
+def _detect_pixels(place: SourcePlace) -> str:
+    check_no_packed_images(place)
+    return ', '.join(p.name for p in _pixel_tables(place))
 
 def _read_pixels(place: SourcePlace) -> ReadSource:
     "The rows of a table with pixels, with its own labels or those of `--labels`"
@@ -232,12 +275,23 @@ def _read_pixels(place: SourcePlace) -> ReadSource:
     labels = Path(place.options.labels) if place.options.labels else path
     notes = (f'{printable(path.name)}: an image in the pixels of each row.',)
     if labels != path: cells = _joined_by_row(cells, parse_table(read_table_bytes(labels), labels.name), labels)
-    elif (votes := path.with_name(_FERPLUS)).exists():
-        notes += (f'The votes of FER+ are in {votes.name}: --labels {votes.name} takes them.',)
+    elif path.with_name(_FERPLUS).exists(): cells, notes = _with_ferplus(cells, path, place.options, notes)
     cells.insert(0, 'image', ['image', *map(str, range(len(cells) - 1))])
     cells = cells.set_axis(range(cells.shape[1]), axis=1)
     read = rows_of_cells(reader, cells, path.name, _with_usage(cells, place.options))
     return replace(read, notes=notes + read.notes)
+
+def _with_ferplus(cells: pd.DataFrame, path: Path, options: SourceOptions, notes: tuple[str, ...]
+                  ) -> tuple[pd.DataFrame, tuple[str, ...]]: # cells, notes
+    "The cells with the votes of FER+ beside them, where no column of the table itself is asked for"
+    own = [c.strip() for c in cells.iloc[0]]
+    label = next((c for c in own if c.lower() != 'usage'), '')
+    if (options.label_col or '').strip().lower() in map(str.lower, own): return cells, notes
+    votes = parse_table(read_table_bytes(path.with_name(_FERPLUS)), _FERPLUS)
+    if len(votes) != len(cells):
+        return cells, (*notes, f'{_FERPLUS} has {len(votes) - 1} rows for {len(cells) - 1} images: it is not used.')
+    said = f'{_FERPLUS}: the votes of FER+ are the labels; --label-col {printable(label)} takes those of {path.name}.'
+    return _joined_by_row(cells, votes, path.with_name(_FERPLUS)), (*notes, said)
 
 def _joined_by_row(own: pd.DataFrame, other: pd.DataFrame, path: Path) -> pd.DataFrame:
     "The columns of another table with a row for each of these, and the splits of the own one; raises `SmileError`"
@@ -254,10 +308,16 @@ def _usage_columns(cells: pd.DataFrame) -> list:
     return [c for c in named if split_meanings('usage', cells[c].iloc[1:])]
 
 def _with_usage(cells: pd.DataFrame, options: SourceOptions) -> SourceOptions:
-    "The options with `Usage` as the splits, where the table has it and no other column was named"
+    "The options with the columns of FER2013 and FER+, where the table has them and no others were named"
     usage = [cells[c].iat[0] for c in _usage_columns(cells)]
     split = options.split_col or (usage[0] if usage else None)
-    return replace(options, split_col=split, labels=None, image_col='image')
+    label = options.label_col or _ferplus_columns([c.strip() for c in cells.iloc[0]])
+    return replace(options, split_col=split, labels=None, image_col='image', label_col=label)
+
+def _ferplus_columns(names: list[str]) -> str | None: # as --label-col has several
+    "The columns of votes of FER+, which end with `unknown` and `NF`"
+    if not {'neutral', 'unknown', 'NF'} <= set(names): return None
+    return ','.join(names[names.index('neutral'):names.index('NF') + 1])
 
 PIXEL_TABLE = Layout('pixels in a table', 'array', 'a table with pixels', _detect_pixels, _read_pixels, decisive=True)
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..config.fields import DataOptions
 from ..config.fit import FitConfig
-from ..core.errors import SmileError, printable, say, shell_quote
+from ..core.errors import SmileError, list_few, printable, say, shell_quote
 from ..core.files import read_json, write_json, write_safe_csv, write_text
 from ..core.system import sub_seed
 from .domain import Domain, grey_share
@@ -357,9 +357,9 @@ def _number_folds(
     used = table.reason == ''
     if (table.split[used] != '').any():
         say('The other splits of the source are not used: the folds take their place.', style='yellow')
-    for c, n in table.label[used].value_counts().items():
-        if n >= k: continue
-        say(f'{c} has {n} rows, fewer than folds: {k - n} folds or more are measured without it.', style='yellow')
+    rows = table.label[used].value_counts()
+    small = [f'{printable(c)} ({n} rows)' for c, n in rows.items() if n < k]
+    if small: say(f'Fewer rows than folds, so that some folds are measured without: {list_few(small)}.', style='yellow')
     shares, seed = {str(i): 1 / k for i in range(k)}, sub_seed(config.seed, 'folds')
     table['fold'] = ''
     table.loc[used, 'fold'] = stratified_group_split(table.label[used], table.group[used], shares, seed)

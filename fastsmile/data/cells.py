@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FALLBACK_ENCODINGS', 'MAX_TABLE_BYTES', 'MAX_TABLE_COLUMNS', 'MAX_TABLE_CELLS', 'MAX_LINE_CHARS', 'decode_text',
            'decode_table', 'detect_separator', 'is_plain_csv', 'read_table_bytes', 'parse_table', 'open_text',
-           'bounded_lines', 'csv_rows', 'parquet_rows', 'pixel_column', 'image_bytes_column', 'has_own_images']
+           'bounded_lines', 'csv_rows', 'parquet_rows', 'pixel_column', 'image_bytes_column', 'images_in_table',
+           'has_own_images']
 
 # %% ../../nbs/data/04_cells.ipynb #3af80c86
 import codecs
@@ -16,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ..core.errors import SmileError, printable, say
 from ..core.files import import_pandas
-from .archives import open_zip
+from .archives import HEAD_BYTES, foreign_format, format_error, open_zip
 from .images import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING: import pandas as pd  # prediction reads tables without it
@@ -182,6 +183,7 @@ def parse_table(
     "A table of text from the bytes of a CSV, TSV, Parquet or Excel file; raises `SmileError`"
     if len(data) > MAX_TABLE_BYTES: raise _table_too_large(name)
     if name.lower().endswith('.parquet'): return _parse_parquet(data, name)
+    if found := foreign_format(name, data[:HEAD_BYTES]): raise format_error(name, found, is_table=True)
     if data[:4] in _OFFICE_MARKS: return _parse_spreadsheet(data, name)
     text = decode_table(data)
     if not text.strip(): raise _table_is_empty(name)
@@ -377,8 +379,10 @@ def pixel_column(
 ) -> int | None: # its position; None where the file has none
     "Which column of a CSV holds the pixels of an image?"
     if path.suffix.lower() != '.csv' or not path.is_file(): return None
-    with open_text(path) as f: first = f.readline(10_000)
-    names = [c.strip(' "').lower() for c in first.strip().split(detect_separator([first]))]
+    with open_text(path) as f: return _pixel_position(f.readline(10_000))
+
+def _pixel_position(header: str) -> int | None:
+    names = [c.strip(' "').lower() for c in header.strip().split(detect_separator([header]))]
     return next((names.index(c) for c in _PIXEL_COLUMNS if c in names), None)
 
 # %% ../../nbs/data/04_cells.ipynb #eb4c7aad
@@ -392,11 +396,24 @@ def image_bytes_column(
     path: Path,
 ) -> str: # empty where there is none
     "The column of a Parquet file that holds images"
-    if path.suffix.lower() != '.parquet' or not path.is_file() or find_spec('pyarrow') is None: return ''
+    return _bytes_column(path) if path.suffix.lower() == '.parquet' and path.is_file() else ''
+
+def _bytes_column(source: Path | BinaryIO) -> str:
+    if find_spec('pyarrow') is None: return ''
     from pyarrow.parquet import read_schema
-    try: schema = read_schema(path)
+    try: schema = read_schema(source)
     except Exception: return ''  # a broken file is named by the reader of tables
     return next((f.name for f in schema if _is_bytes_column(f)), '')
+
+def images_in_table(
+    name: str,   # of a file
+    data: bytes, # all of it
+) -> str: # what it is; empty where its images are files
+    "How a table holds images itself: pixels in a CSV, or bytes in Parquet"
+    ending = name.lower().rpartition('.')[2]
+    if ending == 'csv' and _pixel_position(decode_table(data[:10_000].partition(b'\n')[0])) is not None:
+        return 'a table with pixels'
+    return 'Parquet with images' if ending == 'parquet' and _bytes_column(io.BytesIO(data)) else ''
 
 # %% ../../nbs/data/04_cells.ipynb #05786d66
 def has_own_images(

@@ -25,7 +25,7 @@ from PIL import Image
 
 from ..core.errors import SmileError, printable
 from ..core.files import is_url
-from .archives import open_zip, read_member
+from .archives import foreign_format, format_error, open_zip, read_member
 from .images import (IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, ImageError, ImageNotFoundError, Preprocessing,
                                    crop_region, decode_image, parse_region, to_rgb)
 
@@ -48,7 +48,7 @@ def is_image_name(
 # %% ../../nbs/data/03_readers.ipynb #d1779bf2
 # of tables, notes and programs: no one takes them for images
 _NO_IMAGE_ENDINGS = frozenset('.csv .tsv .txt .md .json .jsonl .xml .html .htm .yaml .yml .toml .ini .cfg .log .parquet '
-                              '.xlsx .xls .db .lst .list .py .ipynb .sh .npy .npz .zip .sha256 .md5 .onnx .safetensors'.split())
+                              '.xlsx .xls .db .lst .list .cls .manifest .py .ipynb .sh .npy .npz .zip .sha256 .md5 .onnx .safetensors'.split())
 
 def count_if_left_aside(
     name: str,       # a path with forward slashes, of a file that is no image by its name
@@ -394,6 +394,7 @@ def remote_reader(
 ) -> RemoteFolderReader | RemoteZipReader:
     "The reader of the images at a URL"
     if PurePosixPath(url).suffix.lower() == '.zip': return RemoteZipReader(url)
+    if found := foreign_format(url): raise format_error(url, found)
     return RemoteFolderReader(re.sub(r'(?<![:/])/+$', '', url))
 
 # %% ../../nbs/data/03_readers.ipynb #d171d860

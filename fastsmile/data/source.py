@@ -21,6 +21,7 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import check_source_exists, import_pandas, is_url
 from .images import parse_region
 from .annotations import read_cells
+from .archives import check_format, foreign_format, format_error
 from .arrays import ARRAY, NPZ, PARQUET_IMAGES, PIXEL_TABLE
 from .cells import read_table_bytes
 from .finder import NO_FILE_NAME, NO_SUCH_FILE
@@ -72,6 +73,7 @@ def detect_layout(
         raise SmileError(f'{printable(place.source)} can be read in two ways: by {ways}.',
                          'Say which with --layout folders or --layout csv.')
     if place.reader is None:
+        check_format(place.source)
         raise SmileError(f'{printable(place.source)} is not a source that is known.',
                          'Accepted: a folder, a .zip, a .csv, .tsv or .parquet, a .npy or .npz, '
                          'or raw bytes with --raw-shape H,W,C.')
@@ -313,6 +315,12 @@ def _why_no_classes(names: list[str]) -> str:
     return (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, and no table is '
             'next to it')
 
+def _check_root_formats(reader: Reader, source: str | Path):
+    "A `SmileError` for a file at the root of a format that is not read: it may hold the images, or their labels"
+    for name in reader.root_files():
+        found = foreign_format(name)
+        if found: raise format_error(f'{source}/{name}', found, is_table=bool(reader.names()))
+
 def _check_has_labels(read: ReadSource, source: str | Path):
     "A `SmileError` where no row was found, or none with a label"
     if (read.frame.label != '').any(): return
@@ -322,8 +330,10 @@ def _check_has_labels(read: ReadSource, source: str | Path):
                          'NON-SMILE_list.txt), or class folders (--layout folders).')
     names = read.reader.names()
     if len(read.frame): return  # each with its reason
+    _check_root_formats(read.reader, source)
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
-    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.',
+    aside = left_aside_note(read.reader)
+    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.{" " * bool(aside)}{aside}',
                      'Accepted: class folders (--label-level -1 where their names are unusual), a CSV next to the '
                      f'images (--labels FILE), or an array with labels. {hint}')
 

@@ -13,9 +13,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import numpy as np
@@ -23,11 +23,12 @@ from PIL import Image
 
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
+from ..data.archives import check_format
 from ..data.cells import bounded_lines, has_own_images, open_text
 from ..data.finder import ListedReader, literal_name
 from ..data.images import ImageError, Preprocessing, decode_image, parse_region, upright_rgb
 from ..data.readers import FolderReader, Reader, ZipReader, find_images_at_url, is_image_name
-from ..data.readers import left_aside_note, reader_below
+from ..data.readers import left_aside_note, reader_below, remote_reader
 from ..data.tables import LIST_EXTENSIONS, TABLE_EXTENSIONS, is_whole_table, open_image_column
 
 # %% ../../nbs/inference/07_inputs.ipynb #e7f1a62e
@@ -86,12 +87,33 @@ def _open_own_images(path: Path) -> ImageInputs:
 def _open_zip_file(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     reader = ZipReader(path)
     names = reader.names()
+    if not names: _check_no_packed_images(path)
     return ImageInputs(reader, names, len(names), f'the zip {printable(path)}')
 
 def _open_url(url: str, image_col: str | None, below: str | None) -> ImageInputs:
     reader, found = find_images_at_url(url)
     total, names = external_sort(found)
+    if total == 0 and not glob.has_magic(url): _check_no_packed_images(url)
     return ImageInputs(reader, names, total, printable(url))
+
+def _check_no_packed_images(source: str | Path):
+    "Raise a `SmileError` where tables in a zip or at a URL hold the images"
+    from fastsmile.data.arrays import check_no_packed_images  # pandas, which other inputs do not need
+    from fastsmile.data.layouts import SourcePlace
+    check_no_packed_images(SourcePlace(source))
+
+def _open_url_table(url: str, image_col: str | None, below: str | None) -> ImageInputs:
+    "A table or a list at a URL, whose names begin there"
+    _check_no_packed_images(url)
+    parent, _, name = url.rpartition('/')
+    try: data = remote_reader(parent).read_bytes(name)
+    except ImageError as e: raise SmileError(f'{printable(url)}: {e}.', f'Pass {_ACCEPTED_INPUTS}.') from None
+    folder = tempfile.TemporaryDirectory(prefix='fastsmile-')
+    path = Path(folder.name, f'table{PurePosixPath(name).suffix.lower()}')
+    path.write_bytes(data)
+    inputs = INPUT_KINDS[path.suffix].open(path, image_col, below or parent)
+    inputs.reader.downloaded = folder  # it is read as long as the images are
+    return replace(inputs, description=printable(url))
 
 # %% ../../nbs/inference/07_inputs.ipynb #4387c49f
 def _images_below(folder: str) -> Iterator[str]:
@@ -128,11 +150,17 @@ def _listed_paths(file: TextIO) -> Iterator[str]:
 def _paths_in(path: Path) -> Iterator[str]:
     with open_text(path) as f: yield from _listed_paths(f)
 
+def _list_reader(reader: Reader, path: Path) -> ListedReader:
+    "The reader of a list's images; only where none of the first names is there, they are looked for in all folders"
+    plain = ListedReader(reader)
+    is_there = any(plain.exists(name) for name in islice(_paths_in(path), 20))
+    return plain if is_there else ListedReader(reader, search_below=True)
+
 def _open_list(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     if is_whole_table(path): return _open_table(path, image_col, below)
     if image_col is not None:
         raise OptionError(f'--image-col does not go with {printable(path)}.', 'It is for a table.')
-    reader, total = ListedReader(reader_below(below, path.parent)), sum(1 for _ in _paths_in(path))
+    reader, total = _list_reader(reader_below(below, path.parent), path), sum(1 for _ in _paths_in(path))
     return ImageInputs(reader, _paths_in(path), total, f'the list {printable(path)}')
 
 # %% ../../nbs/inference/07_inputs.ipynb #475ed179
@@ -241,6 +269,7 @@ class InputKind:
 _FOLDER, _ZIP, _URL = InputKind(_open_folder), InputKind(_open_zip_file), InputKind(_open_url)
 _STDIN, _LIST = InputKind(_open_stdin, ('--root',)), InputKind(_open_list, ('--image-col', '--root'))
 _TABLE = InputKind(_open_table, ('--image-col', '--root'))
+_URL_TABLE = InputKind(_open_url_table, ('--image-col', '--root'))
 _ARRAY = InputKind(lambda path, image_col, below: _open_own_images(path))
 INPUT_KINDS = {'.zip': _ZIP, '.npy': _ARRAY, '.npz': _ARRAY,
                **{e: _LIST if e in LIST_EXTENSIONS else _TABLE for e in TABLE_EXTENSIONS}}
@@ -253,7 +282,7 @@ def _find_kind(words: list[str]) -> InputKind | None:
     "How a single input is opened; None where it is an image, a pattern, or one of several"
     if len(words) > 1: return None
     word = words[0]
-    if is_url(word): return _URL
+    if is_url(word): return _URL_TABLE if PurePosixPath(word).suffix.lower() in TABLE_EXTENSIONS else _URL
     if word == '-': return _STDIN
     if os.path.isdir(word): return _FOLDER
     return INPUT_KINDS.get(Path(word).suffix.lower()) if os.path.isfile(word) else None
@@ -266,6 +295,7 @@ def _check_options(words: list[str], kind: InputKind | None, image_col: str | No
         raise OptionError(f'{name} does not go with {printable(" ".join(words))[:80]}.',
                           'It is for a CSV or a list.' if name == '--root' else 'It is for a CSV.')
     if root is None or is_url(root) or os.path.isdir(root): return
+    check_format(root)
     if not (os.path.isfile(root) and Path(root).suffix.lower() == '.zip'):
         raise OptionError(f'--root {printable(root)} is neither a folder nor a zip.')
 
@@ -273,6 +303,7 @@ def _check_options(words: list[str], kind: InputKind | None, image_col: str | No
 def _check_words(words: list[str]):
     "An error where inputs do not go together, or one is missing"
     url = next(filter(is_url, words), None)
+    if len(words) == 1 and not url: check_format(words[0])
     if len(words) > 1 and '-' in words:
         raise OptionError('- (standard input) goes with nothing else.', 'Give - alone, or paths alone.')
     if len(words) > 1 and url: raise OptionError(f'{printable(url)} goes with nothing else.', 'Give one URL, or paths.')
@@ -298,7 +329,7 @@ def open_inputs(
     try:
         if len(words) < len(items): inputs = _open_pictures(items, pictures)
         elif kind is None: inputs = _open_paths(words)
-        else: inputs = kind.open(words[0] if kind is _URL else Path(words[0]), image_col, root)
+        else: inputs = kind.open(words[0] if is_url(words[0]) else Path(words[0]), image_col, root)
     except OSError as e:
         raise SmileError(f'{printable(words[0])} cannot be read: {e.strerror or printable(e)}.') from None
     note = left_aside_note(inputs.reader)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..config.fields import DecideOptions
-from ..core.errors import OptionError, SmileError, printable, say
+from ..core.errors import OptionError, SmileError, list_few, printable, say
 from ..core.files import read_json, read_safe_csv, write_json, write_safe_csv
 from .calibration import Calibration, CalibrationSettings, fit_calibration, read_cost_matrix
 from .calibration import resolve_decision_rule
@@ -199,7 +199,7 @@ def _sets_note(calibration: Calibration, classes: tuple) -> list[str]:
     "That some classes are in every set, for want of rows"
     always = [f'{classes[i]!r} ({calibration.calib_rows[i]} rows)' for i in calibration.always_in_sets]
     if not always: return []
-    return [f"in every set of --sets, for want of {calibration.rows_for_sets} rows of calib: {', '.join(always)}"]
+    return [f"in every set of --sets, for want of {calibration.rows_for_sets} rows of calib: {list_few(always)}"]
 
 def fit_run_calibration(
     run: str | Path, # a run folder with its predictions

@@ -162,7 +162,7 @@ def pruner_for(
 # %% ../../nbs/runs/14_tune.ipynb #3de57a4b
 def _search_identity(source: object, config: TuneConfig) -> dict:
     "Options that must match to resume a search"
-    free = ('trials', 'minutes', 'device', 'workers', 'out', 'cache')
+    free = ('trials', 'minutes', 'device', 'workers', 'out', 'cache', 'verbose')
     options = {k: v for k, v in jsonable(config.as_dict()).items() if k not in free}
     return dict(source=absolute_source(source), **options)
 

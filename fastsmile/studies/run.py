@@ -267,7 +267,7 @@ def _planned_trainings(
 # %% ../../nbs/studies/02_run.ipynb #4bf0c194
 def _compared_options(options: Mapping[str, Any]) -> dict[str, Any]: # option -> value
     "What makes a training what it is: not where it runs, nor how its folder of weights is spelled"
-    compared = {k: v for k, v in options.items() if k not in ('out', 'device', 'workers')}
+    compared = {k: v for k, v in options.items() if k not in ('out', 'device', 'workers', 'verbose')}
     weights = Path(options['weights'])
     if weights.exists(): compared['weights'] = str(weights.resolve())
     return compared

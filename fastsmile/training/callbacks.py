@@ -93,11 +93,17 @@ def _cost_columns(history: 'History', targets: np.ndarray) -> dict:
                 **{f'drawn_{name}': int(n) for name, n in drawn})
 
 # %% ../../nbs/training/04_callbacks.ipynb #7441e032
-def _epoch_line(row: dict) -> str:
-    "The most important columns of an epoch, training / validation"
-    return (f"epoch {row['epoch']:>3} {row['phase']:<4}  loss {row['train_loss']:.3f} / {row['valid_loss']:.3f}  "
-            f"macro F1 {row['train_macro_f1']:.3f} / {row['valid_macro_f1']:.3f}  "
-            f"balanced accuracy {row['valid_balanced_accuracy']:.3f}  {row['seconds']:.1f} s")
+_EPOCH_HEADER = 'epoch  phase  loss train/valid  macro F1 train/valid  balanced acc.     time'
+
+def _epoch_line(
+    row: dict,          # of the history
+    best: bool = False, # is its loss on valid the lowest so far?
+) -> str:
+    "An epoch, aligned below `_EPOCH_HEADER`; the best so far has a star"
+    def pair(score: str) -> str: return f"{row[f'train_{score}']:.3f} / {row[f'valid_{score}']:.3f}"
+    line = (f"{row['epoch']:>5}  {row['phase']:<5}  {pair('loss'):>16}  {pair('macro_f1'):>20}  "
+            f"{row['valid_balanced_accuracy']:>13.3f}  {row['seconds']:>5.1f} s")
+    return f'{line} *' if best else line
 
 # %% ../../nbs/training/04_callbacks.ipynb #1db1688a
 def _write_history(path: Path, rows: list[dict]):
@@ -134,7 +140,7 @@ class History(_BatchCollector):
         super().__init__()
         self.validation_metrics, self.path = validation_metrics, path
         self.classes, self.print_line = classes, print_line
-        self.rows, self.phase = [], 'all'
+        self.rows, self.phase, self.printed_header = [], 'all', False
 
     def before_train(self):
         super().before_train()
@@ -147,7 +153,13 @@ class History(_BatchCollector):
         row = dict(epoch=len(self.rows) + 1, phase=self.phase) | _metric_columns(self.validation_metrics, train, valid)
         self.rows.append(row | _cost_columns(self, train[1]))
         if self.path: _write_history(self.path, self.rows)
-        self.print_line(_epoch_line(self.rows[-1]))
+        self._print_epoch()
+
+    def _print_epoch(self):
+        if not self.printed_header: self.print_line(_EPOCH_HEADER)
+        self.printed_header, (*before, row) = True, self.rows
+        lowest = min((r['valid_loss'] for r in before), default=math.inf)
+        self.print_line(_epoch_line(row, best=row['valid_loss'] < lowest))
 
 # %% ../../nbs/training/04_callbacks.ipynb #82d0f212
 def save_weights(
@@ -316,8 +328,9 @@ class SkipValidation(Callback):
 def _progress_bar(console: 'Console'):
     "A Rich progress bar for batches, with a free text field `now`"
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-                    TextColumn('{task.fields[now]}'), TimeRemainingColumn(), console=console, transient=True)
+    return Progress(TextColumn('{task.description}'), BarColumn(bar_width=None), MofNCompleteColumn(),
+                    TextColumn('{task.fields[now]}'), TimeRemainingColumn(), TextColumn('left'), console=console,
+                    transient=True, expand=True)
 
 # %% ../../nbs/training/04_callbacks.ipynb #82a924d1
 class LiveProgress(Callback):

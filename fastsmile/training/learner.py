@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FALLBACK_LR', 'LR_RANGE', 'SCHEDULES', 'spec_from_config', 'plan_training', 'prepare_images', 'make_learner',
            'build_learner', 'optional_callbacks', 'smooth_losses', 'suggest_lr', 'LRSuggestion', 'find_lr',
-           'TrainingPhase', 'plan_phases', 'run_phase', 'TrainedPhase', 'run_phases', 'train_learner', 'refit_phases',
-           'refit_on_all_rows', 'print_network', 'write_balance', 'write_augmentation_preview']
+           'TrainingPhase', 'plan_phases', 'run_phase', 'TrainedPhase', 'reset_optimizer', 'run_phases',
+           'phases_from_config', 'train_learner', 'refit_phases', 'refit_on_all_rows', 'print_network', 'write_balance',
+           'write_augmentation_preview']
 
 # %% ../../nbs/training/11_learner.ipynb #1f416efa
 import math
@@ -206,13 +207,22 @@ def smooth_losses(
 
 # %% ../../nbs/training/11_learner.ipynb #9c101029
 FALLBACK_LR, LR_RANGE = 1e-3, (1e-5, 1e-2)
+_RISE = 0.02 # of the loss at the start, above the lowest so far
+
+def _until_divergence(curve: pd.DataFrame) -> pd.DataFrame: # lr, loss, smooth
+    "The part before the loss has lost half of what it had fallen"
+    if curve.empty: return curve
+    smooth, start = curve.smooth.to_numpy(), curve.smooth.iloc[0]
+    lowest = np.minimum.accumulate(smooth)
+    risen = smooth - lowest > np.maximum(0.5 * (start - lowest), _RISE * start)
+    return curve.iloc[:int(risen.argmax())] if risen.any() else curve
 
 def suggest_lr(
     curve: pd.DataFrame, # lr, loss, smooth
 ) -> tuple[float, str]: # the learning rate, and how it was found
     "A learning rate from the curve of a search"
     fell_back = f'fell back to {FALLBACK_LR:g}.'
-    finite = curve[np.isfinite(curve.loss)]
+    finite = _until_divergence(curve[np.isfinite(curve.loss)])
     if len(finite) < 20: return FALLBACK_LR, f'lr_find saw only {len(finite)} usable steps: {fell_back}'
     if finite.smooth.min() > 0.98 * finite.smooth.iloc[0]:
         return FALLBACK_LR, f'lr_find saw no fall of the loss: {fell_back}'
@@ -329,7 +339,7 @@ def _lr_from_json(
     return TrainedPhase(phase, saved['lr'], LRSuggestion(saved['lr'], saved['message'], curve))
 
 # %% ../../nbs/training/11_learner.ipynb #db5169f9
-def _reset_optimizer(learn: MemorySafeLearner, phase: TrainingPhase):
+def reset_optimizer(learn: MemorySafeLearner, phase: TrainingPhase):
     "A new optimizer over what the phase trains"
     learn.opt = None
     (learn.freeze if phase.frozen else learn.unfreeze)()
@@ -354,7 +364,7 @@ def _choose_lr(
     pretrained: bool = False, # does training start from weights that are not random?
 ) -> TrainedPhase:
     "The learning rate of a phase: that of an earlier process, the given one, the default, or a search"
-    _reset_optimizer(learn, phase)
+    reset_optimizer(learn, phase)
     if saved: chosen = _lr_from_json(phase, saved)
     elif lr == 'find':
         search = find_lr(learn, steps)
@@ -362,7 +372,7 @@ def _choose_lr(
     elif lr == 'auto': chosen = _default_phase(learn, phase, pretrained)
     else: chosen = TrainedPhase(phase, float(lr))
     if not saved: learn.history.print_line(f'{phase.name}: {chosen.message[0].lower()}{chosen.message[1:]}')
-    if chosen.search: _reset_optimizer(learn, phase)
+    if chosen.search: reset_optimizer(learn, phase)
     return chosen
 
 # %% ../../nbs/training/11_learner.ipynb #34be0c0e
@@ -411,7 +421,7 @@ def run_phases(
     return trained
 
 # %% ../../nbs/training/11_learner.ipynb #a7cf8afb
-def _phases_from_config(config: FitConfig) -> list[TrainingPhase]:
+def phases_from_config(config: FitConfig) -> list[TrainingPhase]:
     "The phases that the options describe; pretrained weights are protected by an epoch of the head alone"
     spread = config.spread or (10 if config.is_pretrained else 1)
     return plan_phases(config.epochs, config.head_epochs, spread, config.freeze == 'head')
@@ -496,6 +506,15 @@ def _phase_records(learn: MemorySafeLearner, trained: list[TrainedPhase]) -> lis
     return [dict(name=t.phase.name, epochs=ran.count(t.phase.name), planned=t.phase.epochs, frozen=t.phase.frozen,
                  lr=t.lr, note=t.message) for t in trained]
 
+# %% ../../nbs/training/11_learner.ipynb #6ece12b8
+def _print_best_epoch(learn: MemorySafeLearner):
+    "Print the epoch whose weights are kept"
+    best = learn.checkpoint_saver.best_epoch
+    if not best: return
+    row = learn.history.rows[best - 1]
+    learn.history.print_line(f"best: epoch {best} (the last *): lowest loss on valid, {row['valid_loss']:.3f}; "
+                             f"macro F1 {row['valid_macro_f1']:.3f}")
+
 # %% ../../nbs/training/11_learner.ipynb #78f6ae25
 def train_learner(
     learn: MemorySafeLearner, # from `build_learner`
@@ -507,12 +526,13 @@ def train_learner(
     saver, schedule = StateSaver(path/'checkpoints'/STATE_FILE, resume), config.parsed().schedule
     with _distributed_if_needed(learn):
         _add_callbacks(learn, config)
-        learn.history.print_line(f'training on {learn.dls.device}: loss and macro F1 of training / validation')
+        learn.history.print_line(f'training on {learn.dls.device}')
         if saver.saved: say(f"resuming after epoch {len(saver.saved.rest['rows'])}")
         _fit_into_memory(learn, config)
         with _training_context(learn, config, _precision(learn, config, saver)) as record:
-            trained = run_phases(learn, _phases_from_config(config), config.lr, config.training_seed, schedule,
+            trained = run_phases(learn, phases_from_config(config), config.lr, config.training_seed, schedule,
                                  saver=saver, pretrained=config.is_pretrained)
+    _print_best_epoch(learn)
     _write_lr_find(trained, path)
     return dict(phases=_phase_records(learn, trained), best_epoch=learn.checkpoint_saver.best_epoch,
                 device=str(learn.dls.device), seconds=saver.seconds, micro_batches=learn.micro_batches,
@@ -571,12 +591,13 @@ def refit_on_all_rows(
 def print_network(
     net: nn.Module,
     spec: ModelSpec,
+    verbose: bool = False, # each stage, too
 ):
-    "Print what is trained, stage by stage, and what a model file of it needs"
-    counts, stages = count_parameters(net), stage_table(net)
-    say(f"{spec.arch}, {spec.prep.size} px: {counts['parameters']:,} parameters, "
-        f"{counts['trainable']:,} of them are trained:")
-    width = max(len(stage['stage']) for stage in stages)
+    "Print what is trained, and what a model file of it needs"
+    counts, stages = count_parameters(net), stage_table(net) if verbose else []
+    trained = 'all' if counts['trainable'] == counts['parameters'] else f"{counts['trainable']:,}"
+    say(f"{spec.arch}, {spec.prep.size} px: {counts['parameters']:,} parameters, {trained} of them are trained")
+    width = max((len(stage['stage']) for stage in stages), default=0)
     for s in stages: say(f"    {s['stage']:<{width}}  {s['trainable']:>12,} of {s['parameters']:>12,}")
     reason = needs_fastsmile(spec)
     if reason: say(f'The model file will need fastsmile to be loaded: {reason}.', style='yellow')

@@ -11,7 +11,7 @@ from fastsmile.core.errors import OptionError
 COMMANDS = dict(
     audit='AuditConfig', fit='FitConfig', predict='PredictConfig', evaluate='EvaluateConfig', calibrate='CalibrateConfig', explain='ExplainConfig',
     report='ReportConfig', compare='CompareConfig', probe='ProbeConfig', ensemble='EnsembleConfig', tune='TuneConfig', export='ExportConfig',
-    serve='ServeConfig', study='StudyConfig', sample='SampleConfig')
+    serve='ServeConfig', study='StudyConfig', sample='SampleConfig', lr_find='LRFindConfig')
 FIRST = dict(study=('emotions', 'nowhere'))  # what precedes the options; one word for all others
 
 

@@ -1,5 +1,6 @@
 "Every option of a training does what it says: drawn counts, losses, priors, frozen layers, groups, schedules, comparisons."
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -296,7 +297,7 @@ def test_patience_ends_early_and_says_so(data, tiny, tmp_path):
     said = []
     learn.history.print_line = said.append
     train_learner(learn, replace(tiny, lr='1e-9', patience=2, epochs=30, monitor='accuracy'), tmp_path)
-    assert 3 <= len(learn.history.rows) < 20 and 'No improvement for 2 epochs' in said[-1]
+    assert 3 <= len(learn.history.rows) < 20 and 'No improvement for 2 epochs' in said[-2] and said[-1].startswith('best: epoch')
 
 
 def test_the_average_is_what_is_measured_and_kept(data, tiny, tmp_path, plain_losses):
@@ -365,7 +366,8 @@ def test_a_display_on_a_terminal_that_moves_and_lines_elsewhere(data, tiny, tmp_
     monkeypatch.setenv('TERM', term)
     trained(data, replace(tiny, epochs=1), tmp_path)
     said = capsys.readouterr().err
-    assert 'epoch   1 all' in said and 'macro F1' in said
+    assert said.count('epoch  phase  loss train/valid') == 1 and re.search(r'^ +1  all .* \*$', re.sub(r'\x1b\[[^a-zA-Z]*[a-zA-Z]|\r', '', said), re.M)
+    assert 'best: epoch 1 (the last *)' in said and '    fc ' not in said
     assert ('images/s' in said) == ('\x1b[' in said) == ((terminal, term) == ('1', 'xterm'))
 
 

@@ -105,15 +105,31 @@ def test_fer2013_and_the_votes_of_ferplus(tmp_path):
     rows = [(k % 3, ' '.join(map(str, rng.integers(0, 256, 36))), u) for k, u in enumerate(['Training'] * 4 + ['PublicTest'] * 2 + ['PrivateTest'] * 2)]
     fer = 'emotion,pixels,Usage\n' + ''.join(f'{e},"{p}",{u}\n' for e, p, u in rows)
     votes = 'Usage,Image name,neutral,happiness,unknown,NF\n' + ''.join(f'{u},fer{k:07}.png,{k},{8 - k},2,0\n' for k, (_, _, u) in enumerate(rows))
-    s = read(tmp_path, {'fer2013.csv': fer, 'fer2013new.csv': votes})
+    s = read(tmp_path, {'fer2013.csv': fer, 'fer2013new.csv': votes}, label_col='emotion')
     assert s.kept.label.tolist() == [str(k % 3) for k in range(8)] and s.kept.split.tolist() == ['train'] * 4 + ['valid'] * 2 + ['test'] * 2
     assert (np.asarray(s.reader.read_image('3'))[..., 0].ravel() == [int(v) for v in rows[3][1].split()]).all()
-    assert any('--labels fer2013new.csv' in n for n in s.notes) and any('3 happy' in n for n in s.notes)
-    plus = read(tmp_path, {}, labels='fer2013new.csv')
+    assert any('3 happy' in n for n in s.notes)
+    plus = read(tmp_path, {})
+    assert any('the votes of FER+ are the labels; --label-col emotion' in n for n in plus.notes)
+    assert read(tmp_path, {}, labels='fer2013new.csv').frame.equals(plus.frame)
     assert plus.frame.label.tolist() == ['happiness'] * 4 + [''] + ['neutral'] * 3 and plus.frame.reason[4] == 'tie of votes: neutral, happiness'
     assert plus.frame.split.tolist() == s.frame.split.tolist() and read(tmp_path, {}, split_col='none').frame.split.nunique() == 1
     (tmp_path/'bad.csv').write_text('emotion,pixels\n1,1 2 3\n')
     with pytest.raises(SmileError, match='line 2: 3 pixels are no square'): read_source(tmp_path/'bad.csv')
+
+
+def test_ferplus_has_two_columns_that_are_no_emotions(tmp_path):
+    "Rows that most people found to be no face, or of no emotion that has a name, are set aside and are no classes"
+    columns = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'.split(',')
+    counts = [dict(neutral=9), dict(happiness=9), dict(NF=10), dict(unknown=6, neutral=4), dict(neutral=6, unknown=4)]
+    votes = [[u, f'fer{k}.png', *(c.get(n, 0) for n in columns)] for k, (u, c) in enumerate(zip(['Training'] * 5, counts))]
+    write = lambda rows: ''.join(','.join(map(str, row)) + '\n' for row in rows)
+    fer = 'emotion,pixels,Usage\n' + ''.join(f'{k % 2},{" ".join(map(str, range(k, k + 16)))},Training\n' for k in range(5))
+    s = read(tmp_path, {'fer2013.csv': fer, 'fer2013new.csv': write([['Usage', 'Image name', *columns], *votes])})
+    assert s.frame.label.tolist() == ['neutral', 'happiness', '', '', 'neutral']
+    assert s.frame.reason.tolist() == ['', '', 'FER+: no face', 'FER+: unknown emotion', '']
+    s = read(tmp_path, {'fer2013new.csv': write([['Usage', 'Image name', *columns], *votes[:-1]])})
+    assert s.frame.label.tolist() == list('01010') and any('4 rows for 5 images: it is not used' in n for n in s.notes)
 
 
 def test_ferplus_writes_its_votes_without_a_header(tmp_path):
@@ -314,3 +330,53 @@ def test_names_without_any_label_are_refused(tmp_path, files):
     lists = {name: ''.join(f'img{i}.jpg\n' for i in IDS[k::2]) for k, name in enumerate(files)}
     with pytest.raises(SmileError, match=f'None of the {4 * len(files)} rows .* has a label') as e: read(tmp_path, FILES | lists)
     assert 'NON-SMILE_list.txt' in e.value.hint
+
+
+def test_tables_named_for_splits_in_their_stems(tmp_path):
+    "FairFace: fairface_label_train.csv and fairface_label_val.csv; other tables stay a question"
+    rows = {s: 'file,age,gender\n' + ''.join(f'{s}/{i}.png,20-29,{"MF"[i % 2]}\n' for i in range(4)) for s in ('train', 'val')}
+    images = {f'{s}/{i}.png': P for s in ('train', 'val') for i in range(4)}
+    s = read(tmp_path/'a', images | {f'fairface_label_{s}.csv': t for s, t in rows.items()}, label_col='gender')
+    assert s.frame.split.tolist() == ['train'] * 4 + ['valid'] * 4 and s.frame.label.tolist() == ['M', 'F'] * 4
+    with pytest.raises(SmileError, match='several tables'):
+        read(tmp_path/'b', images | {'smile_train.csv': rows['train'], 'age_val.csv': rows['val']})
+
+
+def test_a_manifest_of_sagemaker(tmp_path):
+    lines = [{'source-ref': f's3://bucket/images/{i}.png', 'expression': i % 2,
+              'expression-metadata': {'class-name': 'ab'[i % 2], 'confidence': 0.9, 'type': 'groundtruth/image-classification'}} for i in range(4)]
+    s = read(tmp_path, {f'images/{i}.png': P for i in range(4)} | {'train.manifest': '\n'.join(map(json.dumps, lines))})
+    assert s.frame.label.tolist() == ['a', 'b'] * 2 and not any('left aside' in n for n in s.notes)
+
+
+@pytest.mark.parametrize('project', [False, True])
+@pytest.mark.parametrize('attributes', [lambda c: (dict(expression=c), {}), lambda c: ({}, dict(name=c)),
+                                        lambda c: (dict(expression={c: True, 'other': False}), {})], ids=['image', 'region', 'boxes'])
+def test_json_of_the_vgg_image_annotator(tmp_path, attributes, project):
+    def image(i):
+        own, region = attributes('ab'[i % 2])
+        return dict(filename=f'{i}.png', size=9, regions=[dict(shape_attributes={}, region_attributes=region)], file_attributes=own)
+    images = {f'{i}.png9': image(i) for i in range(4)}
+    said = dict(_via_settings={}, _via_img_metadata=images, _via_attributes={}) if project else images
+    s = read(tmp_path, {f'{i}.png': P for i in range(4)} | {'via.json': json.dumps(said)})
+    assert s.frame.label.tolist() == ['a', 'b'] * 2 and any('VIA JSON' in n for n in s.notes)
+
+
+def test_broken_files_of_labels_are_no_crash(tmp_path):
+    "Empty .npy of AffectNet beside images"
+    with pytest.raises(SmileError, match='has no labelled images'):
+        read(tmp_path, {f'images/{i}.png': P for i in range(4)} | {f'annotations/{i}_exp.npy': b'' for i in range(4)})
+
+
+def test_one_hot_columns_with_a_row_of_two_classes(tmp_path):
+    "A class that is called as a usual column of labels is still one of the columns; the row of both is set aside"
+    rows = [f'{k:02}.jpg,{int(k % 2 == 0)},{int(k % 2)}' for k in range(24)]
+    images = {f'images/{k:02}.jpg': P for k in range(24)}
+    rows[0] = rows[0].replace('1,0', '1,1')
+    s = read(tmp_path, images | {'_classes.csv': 'filename, neutral, smile\n' + '\n'.join(rows)})
+    assert s.frame.label.tolist() == ['', 'smile', *['neutral', 'smile'] * 11] and s.frame.reason[0] == 'tie of votes: neutral, smile'
+
+
+def test_files_left_aside_are_counted_where_nothing_is_left(tmp_path):
+    with pytest.raises(SmileError, match=r'has no labelled images\. 3 files are left aside, .*: 2 .cr2, 1 .mp4'):
+        read(tmp_path, {'a/1.cr2': b'II', 'b/2.cr2': b'II', 'b/3.mp4': b'x'})

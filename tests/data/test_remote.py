@@ -30,7 +30,7 @@ ODD = ['a b.png', 'ä.png', 'a,"b".png', 'new/c.png', 'new/deep/d.JPG', 'plain',
 def here(tmp_path_factory):
     "A folder of pictures with odd names, and what is no picture"
     return folder(tmp_path_factory.mktemp('here'), {n: picture(seed=i) for i, n in enumerate(ODD)} | {'broken.jpg': b'no picture', 'empty.png': b'',
-                  '.hidden/x.png': picture(), '__MACOSX/._a.png': b'x', 'notes.txt': 'hello'})
+                  '.hidden/x.png': picture(), '__MACOSX/._a.png': b'x', 'notes.md': 'hello'})
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +83,7 @@ def test_a_prediction_is_gone_on_with_where_it_is_of_the_same_url(bucket, ask):
 
 
 @pytest.mark.parametrize('where,words,hint', [
-    ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.txt', 'holds no images', 'Pass'),
+    ('memory://nowhere', 'does not exist', 'Name a folder'), ('memory://bucket/notes.md', 'holds no images', 'Pass'),
     ('memory://no.zip', 'does not exist', ''), ('memory://bucket/fake.zip', 'cannot be read as a zip', 'Unpack it'),
     ('nothing://x', 'cannot be opened', 'fsspec knows'), ('memory://bucket/*.webp', 'holds no images', 'Pass')])
 def test_what_is_not_there_is_said(bucket, where, words, hint):

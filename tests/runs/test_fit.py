@@ -1,4 +1,5 @@
 "The traps of fastai and timm, each ruled out; options that would do nothing would fail here."
+import json
 import sys
 from dataclasses import replace
 
@@ -6,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, folder, picture
+from conftest import TINY, folder, picture, shell
 
 from fastsmile.metrics.calibration import class_prior
 from fastsmile.training.balance import make_epoch_sampler
 from fastsmile.core.errors import OptionError, SmileError
+from fastsmile.core.files import read_safe_csv
 from fastsmile.data.audit import audit_and_split
 from fastsmile.models.factory import build_network, make_spec
 from fastsmile.inference.load import load_model
@@ -231,3 +233,15 @@ def test_wrong_options_are_refused_in_words(faces, tiny):
                           (dict(model_args='{"chanels": [1]}'), 'does not take them'),
                           (dict(model_args='[1]'), 'not a JSON object')]:
         with pytest.raises(OptionError, match=words): fit(faces, replace(tiny, **change))
+
+
+def test_lr_find_reads_its_rate_from_several_searches_and_trains_nothing(faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ['--arch', 'resnet10t', '--weights', 'none', '--size', 32, '--bs', 16, '--steps', 50, '--searches', 2]
+    ended = shell('lr-find', faces, *options, '--json')
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert ended.returncode == 0 and [p['phase'] for p in said['phases']] == ['all']
+    assert 1e-5 <= said['phases'][0]['lowest'] <= said['phases'][0]['highest'] <= 1e-2
+    curve = read_safe_csv(tmp_path/'lr-find'/'lr_find.csv', numbers=True)
+    assert len(curve) >= 20 and curve.lr.is_monotonic_increasing
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['lr-find']
