@@ -103,7 +103,7 @@ def target_prior(
     if asked == 'uniform': return np.full(len(data), 1 / len(data))
     if not Path(asked).is_file():
         raise OptionError(f'--prior {printable(asked)!r} is neither a word nor a file.',
-                          'Accepted: data, uniform, or a JSON file {class: share}.')
+                          'Accepted: data, uniform, or a JSON file {class: share}; predict takes estimate, too.')
     shares = _read_shares(asked)
     p = np.array([shares.get(str(c), -1.) for c in classes])
     if set(shares) != set(map(str, classes)) or not (p > 0).all() or not np.isfinite(p).all():
