@@ -80,7 +80,7 @@ class NameCode:
     name: str
     stem: str    # regular expression of a whole name, without its ending
     label: str   # --label-from
-    group: str   # --group-from
+    group: str   # --group-from; empty where no person is named
     rename: str  # an example of --rename
 
 NAME_CODES = (
@@ -89,7 +89,7 @@ NAME_CODES = (
              'HA=happy'),
     NameCode('RaFD', r'Rafd\d+_\d+_.+', r'_([a-z]+)_(?:frontal|left|right)', r'^Rafd\d+_(\d+)_', 'happy=smile'),
     NameCode('the Yale faces', r'subject\d+\.[a-z]+', r'\.([a-z]+)$', r'^(subject\d+)', 'happy=smile'),
-    NameCode('UTKFace', r'\d+_[01]_[0-4]_\d+.*', r'^\d+_([01])_', r'_(\d+)', '0=male'))
+    NameCode('UTKFace', r'\d+_[01]_[0-4]_\d+.*', r'^\d+_([01])_', '', '0=male'))  # it names nobody
 
 def name_code(
     stems: list[str], # names of images without their ending
@@ -275,8 +275,8 @@ def name_code_hint(
     "How to take the classes out of names, where they look like those of a known set, or begin with a few words"
     stems = [PurePosixPath(n).stem for n in names]
     if code := name_code(stems):
-        return (f"The names look like those of {code.name}: --label-from '{code.label}' "
-                f"--group-from '{code.group}' --rename {code.rename}.")
+        group = f" --group-from '{code.group}'" if code.group else ''
+        return f"The names look like those of {code.name}: --label-from '{code.label}'{group} --rename {code.rename}."
     words = [m[1] if (m := re.match('([A-Za-z]+)[ _.-]*[0-9]', s)) else '' for s in stems]
     few = 1 < len(set(words)) <= min(20, len(words) / 2) and '' not in words and not all(map(split_of, set(words)))
     some = ', '.join(sorted(set(words))[:5])

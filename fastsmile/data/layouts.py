@@ -27,7 +27,7 @@ from .images import ImageError
 from .readers import FolderReader, Reader, ZipReader, remote_reader
 from .tables import (LIST_EXTENSIONS, MAIN_TABLE_EXTENSIONS, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS,
                                    ColumnChoice, TableColumns, detect_columns)
-from .words import COLUMN_NAMES, SPLITS, label_key, looks_like_split, split_meanings, split_of
+from .words import COLUMN_NAMES, SPLITS, label_key, looks_like_split, split_in_name, split_meanings, split_of
 
 # %% ../../nbs/data/08_layouts.ipynb #a96915f8
 TABLE_COLUMNS = ['path', 'label', 'split', 'group', 'reason']
@@ -219,11 +219,17 @@ def find_tables(
     if place.options.labels: return _labels_files(place.options.labels)
     tables = _tables_inside(place) or _tables_next_to_zip(place)
     splits = [replace(t, split=t.split or split_of(t.stem)) for t in tables]
-    splits = [t for t in splits if t.split]
+    splits = [t for t in splits if t.split] or _splits_in_stems(tables)
     in_folders = {t.folder for t in splits}
     if any(t.split == 'train' for t in splits) or len(in_folders) > 1 and len(splits) == len(tables):
         return one_per_split(place, splits)
     return only_table(place, tables)
+
+def _splits_in_stems(tables: list[TableFile]) -> list[TableFile]:
+    "The tables with the splits in their names, where nothing else in them differs: fairface_label_train.csv"
+    named = [replace(t, split=split_in_name(t.stem)) for t in tables]
+    rests = {tuple(word for word in re.split(r'[\W_]+', t.stem) if not split_of(word)) for t in named}
+    return named if len(rests) == 1 and all(t.split for t in named) else []
 
 def only_table(
     place: SourcePlace,

@@ -48,7 +48,7 @@ def is_image_name(
 # %% ../../nbs/data/03_readers.ipynb #d1779bf2
 # of tables, notes and programs: no one takes them for images
 _NO_IMAGE_ENDINGS = frozenset('.csv .tsv .txt .md .json .jsonl .xml .html .htm .yaml .yml .toml .ini .cfg .log .parquet '
-                              '.xlsx .xls .db .lst .list .cls .py .ipynb .sh .npy .npz .zip .sha256 .md5 .onnx .safetensors'.split())
+                              '.xlsx .xls .db .lst .list .cls .manifest .py .ipynb .sh .npy .npz .zip .sha256 .md5 .onnx .safetensors'.split())
 
 def count_if_left_aside(
     name: str,       # a path with forward slashes, of a file that is no image by its name

@@ -332,7 +332,8 @@ def _check_has_labels(read: ReadSource, source: str | Path):
     if len(read.frame): return  # each with its reason
     _check_root_formats(read.reader, source)
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
-    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.',
+    aside = left_aside_note(read.reader)
+    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.{" " * bool(aside)}{aside}',
                      'Accepted: class folders (--label-level -1 where their names are unusual), a CSV next to the '
                      f'images (--labels FILE), or an array with labels. {hint}')
 

@@ -41,7 +41,8 @@ def test_long_trainings_from_random_weights_mix_and_average_short_ones_do_not():
     short, long = (planned(FitConfig(arch='resnet10t', weights='none', size=64, bs=64, epochs=n)) for n in (5, 24))
     assert (short.augment, short.ema) == ('light', 0.0)
     assert 'mixup' in long.augment and 0.9 <= long.ema < 1
-    assert planned(FitConfig(size=96, bs=64, epochs=24), regime=PRETRAINED).ema == 0
+    from_weights = [planned(FitConfig(size=96, bs=64, epochs=n), regime=PRETRAINED) for n in (5, 10)]
+    assert [c.augment for c in from_weights] == ['medium', 'medium+mixup:0.2'] and [c.ema > 0 for c in from_weights] == [False, True]
 
 
 @pytest.mark.parametrize('side,regime,largest', [(64, PRETRAINED, 96), (48, RANDOM, 64), (64, RANDOM, 64), (4000, PRETRAINED, 224), (10, PRETRAINED, 96)])
