@@ -380,3 +380,33 @@ def test_one_hot_columns_with_a_row_of_two_classes(tmp_path):
 def test_files_left_aside_are_counted_where_nothing_is_left(tmp_path):
     with pytest.raises(SmileError, match=r'has no labelled images\. 3 files are left aside, .*: 2 .cr2, 1 .mp4'):
         read(tmp_path, {'a/1.cr2': b'II', 'b/2.cr2': b'II', 'b/3.mp4': b'x'})
+
+
+def test_lists_of_classes_beside_folders_of_people(tmp_path):
+    "LFW with the lists of who smiles: the folders are people, and the lists say the class"
+    images = {f'lfw/Ann_Lee{i}/Ann_Lee{i}_0001.jpg': P for i in range(8)}
+    lists = {f'{name}_list.txt': ''.join(f'Ann_Lee{i}_0001.jpg\n' for i in range(8) if i % 2 == k) for k, name in enumerate(('NON-SMILE', 'SMILE'))}
+    with pytest.raises(SmileError, match='look like those of people'): read(tmp_path/'a', images)
+    assert sorted(read(tmp_path/'b', images | lists).frame.label) == ['NON-SMILE'] * 4 + ['SMILE'] * 4
+
+
+def test_a_readme_without_an_ending_is_no_image(tmp_path):
+    "GENKI in its folder: the Nth line is the Nth image, and README is none"
+    files = {f'genki4k/files/file{i + 1:04}.jpg': P for i in range(12)} | {'genki4k/README': 'words', 'genki4k/LICENSE': 'words'}
+    s = read(tmp_path, files | {'genki4k/labels.txt': ''.join(f'{i % 2} 0.1 0.2 0.3\n' for i in range(12))})
+    assert s.frame.label.tolist() == ['0', '1'] * 6 and not s.images_without_row and not any('left aside' in n for n in s.notes)
+
+
+def test_a_list_of_numbers_and_classes(tmp_path):
+    s = read(tmp_path, {f'images/{i:03}.png': P for i in range(8)} | {'labels.txt': ''.join(f'{i:03} {"ab"[i % 2]}\n' for i in range(8))})
+    assert s.frame.label.tolist() == ['a', 'b'] * 4 and s.frame.path[0] == 'images/000.png'
+
+
+@pytest.mark.parametrize('encoding,name', [('gb18030', '微笑'), ('shift_jis', '笑顔'), ('cp1251', 'Лицо')])
+def test_a_table_in_another_encoding_is_named_with_the_line_that_saves_it(tmp_path, monkeypatch, encoding, name):
+    rows = 'file,label\n' + ''.join(f'{name}{i}.png,{name if i % 2 else "x"}\n' for i in range(8))
+    files = {f'images/{name}{i}.png': P for i in range(8)} | {'labels.csv': rows.encode(encoding)}
+    with pytest.raises(SmileError, match=f'in the encoding {encoding}') as e: read(tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    exec(e.value.hint[e.value.hint.index('from pathlib'):], {})
+    assert read_source(tmp_path).frame.label.tolist() == ['x', name] * 4
