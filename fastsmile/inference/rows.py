@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RowOptions', 'KnownMatch', 'apply_known_label', 'has_known_label', 'KnownImages', 'read_labelled_rows',
            'open_known_images', 'prediction_columns', 'RowFormat', 'describe_columns', 'make_row_format',
-           'relabel_rows']
+           'relabel_rows', 'move_row_format']
 
 # %% ../../nbs/inference/06_rows.ipynb #e1c2f0a3
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ..data.faces import FACE_COLUMNS
 from ..data.images import ImageError
 from ..data.unlike import MIN_ROWS_UNLIKE, UNLIKE_SHARE, UnlikeScale
 from ..metrics.calibration import Calibration
-from ..metrics.shares import move_probabilities
+from ..metrics.shares import calibration_for_shares, move_probabilities, shares_factor
 from ..models.spec import Model
 
 # %% ../../nbs/inference/06_rows.ipynb #a012c629
@@ -379,3 +379,17 @@ def _merge_moved(row: dict, moved: dict) -> dict:
     return out | dict(label=label, confidence=out.get(f'calibrated_{label}', out[f'p_{label}'])) | _empty_withheld(out)
 
 def _empty_withheld(row: dict) -> dict: return dict(withheld='') if 'withheld' in row else {}
+
+# %% ../../nbs/inference/06_rows.ipynb #2773764d
+def move_row_format(
+    made: RowFormat,
+    prior: np.ndarray,  # (C,) of the model
+    shares: np.ndarray, # (C,) that rows are moved to
+    probs: np.ndarray,  # (N, C) of these rows, or of some of them
+) -> tuple[RowFormat, np.ndarray]: # for `relabel_rows`, with the factor (C,)
+    "The format of rows under other class shares"
+    factor = shares_factor(made.calibration, prior, shares)
+    calibration = calibration_for_shares(made.calibration, shares, move_probabilities(probs, factor))
+    moved = replace(made, calibration=calibration)
+    names = ', '.join(f'{printable(c)} {s:.1%}' for c, s in zip(made.classes[:10], shares))
+    return replace(moved, description=describe_columns(moved, f'under the class shares {names}')), factor

@@ -28,10 +28,9 @@ from ..inference.outputs import PredictionFile, PredictionSummary, check_replace
 from ..inference.outputs import resume_settings, starts_image
 from ..inference.predict import PredictionJob, inference_batch_size, open_prediction_job, predict_batches
 from ..inference.predict import predict_on_ray
-from ..inference.rows import describe_columns, prediction_columns, relabel_rows
+from ..inference.rows import move_row_format, prediction_columns, relabel_rows
 from ..metrics.calibration import target_prior
-from ..metrics.shares import ShareEstimate, calibration_for_shares, estimate_shares, hint_possible
-from ..metrics.shares import move_probabilities, shares_factor
+from ..metrics.shares import ShareEstimate, estimate_shares, hint_possible
 from ..models.spec import Model
 from ..reports.html import pick_gallery_rows, write_gallery
 
@@ -152,18 +151,14 @@ def _target_shares(config: PredictConfig, model: Model, found: ShareEstimate | N
 
 def _move_rows(sheet: PredictionFile, job: PredictionJob, shares: np.ndarray) -> tuple[int, str]:
     "Move all rows to `shares`: how many labels that changed, and what the columns are"
-    model, probs, changed = job.backend.model, np.array(sheet.counts.sample.rows), Counter()
-    prior, calibration = np.array(model.metadata.prior), job.row_format.calibration
-    factor = shares_factor(calibration, prior, shares)
-    made = replace(job.row_format,
-                   calibration=calibration_for_shares(calibration, shares, move_probabilities(probs, factor)))
+    prior, changed = np.array(job.backend.model.metadata.prior), Counter()
+    made, factor = move_row_format(job.row_format, prior, shares, np.array(sheet.counts.sample.rows))
     def change(rows: list[dict]) -> list[dict]:
         moved = relabel_rows(rows, made, factor)
         changed['labels'] += sum(a['label'] != b['label'] for a, b in zip(rows, moved))
         return moved
     sheet.rewrite(change)
-    names = ', '.join(f'{printable(c)} {s:.1%}' for c, s in zip(model.spec.classes[:10], shares))
-    return changed['labels'], describe_columns(made, f'under the class shares {names}')
+    return changed['labels'], made.description
 
 # %% ../../nbs/runs/09_predict.ipynb #f16b644a
 def _apply_prior(sheet: PredictionFile, job: PredictionJob, config: PredictConfig) -> tuple[dict, dict]:

@@ -13,6 +13,7 @@ from fastsmile.config.commands import PredictConfig
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json, write_json
 from fastsmile.core.system import Interrupted
+from fastsmile.inference.load import load_model
 from fastsmile.metrics.shares import ShareEstimate
 from fastsmile.models.bundle import load_bundle
 from fastsmile.runs.predict import predict
@@ -147,3 +148,15 @@ def test_other_words_and_files_of_other_classes_are_refused_before_anything_is_p
     with pytest.raises(SmileError, match='must give each class a share'): predict(album, **ask, prior=str(tmp_path/'other.json'))
     assert not (tmp_path/'out').exists()
     assert PredictConfig().prior == 'data'
+
+
+@pytest.mark.parametrize('prior', ['estimate', 'uniform'])
+def test_a_table_in_python_is_moved_like_a_file(prior, album, ask):
+    written = table(predict(album, **ask, prior=prior))
+    plain = load_model(ask['model'], engine='torch').predict(album, bs=4, threads=2, precision='fp32', device='cpu')
+    moved = load_model(ask['model'], engine='torch').predict(album, bs=4, threads=2, precision='fp32', device='cpu', prior=prior)
+    good = (written.error == '').to_numpy()
+    assert moved.label.tolist() == written.label.tolist()
+    p = [c for c in written if c.startswith('p_')]
+    assert np.allclose(moved.loc[good, p].astype(float), written.loc[good, p].astype(float), atol=1e-6)
+    assert not np.allclose(moved.loc[good, p].astype(float), plain.loc[good, p].astype(float), atol=1e-6)
