@@ -10,6 +10,8 @@ import pytest
 from forked import run_python
 from PIL import Image
 
+from fastsmile.metrics.predictions import read_saved_predictions
+
 BENCHMARKS = Path(__file__).resolve().parent.parent/'benchmarks'
 
 
@@ -141,6 +143,12 @@ def test_unlike(expressions, tmp_path):
     args = ['--data', expressions, '--out', tmp_path/'unlike', '--quick', '--images', 20]
     said = bench('unlike.py', *args, '--size', 32, '--calib', 0.45)
     assert len(re.findall(r'^\| (statistics|energy|highest logit|Mahalanobis|neighbours) \| .*%', said, re.M)) == 5
+
+
+def test_shares(run):
+    label = read_saved_predictions(run.path, 'test').classes[0]
+    said = bench('shares.py', run.path, '--label', label, '--images', 4, '--draws', 2)
+    assert len(re.findall(r'^\| 4 \| (10|30|50|90)% \| [\d.]+% \|', said, re.M)) == 4
 
 
 def test_balance_runs_a_part_once_and_makes_its_tables(people, tmp_path):

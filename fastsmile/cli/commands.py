@@ -165,6 +165,7 @@ def _cache(config: CacheConfig) -> tuple:
 _PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html\n"
                      "find faces -name '*.jpg' | fastsmile predict -\nfastsmile predict new/ --known faces\n"
                      "fastsmile predict party.jpg --faces\nfastsmile predict new/ --abstain-unlike\n"
+                     "fastsmile predict wedding/ --prior estimate\n"
                      "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
 
 @command('predict', PredictConfig, _PREDICT_EXAMPLES,

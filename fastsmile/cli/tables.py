@@ -400,6 +400,33 @@ def _unlike_line(flagged: int, rows: int) -> str:
     from fastsmile.data.unlike import unlike_sentence  # needs NumPy
     return unlike_sentence(flagged, rows)
 
+# %% ../../nbs/cli/01_tables.ipynb #8b1699aa
+def _share_text(name: str, share: dict) -> str: # of `PredictionSummary.shares`
+    span = f" ({share['low']:.0%} to {share['high']:.0%})" if 'low' in share else ''
+    return f"{printable(name)} {share['value']:.0%}{span}"
+
+def _shares_lines(done: PredictionSummary) -> list[str]:
+    "The class shares of these images where `--prior` moved the labels to them, or a hint where they clearly differ"
+    if done.prior == 'estimate' and done.shares: return [_estimate_line(done)]
+    if done.prior != 'data': return [f'--prior {printable(done.prior)}: {done.changed} labels changed']
+    if not done.differs: return []
+    def difference(name: str) -> float: return abs(done.shares[name]['value'] - done.shares[name]['prior'])
+    most = max(difference(name) for name in done.differs)
+    name = min((n for n in done.differs if difference(n) > most - .005), key=lambda n: done.shares[n]['prior'])
+    share = done.shares[name]
+    return [f'{_share_text(name, share)} of these images by estimate, where labels and probabilities count on '
+            f"{share['prior']:.0%}: --prior estimate corrects them"]
+
+def _estimate_line(done: PredictionSummary) -> str:
+    shown = list(done.shares.items())[:10]
+    names = ', '.join(_share_text(name, share) for name, share in shown)
+    before = ', '.join(f"{share['prior']:.0%}" for _, share in shown)
+    line = (f'class shares by estimate: {names}; labels and probabilities counted on {before}; '
+            f'{done.changed} labels changed')
+    if done.share_method == 'em': return line
+    by_em = ', '.join(f"{share['em']:.0%}" for _, share in shown)
+    return f'{line} (by the confusion matrix of calib; EM on the probabilities disagrees: {by_em})'
+
 # %% ../../nbs/cli/01_tables.ipynb #2c5e8a54
 def _speed_line(done: PredictionSummary) -> str:
     "How many rows were predicted in what time"
@@ -419,11 +446,13 @@ def predict_output(
     if done.known or done.conflicting: shown.append(_known_line(done))
     if done.overruled: shown.append(_overruled_line(done))
     if done.unlike is not None: shown.append(_unlike_line(done.unlike, done.rows - done.failed))
-    shown += [f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
+    shown += [*_shares_lines(done), f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
                   known=done.known, conflicting=done.conflicting, overruled=done.overruled, unlike=done.unlike,
+                  prior=done.prior, shares=done.shares, share_method=done.share_method, differs=done.differs,
+                  changed=done.changed,
                   seconds=done.seconds, **done.run_info)
     if not page: return shown, result
     return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)

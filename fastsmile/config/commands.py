@@ -131,6 +131,10 @@ class PredictConfig(KnownOptions, ModelOptions, OutputOptions, panel='System'):
     "Options of `predict`"
     tta_mean: str = opt('probs', 'what the mean over views is taken of', choices=('probs', 'logits'), requires='tta',
                         panel='Decision and calibration')
+    prior: str = opt(
+        'data', 'class shares that labels and probabilities count on: data (of training), estimate (of these images, from '
+        'their predictions), uniform, or a JSON file {class: share}', metavar='data|estimate|uniform|FILE',
+        panel='Decision and calibration')
     bs: int | None = batch_size_opt(None, 'images in a batch (default: by size and memory)')
     workers: int | None = opt(
         None, 'threads that decode images and, on a CPU, run the network (default: the number of cores; 1 in each '

@@ -70,10 +70,11 @@ def shell_quote(path: str | os.PathLike) -> str:
 def list_few(
     items: Sequence[str],
     at_most: int = 5,
+    joiner: str = ', ',
 ) -> str:
-    "The first items, joined by commas, and how many more there are"
-    rest = len(items) - at_most
-    return ', '.join(items) if rest <= 0 else f"{', '.join(items[:at_most])} ... and {rest} more"
+    "The first items, and how many more there are"
+    rest, first = len(items) - at_most, joiner.join(items[:at_most])
+    return first if rest <= 0 else f'{first} ... and {rest} more'
 
 # %% ../../nbs/core/01_errors.ipynb #34e87843
 def say(

@@ -85,6 +85,30 @@ def _coco_records(data: dict) -> list[dict]:
         labels.setdefault(a['image_id'], set()).add(str(names.get(category, category)))
     return [label_record(i['file_name'], labels.get(i['id'], ())) for i in data['images']]
 
+# %% ../../nbs/data/05_annotations.ipynb #0d2935a4
+def _is_manifest_line(r: Any) -> bool: return isinstance(r, dict) and isinstance(r.get('source-ref'), str)
+
+def _manifest_record(line: dict) -> dict:
+    "The record of a line of a manifest of SageMaker: the name of the class is in what belongs to the label"
+    about = [v for key, v in line.items() if key.endswith('-metadata') and isinstance(v, dict)]
+    return label_record(line['source-ref'], [v['class-name'] for v in about if 'class-name' in v])
+
+def _is_via_image(r: Any) -> bool: return isinstance(r, dict) and 'filename' in r and 'file_attributes' in r
+
+def _via_images(data: Any) -> list[dict]: return _values(data.get('_via_img_metadata', data)) if isinstance(data, dict) else []
+
+def _via_labels(attributes: dict) -> list[str]:
+    "The values of attributes; of boxes to tick, the names of those that are ticked"
+    values = [[k for k, on in v.items() if on] if isinstance(v, dict) else [v] for v in attributes.values()]
+    return [str(v).strip() for own in values for v in own if str(v).strip()]
+
+def _via_record(image: dict) -> dict:
+    "The record of an image: by its own attributes, or else by those of its regions"
+    regions = image.get('regions') or []
+    regions = regions.values() if isinstance(regions, dict) else regions
+    labels = _via_labels(image['file_attributes'])
+    return label_record(image['filename'], labels or [v for r in regions for v in _via_labels(r['region_attributes'])])
+
 # %% ../../nbs/data/05_annotations.ipynb #b18ba9c5
 def _studio_choices(annotation: dict) -> list[str]:
     "What one person chose"
@@ -160,6 +184,9 @@ JSON_FORMATS = (
     JsonFormat('COCO JSON', lambda d: isinstance(d, dict) and isinstance(d.get('images'), list) and 'annotations' in d,
                _coco_records),
     JsonFormat('Label Studio JSON', lambda d: _is_list_of(d, _is_studio_task), lambda d: list(map(_studio_record, d))),
+    JsonFormat('SageMaker manifest', lambda d: _is_list_of(d, _is_manifest_line), lambda d: list(map(_manifest_record, d))),
+    JsonFormat('VIA JSON', lambda d: _is_list_of(_via_images(d), _is_via_image),
+               lambda d: list(map(_via_record, _via_images(d)))),
     JsonFormat('a list of records', lambda d: _is_list_of(d, _is_record), list, False),
     JsonFormat('records by image', lambda d: _is_list_of(_values(d), _names_an_image), _values, False),
     JsonFormat('records by image', lambda d: _is_keyed_by_image(d) and _is_list_of(_values(d), _is_record),

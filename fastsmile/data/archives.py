@@ -118,12 +118,11 @@ _PACKED_FORMATS = (
     _packed('a RAR archive', '.rar', b'Rar!\x1a\x07', 'unrar x $file $folder'))
 
 # %% ../../nbs/data/02_archives.ipynb #31b1e755
-_TF_LINES = ("In Python, with its own names in the place of 'image' and 'label':\n"
-             "import pathlib, tensorflow as tf\n"
-             "for i, r in enumerate(tf.data.TFRecordDataset($file)):\n"
-             "    f = tf.train.Example.FromString(r.numpy()).features.feature\n"
-             "    p = pathlib.Path($stem, str(f['label'].int64_list.value[0]), f'{i}.jpg')\n"
-             "    p.parent.mkdir(parents=True, exist_ok=True); p.write_bytes(f['image'].bytes_list.value[0])")
+_TF_LINE = ("In Python, with its own names in the place of 'image' and 'label': import pathlib, tensorflow as tf; "
+            "[(f := tf.train.Example.FromString(r.numpy()).features.feature, "
+            "p := pathlib.Path($stem, str(f['label'].int64_list.value[0]), f'{i}.jpg'), "
+            "p.parent.mkdir(parents=True, exist_ok=True), p.write_bytes(f['image'].bytes_list.value[0])) "
+            "for i, r in enumerate(tf.data.TFRecordDataset($file))]")
 _COLUMN_FORMATS = (
     ForeignFormat('an Arrow (Feather) file', ('.arrow', '.feather', '.ipc'),
                   "In Python: import pandas as pd; pd.read_feather($file).to_parquet($parquet)",
@@ -131,7 +130,7 @@ _COLUMN_FORMATS = (
     ForeignFormat('an Arrow stream', (),
                   "In Python: import datasets; datasets.Dataset.from_file($file).to_parquet($parquet)",
                   marks=(b'\xff\xff\xff\xff',)),
-    ForeignFormat('a TFRecord file', ('.tfrecord', '.tfrecords', '.tfrec'), _TF_LINES))
+    ForeignFormat('a TFRecord file', ('.tfrecord', '.tfrecords', '.tfrec'), _TF_LINE))
 
 # %% ../../nbs/data/02_archives.ipynb #d6033b05
 _IN_PYTHON = "In Python, with its own names in the place of 'images' and 'labels': "

@@ -80,6 +80,13 @@ def _has_image_column(rows: list[list[str]]) -> bool:
 
 def _words(line: str) -> list[str]: return [word.strip('"') for word in line.split()]
 
+def _are_ids_and_labels(rows: list[list[str]]) -> bool:
+    "Two words a line: a number, as no line has again, and one of a few classes?"
+    if len(rows) < 4 or any(len(row) != 2 for row in rows): return False
+    ids, labels = ([row[i] for row in rows] for i in (0, 1))
+    few = len(set(labels)) <= min(20, len(rows) / 2) and not any(map(_NUMBER.fullmatch, labels))
+    return few and len(set(ids)) == len(ids) and all(map(str.isdigit, ids))
+
 def _cut_at_spaces(lines: list[str]) -> list[list[str]]:
     "The words of each line, where a space is the separator; none where it is not"
     rows = [_words(line) for line in lines]
@@ -89,6 +96,7 @@ def _cut_at_spaces(lines: list[str]) -> list[list[str]]:
         fits = len(body[0]) > 1 and (is_numeric or _has_image_column(body))
         if fits and len(rows[0]) == len(body[0]): return rows
         if fits and len(rows[0]) == len(body[0]) - 1: return [['image', *rows[0]], *body]
+    if _are_ids_and_labels(rows): return rows
     matches = [_IMAGE_AND_REST.fullmatch(line) for line in lines]  # names with spaces, or labels of several words
     return [list(m.groups()) for m in matches] if all(matches) else []
 

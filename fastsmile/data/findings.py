@@ -178,18 +178,20 @@ def file_findings(
             make_finding('odd-image', odd_images(info))]
 
 # %% ../../nbs/data/16_findings.ipynb #84712f8e
-_IMBALANCE_SHARE, _TINY_CLASS_ROWS = 0.65, 20  # of the largest class; of a class: from here on they are reported
+_IMBALANCE_SHARE, _IMBALANCE_RATIO = 0.65, 10  # of the largest class; of its rows to those of the smallest
+_TINY_CLASS_ROWS = 20  # of a class: below it is reported
 
 def class_findings(
     labels: pd.Series, # of the rows that are used
 ) -> list[Finding]:
     "Classes that are very large or very small"
-    large, tiny = [], []
-    for label, n in labels.value_counts().items():
-        share = n / len(labels)
-        if share >= _IMBALANCE_SHARE:
-            large.append(dict(path='', why=f'{label}: {n} of {len(labels)} rows ({share:.0%})'))
-        if n < _TINY_CLASS_ROWS: tiny.append(dict(path='', why=f'{label}: {n} rows'))
+    counts = labels.value_counts()
+    large = []
+    if len(counts) > 0 and counts.iloc[0] >= min(_IMBALANCE_SHARE * len(labels), _IMBALANCE_RATIO * counts.iloc[-1]):
+        share = counts.iloc[0] / len(labels)
+        least = f'; {counts.index[-1]}: {counts.iloc[-1]}' if len(counts) > 2 else ''
+        large.append(dict(path='', why=f'{counts.index[0]}: {counts.iloc[0]} of {len(labels)} rows ({share:.0%}){least}'))
+    tiny = [dict(path='', why=f'{label}: {n} rows') for label, n in counts.items() if n < _TINY_CLASS_ROWS]
     return [make_finding('imbalance', large), make_finding('tiny-class', tiny)]
 
 # %% ../../nbs/data/16_findings.ipynb #ce8e7316

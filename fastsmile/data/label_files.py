@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -77,12 +78,14 @@ def _sidecar_name(image: str, sidecar: Sidecar, reader: Reader) -> str:
     return next(filter(reader.exists, names), '')
 
 # %% ../../nbs/data/09_label_files.ipynb #d8737906
+_NOT_SUCH_A_FILE = (ImageError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, OSError,
+                    zipfile.BadZipFile, ElementTree.ParseError)
+
 def _labels_beside(image: str, sidecar: Sidecar, reader: Reader) -> list[str] | None:
     "The labels in the file of an image; None where there is no such file, or it holds something else"
     name = _sidecar_name(image, sidecar, reader)
     try: return sidecar.labels(reader.read_bytes(name)) if name else None
-    except (ImageError, ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError):
-        return None
+    except _NOT_SUCH_A_FILE: return None
 
 def _find_sidecar(place: SourcePlace) -> Sidecar | None:
     "The way in which the first images of a source have their labels"
@@ -162,7 +165,7 @@ def _label_files(place: SourcePlace) -> list[TableFile]:
     for name in [n for folder in folders for n in files_in(place, folder)]:
         path, folder = PurePosixPath(name), name.rpartition('/')[0]
         is_list = path.suffix.lower() in LIST_EXTENSIONS
-        is_json = path.suffix.lower() in ('.json', '.ndjson', '.xml')
+        is_json = path.suffix.lower() in ('.json', '.ndjson', '.manifest', '.xml')
         if not (is_list or is_json) or _NO_LABELS.fullmatch(path.stem): continue
         table = replace(table_in(place, name), split=split_of(PurePosixPath(folder).name) or split_of(path.stem))
         if _fits_images(table, finder, not is_list): found.append(table)

@@ -10,9 +10,10 @@ __all__ = ['TABLE_COLUMNS', 'TABLES', 'TABLE_FILE', 'ReadSource', 'Layout', 'Sou
 # %% ../../nbs/data/08_layouts.ipynb #75c7b50a
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -21,13 +22,13 @@ from ..config.fields import SourceOptions
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
 from .annotations import CellTable, read_cells
-from .cells import read_table_bytes
+from .cells import FALLBACK_ENCODINGS, read_table_bytes
 from .finder import ImageFinder, NO_FILE_NAME, NO_SUCH_FILE, learn_names
 from .images import ImageError
 from .readers import FolderReader, Reader, ZipReader, remote_reader
 from .tables import (LIST_EXTENSIONS, MAIN_TABLE_EXTENSIONS, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS,
                                    ColumnChoice, TableColumns, detect_columns)
-from .words import COLUMN_NAMES, SPLITS, label_key, looks_like_split, split_meanings, split_of
+from .words import COLUMN_NAMES, SPLITS, label_key, looks_like_split, split_in_name, split_meanings, split_of
 
 # %% ../../nbs/data/08_layouts.ipynb #a96915f8
 TABLE_COLUMNS = ['path', 'label', 'split', 'group', 'reason']
@@ -219,11 +220,17 @@ def find_tables(
     if place.options.labels: return _labels_files(place.options.labels)
     tables = _tables_inside(place) or _tables_next_to_zip(place)
     splits = [replace(t, split=t.split or split_of(t.stem)) for t in tables]
-    splits = [t for t in splits if t.split]
+    splits = [t for t in splits if t.split] or _splits_in_stems(tables)
     in_folders = {t.folder for t in splits}
     if any(t.split == 'train' for t in splits) or len(in_folders) > 1 and len(splits) == len(tables):
         return one_per_split(place, splits)
     return only_table(place, tables)
+
+def _splits_in_stems(tables: list[TableFile]) -> list[TableFile]:
+    "The tables with the splits in their names, where nothing else in them differs: fairface_label_train.csv"
+    named = [replace(t, split=split_in_name(t.stem)) for t in tables]
+    rests = {tuple(word for word in re.split(r'[\W_]+', t.stem) if not split_of(word)) for t in named}
+    return named if len(rests) == 1 and all(t.split for t in named) else []
 
 def only_table(
     place: SourcePlace,
@@ -448,6 +455,24 @@ def _options_as_in(first: _NamedTable, options: SourceOptions, need: tuple[str, 
     if options.label_col or not first.has_header or 'label' not in need: return options
     return replace(options, label_col=label)
 
+_ENCODINGS = ('gb18030', 'shift_jis', 'euc_kr', 'big5', 'cp1251', 'cp1250', 'cp1253', 'cp1254', 'cp1255', 'cp1256')
+
+def _undecoded(cell: str) -> bytes:
+    "The bytes of a cell that was read as Western European, or by chance as UTF-8"
+    for encoding in FALLBACK_ENCODINGS:
+        try: return cell.encode(encoding)
+        except UnicodeError: continue
+    return cell.encode('utf-8', 'surrogateescape')
+
+def _other_encoding(cells: Iterable[str], names: Iterable[str]) -> str: # empty where none fits
+    "The encoding in which most of the first cells are names of images"
+    known = {PurePosixPath(n).stem for n in names}
+    data = [_undecoded(c) for c in islice(cells, 50) if not c.isascii()]
+    def fits(encoding: str) -> bool:
+        stems = [PurePosixPath(d.decode(encoding, 'ignore')).stem for d in data]
+        return len(stems) > 0 and sum(stem in known for stem in stems) > len(stems) / 2
+    return next(filter(fits, _ENCODINGS), '')
+
 def _check_some_image(frame: pd.DataFrame, names: list[str], tables: list[TableFile]):
     "A `SmileError` where no row at all finds an image"
     if frame.empty or not frame.reason.str.startswith((NO_SUCH_FILE, NO_FILE_NAME, 'fits ')).all(): return
@@ -457,6 +482,10 @@ def _check_some_image(frame: pd.DataFrame, names: list[str], tables: list[TableF
     hint = 'Say which column names them with --image-col, or pass the folder of the images with --labels FILE.'
     if frame.reason.str.startswith('fits ').any():
         hint = 'Each name fits several images: give it with its folder and its ending.'
+    if not names: hint = 'Pass the folder or the zip of the images as the source, and the table with --labels FILE.'
+    if encoding := _other_encoding(frame.path, names):
+        hint = (f'The table is in the encoding {encoding}. Save it as UTF-8, in Python: from pathlib import Path; '
+                f"p = Path({printable(tables[0].name)!r}); p.write_text(p.read_text('{encoding}'), 'utf-8')")
     if frame.path.str.contains('://').mean() > 0.5:
         hint = 'These are links: download the images, and add a column with the names of their files.'
     raise SmileError(f'None of the {len(frame)} rows of {files} names an image that is there: they say {said}; '

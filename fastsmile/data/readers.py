@@ -35,6 +35,9 @@ def _is_hidden(name: str) -> bool:
     return name.startswith('.') or name == '__MACOSX'
 
 # %% ../../nbs/data/03_readers.ipynb #ba94e5ee
+_NOTES = frozenset('readme license licence copying notice authors changelog changes citation version install manifest '
+                   'makefile dockerfile'.split())  # files without an ending that lie beside images
+
 def _has_image_extension(name: str) -> bool: return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 def is_image_name(
@@ -42,13 +45,13 @@ def is_image_name(
 ) -> bool:
     "Could `name` be an image? Hidden parts and macOS's shadow files are not"
     path = PurePosixPath(name)
-    if any(_is_hidden(part) for part in path.parts): return False
+    if any(_is_hidden(part) for part in path.parts) or path.name.lower() in _NOTES: return False
     return not path.suffix or _has_image_extension(name)
 
 # %% ../../nbs/data/03_readers.ipynb #d1779bf2
 # of tables, notes and programs: no one takes them for images
 _NO_IMAGE_ENDINGS = frozenset('.csv .tsv .txt .md .json .jsonl .xml .html .htm .yaml .yml .toml .ini .cfg .log .parquet '
-                              '.xlsx .xls .db .lst .list .cls .py .ipynb .sh .npy .npz .zip .sha256 .md5 .onnx .safetensors'.split())
+                              '.xlsx .xls .db .lst .list .cls .manifest .py .ipynb .sh .npy .npz .zip .sha256 .md5 .onnx .safetensors'.split())
 
 def count_if_left_aside(
     name: str,       # a path with forward slashes, of a file that is no image by its name
@@ -57,7 +60,8 @@ def count_if_left_aside(
     "Count a file that is left aside because of its ending, and might be meant as an image"
     path = PurePosixPath(name)
     ending = path.suffix.lower()
-    if not any(_is_hidden(part) for part in path.parts) and ending not in _NO_IMAGE_ENDINGS: aside[ending] += 1
+    if not any(_is_hidden(part) for part in path.parts) and ending and ending not in _NO_IMAGE_ENDINGS:
+        aside[ending] += 1
 
 def left_aside_note(
     reader: Any, # listed before

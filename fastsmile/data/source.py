@@ -8,10 +8,13 @@ __all__ = ['LAYOUTS', 'SOURCE_KINDS', 'COLUMN_OPTIONS', 'UNLABELLED', 'REPEATED_
 
 # %% ../../nbs/data/12_source.ipynb #2dd0bd01
 import json
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -21,14 +24,14 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import check_source_exists, import_pandas, is_url
 from .images import parse_region
 from .annotations import read_cells
-from .archives import check_format, foreign_format, format_error
+from .archives import HEAD_BYTES, check_format, foreign_format, format_error
 from .arrays import ARRAY, NPZ, PARQUET_IMAGES, PIXEL_TABLE
 from .cells import read_table_bytes
 from .finder import NO_FILE_NAME, NO_SUCH_FILE
-from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, name_code_hint, path_values
+from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, folders_are_people, name_code_hint, path_values
 from .label_files import LABEL_FILES, SIDECAR_FILES, find_split_lists, with_split_lists
 from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE, find_tables
-from .readers import Reader, left_aside_note
+from .readers import FolderReader, Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
 from .words import SPLIT_PRIORITY, is_idle_name, label_key, split_of
 
@@ -66,6 +69,8 @@ def detect_layout(
         how = layout.detect(place)
         if how and layout.decisive: return layout
         if how: found.append((layout, how))
+    if [layout for layout, _ in found] == [CLASS_FOLDERS] and folders_are_people(place):
+        found = [(layout, how) for layout in LAYOUTS if layout.fallback and (how := layout.detect(place))][:1] or found
     if len(found) == 1 or _say_the_same(place, [layout for layout, _ in found]): return found[-1][0]
     if _have_only_splits(place, [layout for layout, _ in found]): return CLASS_FOLDERS
     if found:
@@ -315,11 +320,30 @@ def _why_no_classes(names: list[str]) -> str:
     return (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, and no table is '
             'next to it')
 
-def _check_root_formats(reader: Reader, source: str | Path):
-    "A `SmileError` for a file at the root of a format that is not read: it may hold the images, or their labels"
-    for name in reader.root_files():
-        found = foreign_format(name)
-        if found: raise format_error(f'{source}/{name}', found, is_table=bool(reader.names()))
+_MAX_FILES_LOOKED_AT = 1000
+
+def _check_formats(reader: Reader, source: str | Path):
+    "A `SmileError` for a file of a format that is not read: it may hold the images, or their labels"
+    has_images = bool(reader.names())
+    if isinstance(reader, FolderReader): files = list(islice(_files_below(reader.root), _MAX_FILES_LOOKED_AT))
+    else: files = [f'{source}/{name}' for name in reader.root_files()]
+    for file in files:
+        if found := foreign_format(file, _head(file)): raise format_error(file, found, is_table=has_images)
+    zips = [printable(file) for file in files if file.lower().endswith('.zip')]
+    if zips and not has_images:
+        raise SmileError(f'{printable(source)} holds no images, but zips: {", ".join(zips[:4])}.',
+                         f"Unpack them first (python -m zipfile -e '{zips[0]}' FOLDER), or pass one as the source.")
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(parent, name) for name in sorted(files))
+
+def _head(file: str) -> bytes:
+    "The first bytes of a file; none of what cannot be opened"
+    try:
+        with open(file, 'rb') as f: return f.read(HEAD_BYTES)
+    except (OSError, ValueError): return b''
 
 def _check_has_labels(read: ReadSource, source: str | Path):
     "A `SmileError` where no row was found, or none with a label"
@@ -330,9 +354,10 @@ def _check_has_labels(read: ReadSource, source: str | Path):
                          'NON-SMILE_list.txt), or class folders (--layout folders).')
     names = read.reader.names()
     if len(read.frame): return  # each with its reason
-    _check_root_formats(read.reader, source)
+    _check_formats(read.reader, source)
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
-    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.',
+    aside = left_aside_note(read.reader)
+    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.{" " * bool(aside)}{aside}',
                      'Accepted: class folders (--label-level -1 where their names are unusual), a CSV next to the '
                      f'images (--labels FILE), or an array with labels. {hint}')
 

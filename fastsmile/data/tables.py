@@ -156,6 +156,7 @@ def _vote_values(column: list[str]) -> list[float] | None:
 
 # %% ../../nbs/data/07_tables.ipynb #46c7a808
 _SUM_TOLERANCE = 0.02  # by which the shares of a row may miss their sum
+_ODD_SHARE = 0.05      # of rows with another sum: of no class, or of several
 
 def find_vote_columns(
     names: list[str],
@@ -169,10 +170,11 @@ def find_vote_columns(
         no_class = name in taken or not name.strip() or name_key(name) in _NO_VOTES
         if no_class or looks_like_split(name, column): continue
         if (values := _vote_values(column)) is not None: votes[name] = values
-    sums = [sum(row) for row in zip(*votes.values())]
-    total = max(sums, default=0)
-    odd = [s for s in sums if s and abs(s - total) > _SUM_TOLERANCE * total]
-    return tuple(votes) if len(votes) > 1 and total and len(odd) <= len(sums) // 100 else ()
+    sums = [s for row in zip(*votes.values()) if (s := sum(row))]
+    if len(votes) < 2 or not sums: return ()
+    total = Counter(round(s, 2) for s in sums).most_common(1)[0][0]
+    odd = [s for s in sums if abs(s - total) > _SUM_TOLERANCE * total]
+    return tuple(votes) if len(odd) <= _ODD_SHARE * len(sums) else ()
 
 # %% ../../nbs/data/07_tables.ipynb #8b2e0cd9
 _BOOKKEEPING = ('id', 'index', 'unnamed_0', 'annotator', 'annotation_id', 'created_at', 'updated_at', 'lead_time',

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from random import Random
+from typing import BinaryIO, TextIO
 
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, write_failure_reason
 from ..core.files import CSV_OPEN_ARGS, LineFeedWriter, atomic_write, escape_formula, local_path
@@ -174,6 +175,11 @@ class PredictionSummary:
     images: int = 0       # fewer than rows where a row is a face
     overruled: int = 0    # labels that are not the most probable class, by the decision rule
     unlike: int | None = None # rows that are unlike the training images; None where nothing measures it
+    prior: str = 'data'   # the class shares that labels and probabilities count on, as `--prior` names them
+    shares: dict = field(default_factory=dict)  # class -> value, low, high, prior, em, confusion; empty: not estimated
+    share_method: str = '' # em or confusion, as `metrics.shares` says
+    differs: list = field(default_factory=list) # classes whose estimated share is clearly not what the model counts on
+    changed: int = 0      # labels that `--prior` changed
 
 # %% ../../nbs/inference/08_outputs.ipynb #9435616c
 _MAX_ERRORS = 1000
@@ -188,18 +194,36 @@ def is_unlike(row: dict) -> bool:
     return row.get('unlike', '') != '' and float(row['unlike']) >= UNLIKE_SHARE
 
 # %% ../../nbs/inference/08_outputs.ipynb #efa8077b
-def _is_overruled(row: dict) -> bool:
+def _class_probabilities(row: dict) -> dict[str, float]: # class -> probability
+    return {k[2:]: float(v) for k, v in row.items() if k.startswith('p_')}
+
+def _is_overruled(row: dict, probs: dict[str, float]) -> bool:
     "Is another class more probable than the label that the decision rule gives?"
     label = row['label'] or row.get('withheld')
-    probs = {k[2:]: float(v) for k, v in row.items() if k.startswith('p_')}
     return label in probs and probs[label] < max(probs.values())
+
+# %% ../../nbs/inference/08_outputs.ipynb #57192c26
+_MAX_SAMPLED = 40_000  # probabilities that are kept
+
+class _ProbabilitySample:
+    "Probabilities of rows drawn at random (algorithm R; Vitter, 1985): of all, while they are few"
+    def __init__(self): self.seen, self.rows, self.random = 0, [], Random(0)
+
+    def add(self, probs: list[float]): # of each class
+        self.seen += 1
+        most = max(_MAX_SAMPLED // max(len(probs), 1), 1)
+        if len(self.rows) < most:
+            self.rows.append(probs)
+            return
+        at = self.random.randrange(self.seen)
+        if at < most: self.rows[at] = probs
 
 # %% ../../nbs/inference/08_outputs.ipynb #9b4348e4
 class _RowCounts:
     "What the rows of a file amount to"
     def __init__(self):
         self.rows, self.images, self.failed, self.labels, self.errors, self.known = 0, 0, 0, Counter(), [], Counter()
-        self.overruled, self.unlike = 0, None
+        self.overruled, self.unlike, self.sample = 0, None, _ProbabilitySample()
 
     def add(self, row: dict):
         self.rows += 1
@@ -207,7 +231,9 @@ class _RowCounts:
         if row.get('known'): self.known[has_known_label(row)] += 1
         if not row['error']:
             self.labels[row['label'] or WITHHELD_LABEL] += 1
-            self.overruled += not row.get('known') and _is_overruled(row)
+            probs = _class_probabilities(row)
+            self.sample.add(list(probs.values()))
+            self.overruled += not row.get('known') and _is_overruled(row, probs)
             if 'unlike' in row: self.unlike = (self.unlike or 0) + is_unlike(row)
             return
         self.failed += 1
@@ -258,6 +284,14 @@ def _check_settings(
     raise SmileError(f'{printable(path)}.part was written with other options: {differences}.',
                      'Give the same model and options, or leave --resume out to start again.')
 
+# %% ../../nbs/inference/08_outputs.ipynb #ed1dd114
+def _row_writer(file: TextIO, kind: str, columns: list[str]) -> Callable[[dict], None]:
+    "What appends a row to a file, whose header is written where the file is empty"
+    if kind != 'csv': return lambda row: file.write(row_to_json(row) + '\n')
+    table = csv.DictWriter(LineFeedWriter(file), columns)
+    if file.tell() == 0: table.writer.writerow(map(escape_formula, columns))
+    return lambda row: table.writerow({k: escape_formula(v) for k, v in row.items()})
+
 # %% ../../nbs/inference/08_outputs.ipynb #6276d6d4
 class _PartFile:
     "The rows that are written so far, beside the file that they will be"
@@ -270,12 +304,12 @@ class _PartFile:
     ):
         self.path, self.columns, self.batch = Path(path), columns, batch
         self.kind = 'csv' if output_format(path) == 'csv' else 'jsonl'
-        self.partial_path = self.path.with_name(f'{self.path.name}.part')
+        self.partial_path = self.rows_path = self.path.with_name(f'{self.path.name}.part')
+        self.second_path = self.path.with_name(f'{self.path.name}.part.rewritten')  # of `rewrite`
         self.counts, self.rows_resumed = _RowCounts(), 0
         self.file = open_exclusive(self.partial_path, **CSV_OPEN_ARGS)
         _prepare_part(self, settings, resume)
-        self.table = csv.DictWriter(LineFeedWriter(self.file), columns)
-        if self.file.tell() == 0 and self.kind == 'csv': self.table.writer.writerow(map(escape_formula, columns))
+        self.write = _row_writer(self.file, self.kind, columns)
 
     def written(self) -> Iterator[tuple[dict, int]]:
         return read_prediction_rows(self.partial_path, self.kind, self.columns)
@@ -318,15 +352,14 @@ class _GrowingFile(_PartFile):
 
     def add(self, row: dict):
         "Append a row; it reaches the disk with its batch"
-        if self.kind == 'csv': self.table.writerow({k: escape_formula(v) for k, v in row.items()})
-        else: self.file.write(row_to_json(row) + '\n')
+        self.write(row)
         self.counts.add(row)
         if self.counts.images % self.batch == 0: self.file.flush()
 
     def read(self) -> Iterator[dict]:
-        "All rows that were added, from the disk"
+        "All rows that were added, from the disk, as `rewrite` left them"
         self.file.flush()
-        return (row for row, _ in self.written())
+        return (row for row, _ in read_prediction_rows(self.rows_path, self.kind, self.columns))
 
 # %% ../../nbs/inference/08_outputs.ipynb #9771674d
 class PredictionFile(_GrowingFile):
@@ -347,6 +380,21 @@ class PredictionFile(_GrowingFile):
         _publish(self)
         return self.counts.summary(self.classes, self.path, seconds, self.rows_resumed, run_info or {})
 
+    def rewrite(self, change: Callable[[list[dict]], list[dict]], rows: int = 1000):
+        "Let `change` replace the rows, so many at a time, in a second file: the part remains what a resumed run needs"
+        before, self.counts = self.read(), _RowCounts()
+        with open_exclusive(self.second_path, **CSV_OPEN_ARGS) as f:
+            f.truncate(0)
+            f.seek(0)
+            write = _row_writer(f, self.kind, self.columns)
+            for group in iter(lambda: change(list(islice(before, rows))), []):
+                for row in group:
+                    write(row)
+                    self.counts.add(row)
+            f.flush()
+            os.fsync(f.fileno())
+        self.rows_path = self.second_path
+
     @property
     def resume_hint(self) -> str:
         return f'What is written is kept in {printable(self.partial_path)}; the same command with --resume continues.'
@@ -361,10 +409,10 @@ def _publish(part: PredictionFile):
     # an open file cannot be renamed there; elsewhere the lock lasts until the name is given
     if os.name == 'nt': part.file.close()
     if part.path.suffix.lower() == '.parquet':
-        try: write_parquet(part.partial_path, part.path, part.columns)
+        try: write_parquet(part.rows_path, part.path, part.columns)
         except WriteError as e: raise WriteError(e.message, part.resume_hint) from None
-        part.partial_path.unlink()
-    else: os.replace(part.partial_path, part.path)
+    else: os.replace(part.rows_path, part.path)
+    for leftover in (part.second_path, part.partial_path): leftover.unlink(missing_ok=True)
     _settings_path(part.path).unlink(missing_ok=True)
     part.file.close()
 

@@ -32,9 +32,12 @@ from .backend import Backend, unpack_inputs
 from .inputs import ImageInputs, is_empty, open_inputs
 from .load import backend_of, load_model, make_backend
 from .rows import KnownImages, KnownMatch, RowFormat, RowOptions, apply_known_label
-from .rows import make_row_format, open_known_images, prediction_columns
+from .rows import make_row_format, move_row_format, open_known_images, prediction_columns
+from .rows import relabel_rows
 from .tta import TTA_VIEWS, TtaView, mean_over_views, predict_views, prepare_views
 from ..models.spec import Model
+from ..metrics.calibration import target_prior
+from ..metrics.shares import estimate_shares
 
 # %% ../../nbs/inference/10_predict.ipynb #7b757ed0
 if TYPE_CHECKING: import pandas as pd
@@ -226,6 +229,20 @@ def frame_from_logits(
     return import_pandas().DataFrame(rows, columns=prediction_columns((), row_format))
 
 # %% ../../nbs/inference/10_predict.ipynb #af7c36bc
+def _move_table(
+    table: 'pd.DataFrame',
+    model: Model,
+    row_format: RowFormat,
+    shares: np.ndarray | None, # (C,); estimated where None
+) -> 'pd.DataFrame':
+    "The same rows under other class shares"
+    probs = table.loc[table.error == '', [f'p_{c}' for c in row_format.classes]].to_numpy(dtype=float)
+    if not len(probs): return table
+    if shares is None: shares = estimate_shares(probs, model.metadata.prior, row_format.calibration).shares
+    moved = move_row_format(row_format, np.array(model.metadata.prior), shares, probs)
+    rows = relabel_rows(table.to_dict('records'), *moved)
+    return import_pandas().DataFrame(rows, columns=table.columns)
+
 def predict_table(
     self: Model,
     where: object,             # what `open_inputs` takes: a folder, a zip, images, arrays, bytes, a list of these
@@ -238,14 +255,18 @@ def predict_table(
     request: RowOptions = RowOptions(),  # calibrated probabilities, another rule, abstention, sets
     known: object = None,                # a labelled source or a run: images that are among its images take its label
     faces: FaceDetector | None = None,   # cut the faces out of each image first: a row per face
+    prior: str = 'data',                 # class shares: data, estimate (of these images), uniform, or a file
 ) -> 'pd.DataFrame': # `prediction_columns` and those of `request`, a row per image
     "Predict every image of a folder, a zip or a list, none for an empty list; raises `OptionError` and `SmileError`"
     inputs = ImageInputs(None, (), 0, '') if is_empty(where) else open_inputs(where)
     if isinstance(tta, bool): tta = 'flip' if tta else 'none'
     if known is not None: known = open_known_images(known, self.spec.classes)
     row_format = make_row_format(self, request=request, known=known, faces=faces is not None)
-    return predict_frame(self, inputs.reader, inputs.names, tta, bs, device, threads, precision, mean, row_format,
-                         inputs.total, faces)
+    given = None
+    if prior not in ('data', 'estimate'): given = target_prior(prior, np.array(self.metadata.prior), self.spec.classes)
+    table = predict_frame(self, inputs.reader, inputs.names, tta, bs, device, threads, precision, mean, row_format,
+                          inputs.total, faces)
+    return table if prior == 'data' else _move_table(table, self, row_format, given)
 
 Model.predict = predict_table  # our own class; `models` knows no images
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RowOptions', 'KnownMatch', 'apply_known_label', 'has_known_label', 'KnownImages', 'read_labelled_rows',
-           'open_known_images', 'prediction_columns', 'RowFormat', 'make_row_format']
+           'open_known_images', 'prediction_columns', 'RowFormat', 'describe_columns', 'make_row_format',
+           'relabel_rows', 'move_row_format']
 
 # %% ../../nbs/inference/06_rows.ipynb #e1c2f0a3
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ..data.faces import FACE_COLUMNS
 from ..data.images import ImageError
 from ..data.unlike import MIN_ROWS_UNLIKE, UNLIKE_SHARE, UnlikeScale
 from ..metrics.calibration import Calibration
+from ..metrics.shares import calibration_for_shares, move_probabilities, shares_factor
 from ..models.spec import Model
 
 # %% ../../nbs/inference/06_rows.ipynb #a012c629
@@ -318,13 +320,12 @@ class RowFormat:
         return np.column_stack([label, unsure, sets & self.request.sets])
 
 # %% ../../nbs/inference/06_rows.ipynb #2f117856
-def _describe_columns(
+def describe_columns(
     made: RowFormat,
-    shifted: bool, # probabilities are moved to the data's class shares
+    shares: str, # that probabilities count on: under the class shares ...
 ) -> str:
+    "What the columns of probabilities hold, for people"
     request, calibration = made.request, made.calibration
-    shares = 'under the class shares of the data, as training saw them'
-    if shifted: shares = 'corrected to the class shares of the data'
     parts = [f'p_ columns {shares}, not calibrated']
     if request.parse_threshold(made.classes, calibration.rules)[1] is not None:
         shown = '' if request.calibrated else ', which --calibrated shows'
@@ -353,4 +354,42 @@ def make_row_format(
     _check_calibrated(request, calibration)
     _check_scale(request, model.metadata.unlike)
     made = RowFormat(model.spec.classes, calibration, request, raw, known, faces, model.metadata.unlike)
-    return replace(made, description=_describe_columns(made, np.ptp(model.metadata.shift) > 1e-12))
+    shares = 'under the class shares of the data, as training saw them'
+    if np.ptp(model.metadata.shift) > 1e-12: shares = 'corrected to the class shares of the data'
+    return replace(made, description=describe_columns(made, shares))
+
+# %% ../../nbs/inference/06_rows.ipynb #0127343c
+def relabel_rows(
+    rows: list[dict],      # as formatted before, or read from a file
+    made: RowFormat,       # with the calibration of the new shares
+    factor: np.ndarray,    # (C,) from `shares_factor`
+) -> list[dict]:
+    "The rows under other class shares"
+    good = [row for row in rows if not row['error']]
+    if not good: return rows
+    probs = np.array([[float(row[f'p_{c}']) for c in made.classes] for row in good])
+    flagged = np.array([float(row.get('unlike', 0)) >= UNLIKE_SHARE for row in good])
+    cells = iter(_format_rows(move_probabilities(probs, factor), made.classes, made.calibration, made.request, flagged))
+    return [row if row['error'] else _merge_moved(row, next(cells)) for row in rows]
+
+def _merge_moved(row: dict, moved: dict) -> dict:
+    out = row | {k: v for k, v in moved.items() if k != 'set'}
+    if not has_known_label(row): return out
+    label = row['label']
+    return out | dict(label=label, confidence=out.get(f'calibrated_{label}', out[f'p_{label}'])) | _empty_withheld(out)
+
+def _empty_withheld(row: dict) -> dict: return dict(withheld='') if 'withheld' in row else {}
+
+# %% ../../nbs/inference/06_rows.ipynb #2773764d
+def move_row_format(
+    made: RowFormat,
+    prior: np.ndarray,  # (C,) of the model
+    shares: np.ndarray, # (C,) that rows are moved to
+    probs: np.ndarray,  # (N, C) of these rows, or of some of them
+) -> tuple[RowFormat, np.ndarray]: # for `relabel_rows`, with the factor (C,)
+    "The format of rows under other class shares"
+    factor = shares_factor(made.calibration, prior, shares)
+    calibration = calibration_for_shares(made.calibration, shares, move_probabilities(probs, factor))
+    moved = replace(made, calibration=calibration)
+    names = ', '.join(f'{printable(c)} {s:.1%}' for c, s in zip(made.classes[:10], shares))
+    return replace(moved, description=describe_columns(moved, f'under the class shares {names}')), factor

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['INVERSE_LINKS', 'PRIOR_RULES', 'loss_link', 'split_link', 'invert_link', 'class_prior', 'prior_shift', 'target_prior',
            'probabilities_from_logits', 'apply_temperature', 'fit_temperature', 'decision_offset', 'decide_labels',
-           'rule_before_fitting', 'unfitted_rule_text', 'fit_rule', 'read_cost_matrix', 'fit_min_confidence',
-           'fit_set_thresholds', 'Calibration', 'resolve_decision_rule', 'CalibrationSettings', 'unfitted_calibration',
-           'fit_calibration', 'with_coverage', 'calibration_from_metadata', 'calibration_metadata', 'ValidationMetrics',
-           'FoldedCalibration', 'combine_fold_calibrations']
+           'rule_before_fitting', 'unfitted_rule_text', 'fit_rule', 'expected_rule', 'read_cost_matrix',
+           'fit_min_confidence', 'fit_set_thresholds', 'Calibration', 'resolve_decision_rule', 'CalibrationSettings',
+           'unfitted_calibration', 'fit_calibration', 'with_coverage', 'calibration_from_metadata',
+           'calibration_metadata', 'ValidationMetrics', 'FoldedCalibration', 'combine_fold_calibrations']
 
 # %% ../../nbs/metrics/02_calibration.ipynb #6da12af6
 import json
@@ -103,7 +103,7 @@ def target_prior(
     if asked == 'uniform': return np.full(len(data), 1 / len(data))
     if not Path(asked).is_file():
         raise OptionError(f'--prior {printable(asked)!r} is neither a word nor a file.',
-                          'Accepted: data, uniform, or a JSON file {class: share}.')
+                          'Accepted: data, uniform, or a JSON file {class: share}; predict takes estimate, too.')
     shares = _read_shares(asked)
     p = np.array([shares.get(str(c), -1.) for c in classes])
     if set(shares) != set(map(str, classes)) or not (p > 0).all() or not np.isfinite(p).all():
@@ -291,6 +291,19 @@ def fit_rule(
     if own is not None: return own, f'{metric}: a weight for each class, for labels of calib show that probabilities lean'
     return weight * balanced, _rule_note(metric, weight, expected, plain)
 
+# %% ../../nbs/metrics/02_calibration.ipynb #25ddb1c0
+def expected_rule(
+    probs: np.ndarray, # (N, C), calibrated
+    prior: np.ndarray, # (C,) class prior of `probs`
+    metric: str,       # one of `LABEL_SCORES`
+) -> np.ndarray: # (C,)
+    "The offset under which `metric` is to be expected highest, from probabilities alone; raises `OptionError`"
+    check_choice('metric', metric, LABEL_SCORES)
+    balanced = decision_offset('balanced', prior)
+    if SCORES[metric].auto_rule == 'balanced': return balanced
+    rows = _CalibRows(np.log(np.maximum(probs, 1e-30)), np.ones(len(probs)), metric)
+    return _fit_shared_weight(rows, balanced) * balanced
+
 # %% ../../nbs/metrics/02_calibration.ipynb #d6049953
 def _read_cost_table(path: str) -> tuple[list, list, list]: # labels; true classes; a row of {label: cost} for each
     "The table in a file of costs; raises what `csv` and `float` raise"
@@ -354,6 +367,7 @@ class Calibration:
     set_level: float = 0.9      # coverage of the sets
     set_thresholds: list = field(default_factory=list) # (C,) the probability from which on a class is in the set
     calib_rows: list = field(default_factory=list)     # (C,) rows of calib
+    confusion: list = field(default_factory=list)      # (C, C) counts on calib of labels of `balanced`, rows true
     notes: list = field(default_factory=list)          # how each was found
 
     def as_dict(self) -> dict: return asdict(self)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PREDICTION_PARTS', 'SavedPredictions', 'predictions_from_table', 'split_of_part', 'predictions_path',
            'has_predictions', 'read_prediction_table', 'write_prediction_table', 'read_model_metadata',
-           'read_saved_predictions', 'measure_predictions', 'summary_metrics', 'tta_gain', 'calibration_settings',
-           'fit_run_calibration', 'measure_calibration', 'relabel_predictions', 'measure_run', 'write_metrics',
-           'measure_slices', 'fold_folders', 'read_fold_predictions']
+           'read_saved_predictions', 'measure_predictions', 'summary_metrics', 'tta_gain', 'calib_confusion',
+           'calibration_settings', 'fit_run_calibration', 'measure_calibration', 'relabel_predictions', 'measure_run',
+           'write_metrics', 'measure_slices', 'fold_folders', 'read_fold_predictions']
 
 # %% ../../nbs/metrics/04_predictions.ipynb #e5f7a3da
 from dataclasses import dataclass, replace
@@ -21,7 +21,8 @@ from ..core.errors import OptionError, SmileError, list_few, printable, say
 from ..core.files import read_json, read_safe_csv, write_json, write_safe_csv
 from .calibration import Calibration, CalibrationSettings, fit_calibration, read_cost_matrix
 from .calibration import resolve_decision_rule
-from .intervals import evaluate_predictions, paired_difference, probability_scores, share_interval
+from .intervals import Groups, design_effect, evaluate_predictions, paired_difference
+from .intervals import probability_scores, share_interval
 from .scores import MAIN_SCORES, confusion_matrix, group_ids, label_scores, reliability_bins
 
 # %% ../../nbs/metrics/04_predictions.ipynb #65c3978d
@@ -168,6 +169,20 @@ def tta_gain(
     plain, views = ((calibration.apply(s.probs)[0], s.probs) for s in (plain_saved, views_saved))
     return paired_difference(plain_saved.y, plain, views, plain_saved.groups, draws)
 
+# %% ../../nbs/metrics/04_predictions.ipynb #406c9070
+def calib_confusion(
+    saved: SavedPredictions, # on calib
+    calibration: Calibration,
+) -> list[list[float]]: # (C, C), rows true
+    "Counts of labels under equal class shares; those of a class are divided by the design effect of persons"
+    y, n = saved.y, len(saved.classes)
+    labels, ids = calibration.apply(saved.probs, 'balanced')[0], group_ids(saved.groups, len(saved.y))
+    counts = confusion_matrix(y, labels, n).astype(float)
+    for c in np.flatnonzero(np.bincount(y, minlength=n)):
+        found = np.eye(n)[labels[y == c]]
+        counts[c] /= design_effect(found - found.mean(0), Groups(np.unique(ids[y == c], return_inverse=True)[1])).max()
+    return counts.round(4).tolist()
+
 # %% ../../nbs/metrics/04_predictions.ipynb #29539b94
 def calibration_settings(
     options: DecideOptions, # or any other options with decide, cost, coverage, min_confidence, set_level
@@ -195,7 +210,8 @@ def fit_run_calibration(
     if has_predictions(run, 'calib'):
         saved = read_saved_predictions(run, 'calib')
         made = fit_calibration(saved.probs, saved.y, prior, settings, saved.weights, saved.groups)
-        made = replace(made, notes=[*made.notes, *_sets_note(made, saved.classes)])
+        made = replace(made, notes=[*made.notes, *_sets_note(made, saved.classes)],
+                       confusion=calib_confusion(saved, made))
     else: made = fit_calibration(np.zeros((0, len(prior))), np.zeros(0, int), prior, settings)
     for note in made.notes: say(note)
     return made

@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from ..config.choices import SCORES, scores_where
+from ..core.errors import list_few
 
 # %% ../../nbs/metrics/01_scores.ipynb #0c2088ec
 LABEL_SCORES = scores_where(lambda score: score.kind == 'labels')
@@ -292,9 +293,10 @@ def unmeasured_classes_note(
     zero = ''
     if predicted:
         them = 'it' if len(predicted) == 1 else 'them'
-        zero = f", and macro F1 counts {', '.join(map(repr, predicted))} as 0, because the model predicts {them}"
-    return (f"No row is {' or '.join(map(repr, missing))}: not measured. Balanced accuracy and macro F1 are means over "
-            f"the classes that have rows ({len(classes) - len(missing)} of {len(classes)}){zero}.")
+        zero = f", and macro F1 counts {list_few([*map(repr, predicted)])} as 0, because the model predicts {them}"
+    unmeasured = list_few([*map(repr, missing)], joiner=' or ')
+    return (f"No row is {unmeasured}: not measured. Balanced accuracy and macro F1 are means "
+            f"over the classes that have rows ({len(classes) - len(missing)} of {len(classes)}){zero}.")
 
 # %% ../../nbs/metrics/01_scores.ipynb #52a1b653
 def majority_baseline(

@@ -172,6 +172,13 @@ def _check_calibration(
     if not np.isfinite(numbers).all() or c.rule not in c.rules: raise ValueError('its calibration is invalid')
     if not c.temperature > 0 or {n_classes} != set(map(len, per_class)):
         raise ValueError('its calibration does not fit its classes')
+    if c.confusion: _check_confusion(c.confusion, n_classes)
+
+def _check_confusion(confusion: list, n_classes: int):
+    "Raise a `ValueError` where a confusion matrix of calib is none of these classes"
+    counts = np.array(confusion, dtype=float)
+    if counts.shape != (n_classes, n_classes) or not ((counts >= 0) & (counts < 1e9)).all():
+        raise ValueError('its confusion matrix does not fit its classes')
 
 # %% ../../nbs/models/01_spec.ipynb #c5fb84f2
 def parse_config(

@@ -8,10 +8,13 @@ __all__ = ['predict']
 # %% ../../nbs/runs/09_predict.ipynb #46bca2c3
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ..config.commands import PredictConfig
 from ..config.fields import options_or
@@ -25,7 +28,9 @@ from ..inference.outputs import PredictionFile, PredictionSummary, check_replace
 from ..inference.outputs import resume_settings, starts_image
 from ..inference.predict import PredictionJob, inference_batch_size, open_prediction_job, predict_batches
 from ..inference.predict import predict_on_ray
-from ..inference.rows import prediction_columns
+from ..inference.rows import move_row_format, prediction_columns, relabel_rows
+from ..metrics.calibration import target_prior
+from ..metrics.shares import ShareEstimate, estimate_shares, hint_possible
 from ..models.spec import Model
 from ..reports.html import pick_gallery_rows, write_gallery
 
@@ -114,7 +119,62 @@ def _write_gallery_page(config: PredictConfig, picked: dict, inputs: ImageInputs
     except KeyboardInterrupt:
         raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
 
+# %% ../../nbs/runs/09_predict.ipynb #1937d0e4
+_MANY_UNLIKE = 0.25  # of the rows: shares are then not all that has changed
+
+def _check_prior(config: PredictConfig, model: Model):
+    "Raise `OptionError` or `SmileError` for a file of shares that cannot be used; say where an interval is missing"
+    metadata = model.metadata
+    if config.prior not in ('data', 'estimate'):
+        target_prior(config.prior, np.array(metadata.prior), model.spec.classes)  # raises where it cannot be used
+    if config.prior == 'estimate' and not metadata.calibration.confusion:
+        say('this model keeps no confusion matrix of calib: its class shares are estimated by EM alone, without an '
+            'interval (a run with rows in calib gets one with fastsmile calibrate RUN)', style='yellow')
+
+def _estimate(sheet: PredictionFile, config: PredictConfig, model: Model) -> ShareEstimate | None:
+    "The class shares of these images; None where nobody needs them"
+    metadata, probs = model.metadata, sheet.counts.sample.rows
+    hint = metadata.calibration.confusion and hint_possible(len(probs), len(metadata.prior))
+    if not probs or not (config.prior == 'estimate' or hint): return None
+    return estimate_shares(np.array(probs), metadata.prior, metadata.calibration)
+
+def _are_many_unlike(sheet: PredictionFile) -> bool:
+    counts = sheet.counts
+    return (counts.unlike or 0) > _MANY_UNLIKE * max(counts.rows - counts.failed, 1)
+
+# %% ../../nbs/runs/09_predict.ipynb #c814c4ce
+def _target_shares(config: PredictConfig, model: Model, found: ShareEstimate | None) -> np.ndarray | None: # (C,)
+    "The class shares that rows are moved to; None where they stay"
+    if config.prior == 'data': return None
+    if config.prior == 'estimate': return found and found.shares
+    return target_prior(config.prior, np.array(model.metadata.prior), model.spec.classes)
+
+def _move_rows(sheet: PredictionFile, job: PredictionJob, shares: np.ndarray) -> tuple[int, str]:
+    "Move all rows to `shares`: how many labels that changed, and what the columns are"
+    prior, changed = np.array(job.backend.model.metadata.prior), Counter()
+    made, factor = move_row_format(job.row_format, prior, shares, np.array(sheet.counts.sample.rows))
+    def change(rows: list[dict]) -> list[dict]:
+        moved = relabel_rows(rows, made, factor)
+        changed['labels'] += sum(a['label'] != b['label'] for a, b in zip(rows, moved))
+        return moved
+    sheet.rewrite(change)
+    return changed['labels'], made.description
+
 # %% ../../nbs/runs/09_predict.ipynb #f16b644a
+def _apply_prior(sheet: PredictionFile, job: PredictionJob, config: PredictConfig) -> tuple[dict, dict]:
+    "Estimate class shares and move rows to them, as `--prior` says: for the summary, and for its `run_info`"
+    model, many_unlike = job.backend.model, _are_many_unlike(sheet)
+    found, classes = _estimate(sheet, config, model), model.spec.classes
+    if config.prior == 'estimate' and many_unlike:
+        say('many images are unlike the training images: more than the class shares may have changed, and then the '
+            'estimate of these does not hold', style='yellow')
+    shares, told, columns = _target_shares(config, model, found), dict(prior=config.prior), {}
+    if found: told |= dict(shares=found.as_dict(classes), share_method=found.method)
+    if found and not many_unlike: told |= dict(differs=[classes[i] for i in found.differs])
+    if shares is not None and sheet.counts.sample.rows:
+        told['changed'], columns['probabilities'] = _move_rows(sheet, job, shares)
+    return told, columns
+
 def _predict_to_file(
     job: PredictionJob,
     config: PredictConfig,
@@ -131,11 +191,13 @@ def _predict_to_file(
         else: rows = predict_batches(job, names, bs, threads, inputs.total)
         _write_rows(sheet, rows, tick)
         seconds = time.perf_counter() - start
+        told, columns = _apply_prior(sheet, job, config)
+        run_info = run_info | columns
         picked = pick_gallery_rows(sheet.read(), classes, config.thumbs) if config.html else {}
         if backend.recomputed:
             run_info = run_info | dict(precision=f"{run_info['precision']}, "
                                        f"{backend.recomputed} uncertain rows recomputed in fp32")
-        return sheet.finish(seconds, run_info), picked
+        return replace(sheet.finish(seconds, run_info), **told), picked
 
 # %% ../../nbs/runs/09_predict.ipynb #2d7af0f9
 def predict(
@@ -151,6 +213,7 @@ def predict(
     inputs = open_inputs(where, config.image_col, config.root)
     placed = replace(config, device='cpu') if config.ray else config
     job = open_prediction_job(placed, inputs.reader, images=inputs.total)
+    _check_prior(config, job.backend.model)
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import shell
 from rich.console import Console
@@ -14,6 +15,7 @@ from fastsmile.config.commands import EvaluateConfig
 from fastsmile.core.errors import list_few
 from fastsmile.inference.outputs import PredictionSummary
 from fastsmile.metrics.predictions import _sets_note
+from fastsmile.metrics.scores import unmeasured_classes_note
 from fastsmile.runs.evaluate import evaluate
 
 
@@ -104,3 +106,11 @@ def test_a_note_on_a_hundred_classes_is_a_line():
     made = SimpleNamespace(always_in_sets=list(range(100)), calib_rows=[3] * 100, rows_for_sets=9)
     note, = _sets_note(made, tuple(f'class {i}' for i in range(100)))
     assert note.endswith("'class 4' (3 rows) ... and 95 more")
+
+
+def test_a_note_on_classes_without_rows_is_a_line():
+    cm = np.zeros((100, 100), int)
+    cm[0, :8] = 1
+    note = unmeasured_classes_note(cm, [f'class {i}' for i in range(100)])
+    assert note.startswith("No row is 'class 1' or 'class 2' or 'class 3' or 'class 4' or 'class 5' ... and 94 more: not measured.")
+    assert "counts 'class 1', 'class 2', 'class 3', 'class 4', 'class 5' ... and 2 more as 0" in note

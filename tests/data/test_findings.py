@@ -1,10 +1,11 @@
 "Every kind of finding is registered once, and what is made of the registry agrees with it."
+import pandas as pd
 import pytest
 
 from fastsmile.config.commands import SampleConfig
 from fastsmile.config.fields import DataOptions
 from fastsmile.data.audit import run_audit
-from fastsmile.data.findings import FINDING_KINDS, SEVERITIES, Finding, make_finding
+from fastsmile.data.findings import FINDING_KINDS, SEVERITIES, Finding, class_findings, make_finding
 from fastsmile.data.plan import PLAN_COLUMNS, plan_single_images
 from fastsmile.data.sample import sample
 from fastsmile.data.source import read_source
@@ -39,3 +40,11 @@ def test_what_an_audit_finds_is_registered(tmp_path):
     audited = run_audit(read_source(sample(tmp_path/'s', SampleConfig(n=120))), DataOptions())
     assert len(audited.findings) > 5
     for f in audited.findings: assert f.kind in FINDING_KINDS and f.severity in SEVERITIES
+
+
+@pytest.mark.parametrize('counts,why', [([50, 50], None), ([65, 35], 'a: 65 of 100 rows (65%)'), ([64, 36], None),
+                                        ([500, 400, 50], 'a: 500 of 950 rows (53%); c: 50'), ([500, 400, 51], None)])
+def test_imbalance_is_of_the_largest_class_or_of_the_smallest(counts, why):
+    "Two large classes hide a small one from the share of the largest"
+    found = class_findings(pd.Series([label for label, n in zip('abc', counts) for _ in range(n)]))[0]
+    assert [row['why'] for row in found.rows] == [why] * bool(why)

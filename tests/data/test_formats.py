@@ -222,3 +222,32 @@ def test_predict_reads_a_table_at_a_url(tmp_path):
     inputs = open_inputs(f'file://{tmp_path}/labels.csv', image_col='file', root=str(tmp_path/'images'))
     assert list(inputs.names) == [f'{i}.png' for i in range(6)]
     with pytest.raises(SmileError, match='no such file'): open_inputs(f'file://{tmp_path}/gone.csv')
+
+
+def test_the_line_for_tfrecords(tmp_path, monkeypatch):
+    "With a stand-in for TensorFlow: the line is Python, and makes class folders"
+    from types import SimpleNamespace as Ns
+    def example(data):
+        i = int(data)
+        feature = dict(label=Ns(int64_list=Ns(value=[i % 2])), image=Ns(bytes_list=Ns(value=[picture(seed=i)])))
+        return Ns(features=Ns(feature=feature))
+    records = lambda path: [Ns(numpy=lambda i=i: str(i)) for i in range(6)]
+    monkeypatch.setitem(sys.modules, 'tensorflow', Ns(data=Ns(TFRecordDataset=records), train=Ns(Example=Ns(FromString=example))))
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path/'set/1.0.0', {'features.json': '{}', 'faces-train.tfrecord-00000-of-00001': b'1234'})
+    with pytest.raises(SmileError, match='set/1.0.0/faces-train.tfrecord-00000-of-00001 is a TFRecord file') as e: read_source('set')
+    assert '\n' not in e.value.hint
+    run_line(e.value.hint)
+    assert sorted(labels_of('set/1.0.0').values()) == ['0'] * 3 + ['1'] * 3
+
+
+def test_a_folder_of_hugging_face_on_disk_is_an_arrow_stream(tmp_path):
+    folder(tmp_path, {'dataset_dict.json': '{}', 'train/data-00000-of-00001.arrow': b'\xff\xff\xff\xff' + bytes(100)})
+    with pytest.raises(SmileError, match='data-00000-of-00001.arrow is an Arrow stream'): read_source(tmp_path)
+
+
+def test_zips_in_a_folder_are_named(tmp_path):
+    "A zip for each class, as shared drives pack them"
+    for label in CLASSES:
+        with zipfile.ZipFile(tmp_path/f'{label}.zip', 'w') as z: z.writestr('1.png', picture())
+    with pytest.raises(SmileError, match='holds no images, but zips: .*neutral.zip, .*smile.zip'): read_source(tmp_path)

@@ -330,3 +330,83 @@ def test_names_without_any_label_are_refused(tmp_path, files):
     lists = {name: ''.join(f'img{i}.jpg\n' for i in IDS[k::2]) for k, name in enumerate(files)}
     with pytest.raises(SmileError, match=f'None of the {4 * len(files)} rows .* has a label') as e: read(tmp_path, FILES | lists)
     assert 'NON-SMILE_list.txt' in e.value.hint
+
+
+def test_tables_named_for_splits_in_their_stems(tmp_path):
+    "FairFace: fairface_label_train.csv and fairface_label_val.csv; other tables stay a question"
+    rows = {s: 'file,age,gender\n' + ''.join(f'{s}/{i}.png,20-29,{"MF"[i % 2]}\n' for i in range(4)) for s in ('train', 'val')}
+    images = {f'{s}/{i}.png': P for s in ('train', 'val') for i in range(4)}
+    s = read(tmp_path/'a', images | {f'fairface_label_{s}.csv': t for s, t in rows.items()}, label_col='gender')
+    assert s.frame.split.tolist() == ['train'] * 4 + ['valid'] * 4 and s.frame.label.tolist() == ['M', 'F'] * 4
+    with pytest.raises(SmileError, match='several tables'):
+        read(tmp_path/'b', images | {'smile_train.csv': rows['train'], 'age_val.csv': rows['val']})
+
+
+def test_a_manifest_of_sagemaker(tmp_path):
+    lines = [{'source-ref': f's3://bucket/images/{i}.png', 'expression': i % 2,
+              'expression-metadata': {'class-name': 'ab'[i % 2], 'confidence': 0.9, 'type': 'groundtruth/image-classification'}} for i in range(4)]
+    s = read(tmp_path, {f'images/{i}.png': P for i in range(4)} | {'train.manifest': '\n'.join(map(json.dumps, lines))})
+    assert s.frame.label.tolist() == ['a', 'b'] * 2 and not any('left aside' in n for n in s.notes)
+
+
+@pytest.mark.parametrize('project', [False, True])
+@pytest.mark.parametrize('attributes', [lambda c: (dict(expression=c), {}), lambda c: ({}, dict(name=c)),
+                                        lambda c: (dict(expression={c: True, 'other': False}), {})], ids=['image', 'region', 'boxes'])
+def test_json_of_the_vgg_image_annotator(tmp_path, attributes, project):
+    def image(i):
+        own, region = attributes('ab'[i % 2])
+        return dict(filename=f'{i}.png', size=9, regions=[dict(shape_attributes={}, region_attributes=region)], file_attributes=own)
+    images = {f'{i}.png9': image(i) for i in range(4)}
+    said = dict(_via_settings={}, _via_img_metadata=images, _via_attributes={}) if project else images
+    s = read(tmp_path, {f'{i}.png': P for i in range(4)} | {'via.json': json.dumps(said)})
+    assert s.frame.label.tolist() == ['a', 'b'] * 2 and any('VIA JSON' in n for n in s.notes)
+
+
+def test_broken_files_of_labels_are_no_crash(tmp_path):
+    "Empty .npy of AffectNet beside images"
+    with pytest.raises(SmileError, match='has no labelled images'):
+        read(tmp_path, {f'images/{i}.png': P for i in range(4)} | {f'annotations/{i}_exp.npy': b'' for i in range(4)})
+
+
+def test_one_hot_columns_with_a_row_of_two_classes(tmp_path):
+    "A class that is called as a usual column of labels is still one of the columns; the row of both is set aside"
+    rows = [f'{k:02}.jpg,{int(k % 2 == 0)},{int(k % 2)}' for k in range(24)]
+    images = {f'images/{k:02}.jpg': P for k in range(24)}
+    rows[0] = rows[0].replace('1,0', '1,1')
+    s = read(tmp_path, images | {'_classes.csv': 'filename, neutral, smile\n' + '\n'.join(rows)})
+    assert s.frame.label.tolist() == ['', 'smile', *['neutral', 'smile'] * 11] and s.frame.reason[0] == 'tie of votes: neutral, smile'
+
+
+def test_files_left_aside_are_counted_where_nothing_is_left(tmp_path):
+    with pytest.raises(SmileError, match=r'has no labelled images\. 3 files are left aside, .*: 2 .cr2, 1 .mp4'):
+        read(tmp_path, {'a/1.cr2': b'II', 'b/2.cr2': b'II', 'b/3.mp4': b'x'})
+
+
+def test_lists_of_classes_beside_folders_of_people(tmp_path):
+    "LFW with the lists of who smiles: the folders are people, and the lists say the class"
+    images = {f'lfw/Ann_Lee{i}/Ann_Lee{i}_0001.jpg': P for i in range(8)}
+    lists = {f'{name}_list.txt': ''.join(f'Ann_Lee{i}_0001.jpg\n' for i in range(8) if i % 2 == k) for k, name in enumerate(('NON-SMILE', 'SMILE'))}
+    with pytest.raises(SmileError, match='look like those of people'): read(tmp_path/'a', images)
+    assert sorted(read(tmp_path/'b', images | lists).frame.label) == ['NON-SMILE'] * 4 + ['SMILE'] * 4
+
+
+def test_a_readme_without_an_ending_is_no_image(tmp_path):
+    "GENKI in its folder: the Nth line is the Nth image, and README is none"
+    files = {f'genki4k/files/file{i + 1:04}.jpg': P for i in range(12)} | {'genki4k/README': 'words', 'genki4k/LICENSE': 'words'}
+    s = read(tmp_path, files | {'genki4k/labels.txt': ''.join(f'{i % 2} 0.1 0.2 0.3\n' for i in range(12))})
+    assert s.frame.label.tolist() == ['0', '1'] * 6 and not s.images_without_row and not any('left aside' in n for n in s.notes)
+
+
+def test_a_list_of_numbers_and_classes(tmp_path):
+    s = read(tmp_path, {f'images/{i:03}.png': P for i in range(8)} | {'labels.txt': ''.join(f'{i:03} {"ab"[i % 2]}\n' for i in range(8))})
+    assert s.frame.label.tolist() == ['a', 'b'] * 4 and s.frame.path[0] == 'images/000.png'
+
+
+@pytest.mark.parametrize('encoding,name', [('gb18030', '微笑'), ('shift_jis', '笑顔'), ('cp1251', 'Лицо')])
+def test_a_table_in_another_encoding_is_named_with_the_line_that_saves_it(tmp_path, monkeypatch, encoding, name):
+    rows = 'file,label\n' + ''.join(f'{name}{i}.png,{name if i % 2 else "x"}\n' for i in range(8))
+    files = {f'images/{name}{i}.png': P for i in range(8)} | {'labels.csv': rows.encode(encoding)}
+    with pytest.raises(SmileError, match=f'in the encoding {encoding}') as e: read(tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    exec(e.value.hint[e.value.hint.index('from pathlib'):], {})
+    assert read_source(tmp_path).frame.label.tolist() == ['x', name] * 4

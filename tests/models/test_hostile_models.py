@@ -288,3 +288,15 @@ def test_a_zip_is_no_model(tmp_path, spec):
     with zipfile.ZipFile(tmp_path/'m.pth', 'w') as z: z.writestr('archive/data.pkl', pickle.dumps(Evil(tmp_path/'owned')))
     with pytest.raises((SmileError, OptionError)): build_network(spec, str(tmp_path/'m.pth'))
     assert not (tmp_path/'owned').exists()
+
+
+@pytest.mark.parametrize('confusion', [[[1, 2]], [[1, 2], [3]], [[1, -2], [3, 4]], [[1, 2], [3, float('nan')]], [[1, 1e12], [3, 4]], 'ab', [['x', 1], [2, 3]]],
+                         ids=str)
+def test_an_impossible_confusion_matrix_of_calib_is_refused(confusion, bundle):
+    cfg = json.loads((bundle/'config.json').read_text())['fastsmile']['calibration']
+    change(bundle, 'fastsmile', 'calibration', to=cfg | dict(confusion=[[5, 1], [2, 7.5]]))
+    assert load_bundle(bundle).metadata.calibration.confusion == [[5, 1], [2, 7.5]]
+    change(bundle, 'fastsmile', 'calibration', to={k: v for k, v in cfg.items() if k != 'confusion'})
+    assert load_bundle(bundle).metadata.calibration.confusion == []  # of before it was kept
+    change(bundle, 'fastsmile', 'calibration', to=cfg | dict(confusion=confusion))
+    with pytest.raises(SmileError, match='config.json is not a fastsmile model'): load_bundle(bundle)
