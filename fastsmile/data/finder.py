@@ -59,9 +59,10 @@ class _NameIndex:
 
     def look_up(self, cell: str, split: str) -> list[str]:
         "The images that agree with the cell on the most trailing parts, then on the split"
-        *parents, last = [p for p in _fold_name(cell).split('/') if p not in ('', '.')]
-        found = self.by_key.get(last, [])
+        parts = [p for p in _fold_name(cell).split('/') if p not in ('', '.')]
+        found = self.by_key.get(parts[-1], []) if parts else []  # of ., / and an empty cell nothing is left
         if len(found) < 2: return found
+        *parents, _ = parts
         ranks = [(_shared_parents(name, parents), _is_in_split(name, split)) for name in found]
         return [name for name, rank in zip(found, ranks) if rank == max(ranks)]
 

@@ -251,3 +251,11 @@ def test_zips_in_a_folder_are_named(tmp_path):
     for label in CLASSES:
         with zipfile.ZipFile(tmp_path/f'{label}.zip', 'w') as z: z.writestr('1.png', picture())
     with pytest.raises(SmileError, match='holds no images, but zips: .*neutral.zip, .*smile.zip'): read_source(tmp_path)
+
+
+@pytest.mark.parametrize('cell', ['?', '.', '/', './', '??d='])
+def test_a_cell_of_which_no_name_is_left_names_no_image(tmp_path, cell):
+    (tmp_path/'train.csv').write_text('\n'.join(['a.jpg,x', 'b.jpg,y', 'c.jpg,x', 'd.jpg,y', f'{cell},x']))
+    for n in 'abcd': (tmp_path/f'{n}.jpg').write_bytes(picture(seed=ord(n)))
+    source = read_source(tmp_path, SourceOptions(image_col='1', label_col='2'))
+    assert sorted(source.kept.path) == ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg'] and len(source.frame) == 5
