@@ -224,8 +224,9 @@ def evaluation_tables(
     shown = [_scores_table(r), *_interval_class_tables(m['per_class'])]
     if m.get('note'): shown.append(m['note'])
     if r.get('tta'): shown.append(_tta_table(r['tta']))
-    overruled = {rule['rule']: rule['overruled'] for rule in r['calibration']['rules']}.get(r['calibration']['rule'])
-    if overruled: shown.append(_overruled_line(overruled, m['rows'], r['calibration']['rule']))
+    rule = r['calibration']['rule']
+    overruled = {one['rule']: one.get('overruled') for one in r['calibration']['rules']}.get(rule)
+    if overruled: shown.append(_overruled_line(overruled, m['rows'], rule))
     if r.get('unlike') is not None: shown.append(_unlike_line(r['unlike'], m['rows']))
     for column, rows in r['slices'].items(): shown += _slice_tables(column, rows)
     shown += calibration_lines(r['calibration'], m['classes'])

@@ -316,7 +316,7 @@ def test_every_column_has_its_type_in_parquet(album, ask, tmp_path):
     all_ = dict(raw=True, calibrated=True, abstain=True, sets=True)
     for kind in ('csv', 'parquet'): predict(album, replace(ask, out=str(tmp_path/f'p.{kind}'), **all_))
     table, rows = pq.read_table(tmp_path/'p.parquet'), rows_of(tmp_path/'p.csv')
-    text = {'path', 'label', 'withheld', 'set', 'error'}
+    text = {'path', 'label', 'most_probable', 'withheld', 'set', 'error'}
     assert table.column_names == list(rows[0]) and {c for c in table.column_names if table.schema.field(c).type == pa.string()} == text
     assert all(table.schema.field(c).type == pa.float64() for c in set(table.column_names) - text)
     for c in set(table.column_names) - text: assert [float(r[c]) if r[c] else None for r in rows] == table[c].to_pylist()
