@@ -222,7 +222,8 @@ def test_margin_and_score_reach_the_network(album, run, tmp_path):
 def test_a_killed_run_goes_on_with_the_same_bytes(album, run, tmp_path, monkeypatch):
     names = tmp_path/'list.txt'
     names.write_text('group.png\nnone.png\na/one.jpg\n' * 4)
-    def ask(out, **kw): return PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/out), faces='each', root=str(album), bs=2, workers=2, device='cpu', **kw)
+    def ask(out, **kw): return PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/out),
+                                             faces='each', root=str(album), bs=2, workers=2, device='cpu', **kw)
     predict(names, ask('whole.csv'))
     want = (tmp_path/'whole.csv').read_bytes()
     assert want.count(b'\n') == 1 + 4 * 5

@@ -320,7 +320,8 @@ def test_fit_writes_the_file_and_calibrate_keeps_it_right(faces, tiny, tmp_path,
         if decide: calibrate(run, CalibrateConfig(decide=decide))
         tables = []
         for i, (model, engine) in enumerate(((run, 'torch'), (run, 'onnx'), (run/'model'/'model.onnx', 'auto'))):
-            predict(album, PredictConfig(overwrite=True, model=str(model), engine=engine, precision='fp32', device='cpu', calibrated=True, out=str(tmp_path/f'{i}.csv')))
+            predict(album, PredictConfig(overwrite=True, model=str(model), engine=engine, precision='fp32',
+                                         device='cpu', calibrated=True, out=str(tmp_path/f'{i}.csv')))
             tables.append(rows_of(tmp_path/f'{i}.csv'))
         for other in tables[1:]:
             for a, b in zip(tables[0], other, strict=True):
