@@ -9,7 +9,7 @@ RUN = PATH="$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(VENV)"
 help:
 	@echo "make demo      sample faces, training, report, prediction (installs what it needs)"
 	@echo "make test      everything CI checks"
-	@echo "make export    notebooks -> modules, README"
+	@echo "make export    notebooks -> modules, README, docs"
 	@echo "make clean     remove the demo's folder and caches"
 
 install:

@@ -19,6 +19,8 @@ def _main(program: list[str], files: Path, cwd: str, env: dict[str, str]):
         fd = os.open(files/name, os.O_WRONLY | os.O_CREAT if n else os.O_RDONLY)
         os.dup2(fd, n)
         os.close(fd)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has put another in its place
+    multiprocessing.set_start_method(None, force=True)  # the program's own processes start as they do elsewhere
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -107,3 +107,26 @@ def test_nbs_holds_notebooks_and_their_pictures():
     listed = subprocess.run(['git', 'ls-files', 'nbs'], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode: pytest.skip('not a clone of the repository')
     assert not [f for f in listed.stdout.split() if not f.endswith('.ipynb') and not f.startswith('nbs/images/')]
+
+
+PAGES = [ROOT/'README.md', *sorted((ROOT/'docs').glob('*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r'\]\((?!https?://)([^)\s]*)\)', page.read_text(encoding='utf-8'))
+    assert links or page.name in ('data.md', 'training.md', 'python.md')
+    for link in links:
+        file, _, heading = link.partition('#')
+        target = (page.parent/file).resolve() if file else page
+        assert target.exists(), link
+        if not heading: continue
+        headings = re.findall('^#+ (.*)', target.read_text(encoding='utf-8'), re.M)
+        assert heading in [re.sub('[^a-z0-9 -]', '', h.lower()).replace(' ', '-') for h in headings], link
+
+
+def test_readme_is_short_and_begins_with_the_reader_s_own_commands():
+    lines = (ROOT/'README.md').read_text(encoding='utf-8').splitlines()
+    assert len(lines) <= 250
+    commands = [line.split()[1] for line in lines if line.startswith('fastsmile ')]
+    assert commands[:2] == ['fit', 'predict']

@@ -1,4 +1,4 @@
-"README.md from nbs/index.ipynb, without Quarto: `python tools/readme.py` writes it, `--check` compares."
+"README.md from nbs/index.ipynb and the pages of docs/ from nbs/01_guide.ipynb, without Quarto: `python tools/readme.py` writes, `--check` compares."
 import re
 import sys
 from pathlib import Path
@@ -7,6 +7,8 @@ from nbdev.processors import FilterDefaults
 from fastcore.nbio import read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = {'Data': 'data', 'Training': 'training', 'Predicting': 'predicting', 'Measuring': 'measuring', 'Python': 'python',
+         'The five reports': 'reports'}  # first heading of a part of the guide -> its page
 
 
 def cell_text(cell) -> str:
@@ -22,15 +24,38 @@ def cell_text(cell) -> str:
     return f'```{"sh" if shell else "python"}\n{code}\n```' + (f'\n\n```text\n{out}\n```' if out else '')
 
 
-def render() -> str:
-    nb = read_nb(ROOT/'nbs'/'index.ipynb')
+def notebook_text(name: str) -> tuple[str, str]: # title; the rest
+    "A notebook as Markdown"
+    nb = read_nb(ROOT/'nbs'/name)
     title = nb.cells[0].source.strip()  # the processors turn it into front matter
     FilterDefaults()(nb)
-    text = '\n\n'.join(filter(None, (cell_text(c).strip() for c in nb.cells))) + '\n'
-    return f'<!-- Made from nbs/index.ipynb by tools/readme.py; edit the notebook. -->\n\n{title}\n\n{text}'
+    return title, '\n\n'.join(filter(None, (cell_text(c).strip() for c in nb.cells))) + '\n'
+
+
+def made_from(name: str) -> str: return f'<!-- Made from nbs/{name} by tools/readme.py; edit the notebook. -->\n\n'
+
+
+def from_docs(text: str) -> str:
+    "Links of a text at the root as links of a page in docs/"
+    text = re.sub(r'\]\((?!https?://|#|docs/)([^)\s]+)\)', r'](../\1)', text)
+    return text.replace('](docs/', '](')
+
+
+def render() -> dict[Path, str]:
+    "All generated pages"
+    title, text = notebook_text('index.ipynb')
+    pages = {ROOT/'README.md': f'{made_from("index.ipynb")}{title}\n\n{text}'}
+    _, *parts = re.split(r'^# (?=[A-Z])', notebook_text('01_guide.ipynb')[1], flags=re.M)
+    for part in parts:
+        name = PAGES[part.partition('\n')[0]]
+        pages[ROOT/'docs'/f'{name}.md'] = made_from('01_guide.ipynb') + from_docs('# ' + part.rstrip('\n') + '\n')
+    assert len(pages) == 1 + len(PAGES)
+    return pages
 
 
 if __name__ == '__main__':
-    readme, text = ROOT/'README.md', render()
-    if '--check' not in sys.argv: readme.write_text(text)
-    elif readme.read_text() != text: sys.exit('README.md and nbs/index.ipynb disagree: run make export.')
+    for path, text in render().items():
+        if '--check' not in sys.argv:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text: sys.exit(f'{path.name} and its notebook disagree: run make export.')

@@ -163,7 +163,7 @@ def pick_gallery_rows(
 
 # %% ../../nbs/reports/02_html.ipynb #eb3abd05
 _GALLERY_NOTES = dict(  # columns that a card shows where they are filled
-    face='face', withheld='withheld:', set='set:', known='a copy of', known_label='known as')
+    face='face', withheld='withheld:', set='set:', known='a copy of', known_label='known as', most_probable='most probable:')
 
 def _image_name(row: dict) -> str:
     "The image of a row: where it is a face, that region of its photograph"
