@@ -118,6 +118,19 @@ def typed_value(
     accepted = ' or '.join(_KIND_NAMES[k] for k in kinds if k in _KIND_NAMES)
     raise OptionError(f'{name} in {where} is {printable(repr(value))[:100]}.', f'Accepted: {accepted}.')
 
+# %% ../../nbs/config/01_fields.ipynb #ec5be82e
+def _doc_line(name: str, f: Field) -> str:
+    "An option with its help and its default"
+    help = f.metadata['help']
+    return f'    {name}: {help}' + ('' if '(default' in help else f' (default: {default_of(f)!r})')
+
+def _doc_with_options(cls: type) -> str:
+    "The docstring of a class of options, with a line for each of them, inherited ones last"
+    options = {name: f for name, f in vars(cls).items() if isinstance(f, Field)}
+    for base in cls.__mro__[1:]: options = options | getattr(base, '__dataclass_fields__', {}) | options
+    lines = [_doc_line(name, f) for name, f in options.items()]
+    return '\n'.join([vars(cls).get('__doc__') or cls.__name__, '', *lines])
+
 # %% ../../nbs/config/01_fields.ipynb #b624019a
 @dataclass(frozen=True)
 class Options:
@@ -127,6 +140,7 @@ class Options:
         assert panel in OPTION_PANELS
         for f in vars(cls).values():
             if isinstance(f, Field): f.metadata = f.metadata | dict(panel=f.metadata['panel'] or panel)
+        cls.__doc__ = _doc_with_options(cls)
 
     def __post_init__(self):
         given = [f for f in fields(self) if not isinstance(getattr(self, f.name), Default)]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CGROUP', 'used_memory', 'free_memory', 'default_batch_size', 'is_memory_error', 'may_have_gpu', 'cpu_flags',
-           'iso_now', 'sub_seed', 'seed_everything', 'is_distributed', 'Interrupted', 'graceful_interrupt']
+           'iso_now', 'sub_seed', 'seed_everything', 'is_distributed', 'Interrupted', 'graceful_interrupt',
+           'in_notebook']
 
 # %% ../../nbs/core/03_system.ipynb #9543a9db
 import math
@@ -182,3 +183,9 @@ def graceful_interrupt(
     try: yield flag.check
     finally: signal.signal(signal.SIGINT, before)
     flag.check()
+
+# %% ../../nbs/core/03_system.ipynb #731c60cc
+def in_notebook() -> bool:
+    "Is this the kernel of a notebook? IPython on a terminal is none"
+    ipython = sys.modules.get('IPython')
+    return ipython is not None and hasattr(ipython.get_ipython(), 'kernel')

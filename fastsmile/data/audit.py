@@ -18,6 +18,7 @@ from ..config.fields import DataOptions
 from ..config.fit import FitConfig
 from ..core.errors import SmileError, list_few, printable, say, shell_quote
 from ..core.files import read_json, write_json, write_safe_csv, write_text
+from ..core.html import html_block, html_table
 from ..core.system import sub_seed
 from .domain import Domain, grey_share
 from .faces import crop_faces, frame_of_margin, measure_face_frame
@@ -113,8 +114,9 @@ def remaining_classes(
     return left
 
 # %% ../../nbs/data/23_audit.ipynb #87f5b2b7
-def _group_lines(f: Finding) -> list[str]:
-    "A line for each group: its images, each with its label"
+def _finding_lines(f: Finding) -> list[str]:
+    "A line for each group: its images, each with its label; else a line for each row"
+    if not f.groups: return [', '.join(filter(None, row.values())) for row in f.rows]
     why, lines = {row['path']: row['why'] for row in f.rows}, []
     for group in f.groups: lines.append(' = '.join(f'{path} ({why[path]})' for path in group))
     return lines
@@ -129,7 +131,7 @@ def print_findings(
     "Print what was found to standard error"
     for f in findings:
         say(f'{f.severity}: {f.kind}, {f.count}: {f.action}', style=_SEVERITY_STYLES.get(f.severity, ''))
-        lines = _group_lines(f) if f.groups else [', '.join(filter(None, row.values())) for row in f.rows]
+        lines = _finding_lines(f)
         for line in lines[:max_rows]: say('   ', line)
         more = len(lines) - max_rows
         if more > 0: say(f'    and {more} more; `fastsmile audit` writes down all of them')
@@ -343,6 +345,23 @@ class AuditResult:
         "Is there a finding as bad as `severity`, or worse?"
         if severity == 'never': return False
         return any(SEVERITIES.index(f.severity) <= SEVERITIES.index(severity) for f in self.findings)
+
+    def _repr_html_(self) -> str: return _audit_html(self)
+
+# %% ../../nbs/data/23_audit.ipynb #820db3f0
+_MAX_EXAMPLES, _MAX_EXAMPLE_LENGTH = 3, 160  # lines of a finding, and characters of each
+
+def _examples(f: Finding) -> str:
+    "The first lines of a finding"
+    return '; '.join(line[:_MAX_EXAMPLE_LENGTH] for line in _finding_lines(f)[:_MAX_EXAMPLES])
+
+def _audit_html(audit: AuditResult) -> str:
+    "What a notebook shows of an audit"
+    kept, total = len(used_rows(audit.table)), len(audit.table)
+    rows = [(f'{f.severity}: {f.kind}', f.count, f.action, _examples(f)) for f in audit.findings]
+    found = html_table(rows, ['finding', 'count', 'what is done', 'examples']) if rows else 'No findings.'
+    return html_block('fastsmile audit', f'{total:,} rows, {kept:,} used, {total - kept:,} set aside.', found,
+                      f'All of them, with the images: {audit.path/"audit.html"}')
 
 # %% ../../nbs/data/23_audit.ipynb #dfc53f1c
 def _number_folds(

@@ -22,6 +22,7 @@ import pandas as pd
 from ..config.fields import SourceOptions, check_unused
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import check_source_exists, import_pandas, is_url
+from ..core.html import Html, html_block, html_list, html_table
 from .images import parse_region
 from .annotations import read_cells
 from .archives import HEAD_BYTES, check_format, foreign_format, format_error
@@ -210,6 +211,24 @@ class Source:
     def kept(self) -> pd.DataFrame:
         "The rows that are used"
         return used_rows(self.frame)
+
+    def _repr_html_(self) -> str: return _source_html(self)
+
+# %% ../../nbs/data/12_source.ipynb #3084eab2
+def _class_table(kept: pd.DataFrame) -> Html:
+    "Rows of each class, in all and in each split that the source names"
+    counts, rows = pd.crosstab(kept.label, kept.split), []
+    splits = [s for s in SPLIT_PRIORITY if s in counts]
+    for label, n in kept.label.value_counts().items():
+        rows.append((label, n, f'{100 * n / len(kept):.1f}%', *counts.loc[label, splits]))
+    return html_table(rows, ['class', 'rows', 'share', *splits])
+
+def _source_html(source: Source) -> str:
+    "What a notebook shows of a source"
+    kept, reasons = source.kept, source.frame.reason[source.frame.reason != '']
+    aside = ', '.join(f'{n} {reason}' for reason, n in reasons.value_counts().items())
+    rows = f'{len(source.frame):,} rows, {len(kept):,} used' + (f'; set aside: {aside}.' if aside else '.')
+    return html_block(source.location, rows, _class_table(kept), html_list(source.notes))
 
 # %% ../../nbs/data/12_source.ipynb #3500d955
 def _source_notes(description: str, frame: pd.DataFrame, options: SourceOptions) -> list[str]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config.choices import SCORES
 from ..core.errors import SmileError, printable
 from ..core.files import file_sha256, read_json
+from ..core.html import html_block, html_table
 from ..data.domain import Domain, grey_input, parse_domain
 from ..data.images import Preprocessing, TIMM_CROP_MODES
 from ..data.unlike import UnlikeScale, parse_unlike_scale
@@ -85,6 +87,11 @@ class Model:
     members: tuple = ()  # of an ensemble: its models, each a `Model`
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        "The labels, in the order of the network's outputs"
+        return self.spec.classes
+
+    @property
     def preps(self) -> tuple:
         "The preprocessings of the network's inputs: one, but for an ensemble"
         return getattr(self.net, 'preps', (self.spec.prep,))
@@ -96,6 +103,36 @@ class Model:
         z, shift = np.asarray(logits, dtype=np.float64), np.array(self.metadata.shift)
         p = probabilities_from_logits(z, shift, self.metadata.link)
         return p, self.metadata.calibration.apply(p)[0]
+
+    def _repr_html_(self) -> str: return _model_html(self)
+
+# %% ../../nbs/models/01_spec.ipynb #60e366fb
+def _model_facts(model: Model) -> list[tuple]: # name, value
+    "Architecture, input and rule of a model"
+    spec, metadata = model.spec, model.metadata
+    colour = ', turned grey' if spec.prep.grey else ''
+    facts = [('architecture', f'{spec.members} models' if spec.members else spec.arch),
+             ('input', f'{spec.prep.size} x {spec.prep.size} pixels{colour}'),
+             ('decision rule', metadata.calibration.rule),
+             ('temperature', f'{metadata.calibration.temperature:.3f}')]
+    if model.path: facts.append(('read from', model.path))
+    if metadata.origin.get('data'): facts.append(('fingerprint of its data', metadata.origin['data']))
+    return facts
+
+def _model_scores(model: Model) -> list[tuple]: # title, score
+    "The scores of a model on the test rows of its run; on valid where there were none"
+    metrics = model.metadata.metrics
+    measured = metrics.get('test') or metrics.get('valid') or {}
+    titles = {name: score.title for name, score in SCORES.items()}
+    return [(titles.get(k, k), f'{v:.3f}') for k, v in measured.items() if isinstance(v, int | float)]
+
+def _model_html(model: Model) -> str:
+    "What a notebook shows of a model"
+    shares = [(label, f'{100 * share:.1f}%') for label, share in zip(model.classes, model.metadata.prior)]
+    scores, split = _model_scores(model), 'test' if model.metadata.metrics.get('test') else 'valid'
+    measured = html_table(scores, [f'score on the {split} rows of its run', '']) if scores else ''
+    return html_block('fastsmile model', html_table(_model_facts(model)),
+                      html_table(shares, ['class', 'share in its data']), measured)
 
 # %% ../../nbs/models/01_spec.ipynb #d9b5e4d8
 BUNDLE_FORMAT = 6     # of fastsmile's key in config.json; raised where its keys change

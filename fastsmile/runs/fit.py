@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,7 +22,7 @@ from ..config.recipes import describe_recipe, write_options
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, shell_quote
 from ..core.files import absolute_source, check_run_folder_free, check_source_exists, folder_lock
 from ..core.files import local_path, new_run_folder, read_run_config, write_json
-from ..core.system import is_distributed, iso_now, seed_everything
+from ..core.system import in_notebook, is_distributed, iso_now, seed_everything
 from ..data.audit import AuditedSource, SplitData, cross_validation_splits, split_audited
 from ..data.audit import write_split_data
 from ..data.domain import colour_note
@@ -39,13 +40,15 @@ from .results import write_report_and_config
 from .variants import Variant, adopt_best_variant, make_variants, read_variant_result, variant_row
 from ..training.callbacks import tracked_training
 from ..training.distributed import from_rank_zero, process_group, rank
-from ..training.learner import build_learner, prepare_images, print_network, refit_on_all_rows
+from ..training.learner import as_callbacks, build_learner, prepare_images, print_network, refit_on_all_rows
 from ..training.learner import spec_from_config, train_learner, write_augmentation_preview, write_balance
 from ..training.loaders import PreparedImages
 from ..training.plan import FitPlan, NetworkChoice, averages_seeds, budget_seconds, choose_network, duration_text
-from ..training.plan import plan_fit, plan_lines
+from ..training.plan import plan_fit, plan_lines, plan_seeds
 from ..training.precision import check_compile, check_precision
 from ..training.resume import STATE_FILE
+
+if TYPE_CHECKING: from fastai.callback.core import Callback
 
 # %% ../../nbs/runs/08_fit.ipynb #c207d2ee
 def new_network(
@@ -81,13 +84,13 @@ def _spec_of_data(spec: ModelSpec, data: SplitData, config: FitConfig) -> ModelS
 # %% ../../nbs/runs/08_fit.ipynb #670069fc
 def _train_and_write(
     data: SplitData, spec: ModelSpec, net: nn.Module, config: FitConfig, path: Path, device: str,
-    images: PreparedImages | None, resume: bool,
+    images: PreparedImages | None, resume: bool, cbs: Sequence['Callback'] = (),
 ) -> dict: # what config.json holds of it
     "What `fit` does inside its run folder"
     write_split_data(data, path)
     start = {k: v.clone() for k, v in net.state_dict().items()} if config.refit_all else None
     learn, facts = build_learner(data, spec, net, config, path, device, images)
-    with tracked_training(learn, config, path): training, done = train_learner(learn, config, path, resume)
+    with tracked_training(learn, config, path): training, done = train_learner(learn, config, path, resume, cbs)
     model = Model(spec, facts, learn.model.eval(), str(path/'model'))
     parts = ('calib', 'valid', 'test', 'test_tta')
     if config.refit_all:
@@ -118,6 +121,7 @@ def fit_data(
     device: str,
     images: PreparedImages | None = None, # where they are decoded already
     command: str | None = None,           # that asked for it, where it is a part of something
+    cbs: Sequence['Callback'] = (),       # more callbacks of fastai
 ) -> Run:
     "Train, measure and report into `path`; raises `SmileError` where the input is at fault"
     before = run_status(path)
@@ -127,7 +131,7 @@ def fit_data(
     command = command or command_line('fit', [source], config)
     record = initial_record('fit', command, source, config.as_dict(), data, spec, net)
     with recording_status(path, record):
-        record |= _train_and_write(data, spec, net, config, path, device, images, before is not None)
+        record |= _train_and_write(data, spec, net, config, path, device, images, before is not None, cbs)
         run = finish_run(path, record)
     _delete_training_state(path)
     return run
@@ -203,16 +207,21 @@ def _begin(
     return _Begun(plan.config, spec, net, splits, _new_planned_folder(plan, source))
 
 # %% ../../nbs/runs/08_fit.ipynb #d06c4b7b
-def fit(
-    source: object,                # a folder, a zip, a CSV or an array file
-    config: FitConfig | None = None,
-    into: Path | None = None,      # the folder of a run that was stopped, to resume it
-    **options: object,  # those of `FitConfig` by name, instead of `config`
-) -> Run | None: # None in a process that only helps the first of several
-    "Source to report; raises `OptionError` and `SmileError` where options or input are at fault"
-    config = options_or(config, FitConfig, options)
-    if is_distributed(): return _fit_distributed(source, config)
-    if config.resume: return _resume(source, config)
+def _check_callbacks(cbs: Sequence['Callback'], config: FitConfig):
+    "Raise an `OptionError` where several trainings would share the callbacks"
+    several = config.folds or config.refit_all or plan_seeds(config).is_comparison
+    if not cbs or not several and not is_distributed(): return
+    raise OptionError('cbs with several trainings (folds, seeds, preset best, balance all, lr_sweep, refit_all, '
+                      'torchrun): a callback holds the state of one.',
+                      'Call fit for one training at a time, e.g. with seeds=1, each with callbacks of its own.')
+
+def _fit_here(
+    source: object,
+    config: FitConfig,
+    into: Path | None,         # the folder of a run that was stopped
+    cbs: Sequence['Callback'],
+) -> Run | None: # None after --dry-run
+    "`fit` in one process"
     command, device = command_line('fit', [source], config), pick_device(config.device)
     begun = _begin(source, config, device, into)
     if begun is None: return None
@@ -221,7 +230,26 @@ def fit(
     data, = begun.splits
     spec = _spec_of_data(spec, data, config)
     if config.is_comparison: return _fit_variants(source, data, spec, config, path, device, command)
-    return fit_data(source, data, spec, begun.net, config, path, device, command=command)
+    return fit_data(source, data, spec, begun.net, config, path, device, command=command, cbs=cbs)
+
+# %% ../../nbs/runs/08_fit.ipynb #2011f242
+def fit(
+    source: object,                # a folder, a zip, a CSV or an array file
+    config: FitConfig | None = None,
+    into: Path | None = None,      # the folder of a run that was stopped, to resume it
+    cbs: 'Callback | Sequence[Callback]' = (), # fastai callbacks for a single training; config.json does not hold them
+    **options: object,  # those of `FitConfig` by name, instead of `config`
+) -> Run | None: # None in a process that only helps the first of several
+    "Source to report; raises `OptionError` and `SmileError` where options or input are at fault"
+    config, cbs = options_or(config, FitConfig, options), as_callbacks(cbs)
+    _check_callbacks(cbs, config)
+    if is_distributed(): return _fit_distributed(source, config)
+    if config.resume:
+        source, config, into = resume_arguments(source, config)
+        _check_callbacks(cbs, config)
+    run = _fit_here(source, config, into, cbs)
+    if run and in_notebook(): say(run.verdict)
+    return run
 
 # %% ../../nbs/runs/08_fit.ipynb #942a8024
 class _FirstProcess:
@@ -369,8 +397,6 @@ def resume_arguments(
     record = read_run_config(path)
     _check_resumable(path, record, source)
     return record['source'], Run(path).options, path
-
-def _resume(source: object, config: FitConfig) -> Run: return fit(*resume_arguments(source, config))
 
 # %% ../../nbs/runs/08_fit.ipynb #03cbd219
 def demo_config(

@@ -6,10 +6,10 @@
 __all__ = ['base_record', 'run_status', 'recording_status', 'finished_run', 'check_same_rows', 'Run', 'load_run']
 
 # %% ../../nbs/runs/01_folder.ipynb #59eedf39
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..config.fit import FitConfig
 from ..core.errors import SmileError, printable, shell_quote
-from ..core.files import absolute_source, folder_lock, newest_run, read_json, read_run_config
+from ..core.files import absolute_source, folder_lock, is_url, newest_run, read_json, read_run_config
 from ..core.files import read_safe_csv, write_json
 from ..core.system import Interrupted, iso_now
 from ..metrics.predictions import fold_folders
@@ -26,6 +26,7 @@ from ..metrics.predictions import fold_folders
 if TYPE_CHECKING:
     from fastai.learner import Learner
     from fastsmile.data.audit import SplitData
+    from fastsmile.data.scan import VerifiedReader
     from fastsmile.models.spec import Model
 
 # %% ../../nbs/runs/01_folder.ipynb #40742135
@@ -186,30 +187,69 @@ class Run(_RunFiles):
         return load_model(self.path)
 
     def learner(self) -> 'Learner':
-        "A fastai `Learner` over the run's rows with its best weights; a `SmileError` where no network was trained"
+        """A fastai `Learner` over the run's rows with its best weights; a `SmileError` where no network was trained
+
+        `predict` and `dls.test_dl` take what `run.predict` takes (files, Pillow images, arrays) and names of the source.
+        Its probabilities are those of the network: neither corrected for class shares that training changed (balance,
+        prior) nor calibrated, and its label is the most probable class. `run.predict(images)`, or
+        `load_model(run.path).predict(images)`, gives the probabilities and labels that the report measured.
+        """
         return _build_run_learner(self)
 
+    def _repr_html_(self) -> str: return _run_html(self)
+
 # %% ../../nbs/runs/01_folder.ipynb #6389c85f
+def _read_digests(run: Run) -> dict: # path -> digest of the bytes that the audit read
+    from fastsmile.data.splits import digests_by_path, read_training_fingerprints
+    return digests_by_path(read_training_fingerprints(run.path))
+
 def _read_run_data(run: Run) -> 'SplitData':
     from fastsmile.data.audit import SplitData
     from fastsmile.data.source import read_source
-    from fastsmile.data.splits import digests_by_path, read_training_fingerprints
     table, source = read_safe_csv(run.path/'table.csv'), read_source(run.config['source'], run.options)
-    return SplitData(source, table, [], run.config['origin']['data'],
-                     digests=digests_by_path(read_training_fingerprints(run.path)), domain=run.model.metadata.domain)
+    return SplitData(source, table, [], run.config['origin']['data'], digests=_read_digests(run),
+                     domain=run.model.metadata.domain)
+
+# %% ../../nbs/runs/01_folder.ipynb #0f23647a
+def _run_reader(run: Run) -> 'VerifiedReader | None':
+    "The images of a run, as the audit read them; None where they are gone, or elsewhere"
+    from fastsmile.data.scan import VerifiedReader
+    from fastsmile.data.splits import read_run_source
+    if is_url(run.config['source']): return None
+    try: return VerifiedReader(read_run_source(run.path).reader, _read_digests(run))
+    except (SmileError, OSError): return None
+
+def _run_html(run: Run) -> str:
+    "What a notebook shows of a run: the report in short, or its status where it did not finish"
+    from fastsmile.core.html import html_block
+    if not (run.path/'metrics.json').exists(): return html_block(f'run {run.path.name}', f'{run_status(run.path)}')
+    from fastsmile.reports.run import run_html
+    return run_html(run.path, run.metrics, _run_reader(run))
 
 # %% ../../nbs/runs/01_folder.ipynb #f47b8eef
+def _open_images(rows: frozenset[str], given: object) -> list: # names of rows, or `OtherImage`
+    "The images of `test_dl`: names of the run's rows, or what `predict` takes"
+    from fastsmile.inference.inputs import open_inputs
+    from fastsmile.training.loaders import OtherImage
+    given = list(given) if isinstance(given, Iterator) else given
+    names = [given] if isinstance(given, str) else given
+    if isinstance(names, Iterable) and all(isinstance(name, str) and name in rows for name in names): return list(names)
+    inputs = open_inputs(given)
+    return [OtherImage(inputs.reader, name) for name in inputs.names]
+
 def _build_run_learner(run: Run) -> 'Learner':
     from fastsmile.models.bundle import load_bundle
     from fastsmile.models.device import pick_device
-    from fastsmile.training.learner import build_learner
+    from fastsmile.training.learner import build_learner, prepare_for_interactive_use
+    from fastsmile.training.loaders import loaders_for_any_image
     if (kind := run.config.get('kind', 'fit')) != 'fit':
         raise SmileError(f'{printable(run.path)} was made by `fastsmile {kind}`: it has no learner.',
                          'Runs of `fastsmile fit` have one.')
     net, device = load_bundle(run.path).net, pick_device(run.options.device)
     learn, _ = build_learner(run.data, run.model.spec, net, run.options, run.path, device)
     learn.remove_cbs([learn.checkpoint_saver, learn.history])  # what is tried with it must not overwrite the run
-    return learn
+    learn.dls = loaders_for_any_image(learn.dls, partial(_open_images, frozenset(run.data.rows.path)))
+    return prepare_for_interactive_use(learn)
 
 # %% ../../nbs/runs/01_folder.ipynb #df31a39a
 def load_run(

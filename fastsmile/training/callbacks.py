@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRACKER_CALLBACKS', 'FrozenBatchNorm', 'History', 'save_weights', 'load_weights', 'CheckpointSaver',
            'StopOnDivergence', 'StopOnInterrupt', 'EarlyStopping', 'ReduceOnPlateau', 'WeightEMA', 'SkipValidation',
-           'LiveProgress', 'tracked_training', 'TrialPruned', 'TrialReporter']
+           'LiveProgress', 'NotebookProgress', 'tracked_training', 'TrialPruned', 'TrialReporter']
 
 # %% ../../nbs/training/04_callbacks.ipynb #69b492ea
 import math
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
+from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from safetensors.torch import load_file
@@ -141,6 +142,7 @@ class History(_BatchCollector):
         self.validation_metrics, self.path = validation_metrics, path
         self.classes, self.print_line = classes, print_line
         self.rows, self.phase, self.printed_header = [], 'all', False
+        self.prints_epochs = True  # False: a table shows them
 
     def before_train(self):
         super().before_train()
@@ -153,13 +155,18 @@ class History(_BatchCollector):
         row = dict(epoch=len(self.rows) + 1, phase=self.phase) | _metric_columns(self.validation_metrics, train, valid)
         self.rows.append(row | _cost_columns(self, train[1]))
         if self.path: _write_history(self.path, self.rows)
-        self._print_epoch()
+        if self.prints_epochs: self._print_epoch()
 
     def _print_epoch(self):
         if not self.printed_header: self.print_line(_EPOCH_HEADER)
-        self.printed_header, (*before, row) = True, self.rows
-        lowest = min((r['valid_loss'] for r in before), default=math.inf)
-        self.print_line(_epoch_line(row, best=row['valid_loss'] < lowest))
+        self.printed_header = True
+        self.print_line(_epoch_line(self.rows[-1], best=self.is_best))
+
+    @property
+    def is_best(self) -> bool:
+        "Is the loss on valid of the last epoch the lowest so far?"
+        *before, row = self.rows
+        return row['valid_loss'] < min((r['valid_loss'] for r in before), default=math.inf)
 
 # %% ../../nbs/training/04_callbacks.ipynb #82d0f212
 def save_weights(
@@ -363,6 +370,29 @@ class LiveProgress(Callback):
         "Remove the display, also after an error"
         if self.bar: self.bar.stop()
         self.bar = None
+
+# %% ../../nbs/training/04_callbacks.ipynb #6a6780c2
+_TABLE_COLUMNS = ('epoch', 'phase', 'train loss', 'valid loss', 'train macro F1', 'valid macro F1', 'balanced accuracy',
+                  'time', 'best')
+
+def _table_row(history: History) -> list[str]:
+    "The last epoch in `_TABLE_COLUMNS`"
+    row, scores = history.rows[-1], ('loss', 'macro_f1')
+    pairs = [f'{row[f"{split}_{score}"]:.3f}' for score in scores for split in ('train', 'valid')]
+    return [str(row['epoch']), row['phase'], *pairs, f"{row['valid_balanced_accuracy']:.3f}", f"{row['seconds']:.1f} s",
+            '*' if history.is_best else '']
+
+class NotebookProgress(ProgressCallback):
+    "fastai's progress bar and table, with the numbers of `History`"
+    order = 62.5  # after History and WeightEMA, before EarlyStopping, which may end the phase
+    name = 'progress'  # by which fastai's callbacks know it
+
+    def before_fit(self):
+        super().before_fit()
+        self._write_stats(_TABLE_COLUMNS)
+
+    def after_epoch(self):
+        if self.learn.history.trained: self._write_stats(_table_row(self.learn.history))
 
 # %% ../../nbs/training/04_callbacks.ipynb #4c79d0c6
 def _is_search_or_prediction(learn: Learner) -> bool:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FALLBACK_LR', 'LR_RANGE', 'SCHEDULES', 'spec_from_config', 'plan_training', 'prepare_images', 'make_learner',
-           'build_learner', 'optional_callbacks', 'smooth_losses', 'suggest_lr', 'LRSuggestion', 'find_lr',
-           'TrainingPhase', 'plan_phases', 'run_phase', 'TrainedPhase', 'reset_optimizer', 'run_phases',
-           'phases_from_config', 'train_learner', 'refit_phases', 'refit_on_all_rows', 'print_network', 'write_balance',
-           'write_augmentation_preview']
+           'build_learner', 'prepare_for_interactive_use', 'optional_callbacks', 'as_callbacks', 'smooth_losses',
+           'suggest_lr', 'LRSuggestion', 'find_lr', 'TrainingPhase', 'plan_phases', 'run_phase', 'TrainedPhase',
+           'reset_optimizer', 'run_phases', 'phases_from_config', 'train_learner', 'refit_phases', 'refit_on_all_rows',
+           'print_network', 'write_balance', 'write_augmentation_preview']
 
 # %% ../../nbs/training/11_learner.ipynb #1f416efa
 import math
@@ -34,9 +34,9 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from ..config.fit import FitConfig
-from ..core.errors import OptionError, say
+from ..core.errors import OptionError, printable, say
 from ..core.files import atomic_write, write_json, write_safe_csv
-from ..core.system import free_memory, graceful_interrupt, seed_everything, sub_seed
+from ..core.system import free_memory, graceful_interrupt, in_notebook, seed_everything, sub_seed
 from ..data.audit import SplitData
 from ..data.domain import Domain, grey_draws
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, loss_link, prior_shift
@@ -47,7 +47,7 @@ from ..models.factory import param_groups, stage_table, trainable_names
 from ..models.spec import ModelMetadata, ModelSpec, spec_for_domain
 from .balance import BalancePlan, balance_record, plan_balance
 from .callbacks import CheckpointSaver, EarlyStopping, FrozenBatchNorm, History, LiveProgress
-from .callbacks import ReduceOnPlateau, SkipValidation, StopOnDivergence, StopOnInterrupt
+from .callbacks import NotebookProgress, ReduceOnPlateau, SkipValidation, StopOnDivergence, StopOnInterrupt
 from .callbacks import WeightEMA, load_weights
 from .distributed import from_rank_zero, gather_from_all, rank, rank_zero_first, world_size
 from .features import training_on_features
@@ -153,6 +153,20 @@ def build_learner(
                          groups=config.groups, cbs=mixup_callbacks(augment))
     return learn, metadata
 
+# %% ../../nbs/training/11_learner.ipynb #cc1256f0
+def prepare_for_interactive_use(
+    learn: Learner,
+) -> Learner:
+    "Add metrics and progress; results can be shown"
+    import fastai.vision.learner  # noqa: F401
+    from fastai.metrics import AccumMetric, accuracy
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+    shared = dict(dim_argmax=-1, to_np=True, invert_arg=True)
+    learn.metrics = [accuracy, AccumMetric(balanced_accuracy_score, name='balanced_accuracy', **shared),
+                     AccumMetric(f1_score, name='macro_f1', average='macro', zero_division=0, **shared)]
+    if not hasattr(learn, 'progress'): learn.add_cb(ProgressCallback())
+    return learn
+
 # %% ../../nbs/training/11_learner.ipynb #4977f5f0
 def optional_callbacks(
     dls: DataLoaders,
@@ -171,6 +185,19 @@ def optional_callbacks(
     if clip: cbs.append(GradientClip(clip))
     if patience: cbs.append(EarlyStopping(patience))
     return cbs
+
+# %% ../../nbs/training/11_learner.ipynb #fc9cb8cd
+def as_callbacks(
+    cbs: Callback | Sequence[Callback], # one, or several; a class is made an object
+) -> list[Callback]:
+    "Callbacks of fastai as a list; raises `OptionError` for anything else"
+    made = []
+    for cb in [cbs] if isinstance(cbs, Callback | type) else cbs:
+        made.append(cb() if isinstance(cb, type) and issubclass(cb, Callback) else cb)
+        if not isinstance(made[-1], Callback):
+            raise OptionError(f'{printable(repr(cb))[:80]} in cbs is no callback.',
+                              'Accepted: a fastai Callback, or a list of them.')
+    return made
 
 # %% ../../nbs/training/11_learner.ipynb #fd42e8db
 class _LossRecorder(Callback):
@@ -241,7 +268,8 @@ class LRSuggestion:
     curve: pd.DataFrame  # lr, loss, smooth of each step
 
 # %% ../../nbs/training/11_learner.ipynb #5a8dc4a5
-_PAUSED_IN_SEARCH = History | CheckpointSaver | StopOnDivergence | EarlyStopping | WeightEMA | LiveProgress
+_PAUSED_IN_SEARCH = History | CheckpointSaver | StopOnDivergence | EarlyStopping | WeightEMA | LiveProgress | \
+    NotebookProgress
 
 def find_lr(
     learn: MemorySafeLearner,  # its weights are as before afterwards
@@ -302,7 +330,7 @@ def run_phase(
     live = next(iter(learn.cbs.filter(lambda cb: isinstance(cb, LiveProgress))), None)
     lrs = slice(lr / phase.spread, lr) if phase.spread > 1 else lr
     name, value = schedule
-    with (graceful_interrupt('this batch') as check_interrupt, loader_errors(), learn.no_logging(), learn.no_mbar(),
+    with (graceful_interrupt('this batch') as check_interrupt, loader_errors(), learn.no_logging(),
           learn.added_cbs([*cbs, StopOnInterrupt(check_interrupt)])):
         try: SCHEDULES[name](learn, phase.epochs, lrs, value)
         finally:
@@ -383,12 +411,13 @@ def _train_phase(
     schedule: tuple,
     saver: StateSaver | None,
     resumed: bool,             # did an earlier process train some epochs of it?
+    cbs: Sequence[Callback] = (), # more callbacks
 ):
     "Seed the generators and run a phase; each process draws its own augmentation"
     name = trained.phase.name
     seed_everything(sub_seed(seed, name, rank()) if rank() else sub_seed(seed, name))
     if hasattr(learn.loss_func, 'reset'): learn.loss_func.reset()
-    cbs = [saver] if saver else []
+    cbs = [*cbs, saver] if saver else list(cbs)
     if resumed: cbs.append(SkipFinishedEpochs(saver))
     run_phase(learn, trained.phase, trained.lr, schedule, cbs)
 
@@ -402,6 +431,7 @@ def run_phases(
     load: str = 'best',                    # the weights that are loaded at the end: best or last
     saver: StateSaver | None = None,       # saves the state after each epoch, and holds that of a resumed training
     pretrained: bool = False,              # does training start from weights that are not random?
+    cbs: Sequence[Callback] = (),          # more callbacks, during the epochs of each phase
 ) -> list[TrainedPhase]:
     "Train through all phases"
     trained, saved = [], saver.saved if saver else None
@@ -416,7 +446,7 @@ def run_phases(
         if saved and i < saved.phase: continue
         learn.history.phase = phase.name
         if current and current.epochs == phase.epochs: restore_learner(learn, current.tensors, current.rest)
-        else: _train_phase(learn, trained[-1], seed, schedule, saver, resumed=current is not None)
+        else: _train_phase(learn, trained[-1], seed, schedule, saver, current is not None, cbs)
     if rank() == 0: load_weights(learn.model, learn.checkpoint_saver.folder/f'{load}.safetensors')
     return trained
 
@@ -428,10 +458,17 @@ def phases_from_config(config: FitConfig) -> list[TrainingPhase]:
 
 # %% ../../nbs/training/11_learner.ipynb #54bec83d
 def _add_callbacks(learn: MemorySafeLearner, config: FitConfig):
-    "Add the callbacks of the options, and a progress display on a terminal"
+    "Add the callbacks of the options, and a progress display in a notebook or on a terminal"
     learn.add_cbs(optional_callbacks(learn.dls, config.ema, config.accumulate, config.clip, config.patience))
+    if not os.environ.get('FASTSMILE_QUIET'): _add_progress(learn)
+
+def _add_progress(learn: MemorySafeLearner):
+    "Show the epochs in fastai's table in a notebook, below a progress bar on a terminal, else as lines"
     live = LiveProgress()
-    if live.console.is_terminal and not live.console.is_dumb_terminal and not os.environ.get('FASTSMILE_QUIET'):
+    if in_notebook():
+        learn.history.prints_epochs = False
+        learn.add_cb(NotebookProgress())
+    elif live.console.is_terminal and not live.console.is_dumb_terminal:
         learn.add_cb(live)
         learn.history.print_line = live.print_line
 
@@ -521,6 +558,7 @@ def train_learner(
     config: FitConfig,
     path: Path,               # the run folder
     resume: bool = False,     # continue from the state in the run folder
+    cbs: Sequence[Callback] = (), # more callbacks, during the epochs
 ) -> tuple[dict, list[TrainedPhase]]: # what the report says of the training; the phases
     "Run the phases at their learning rates, load the best weights; raises `OptionError` or `SmileError`"
     saver, schedule = StateSaver(path/'checkpoints'/STATE_FILE, resume), config.parsed().schedule
@@ -531,12 +569,12 @@ def train_learner(
         _fit_into_memory(learn, config)
         with _training_context(learn, config, _precision(learn, config, saver)) as record:
             trained = run_phases(learn, phases_from_config(config), config.lr, config.training_seed, schedule,
-                                 saver=saver, pretrained=config.is_pretrained)
+                                 saver=saver, pretrained=config.is_pretrained, cbs=cbs)
     _print_best_epoch(learn)
     _write_lr_find(trained, path)
     return dict(phases=_phase_records(learn, trained), best_epoch=learn.checkpoint_saver.best_epoch,
                 device=str(learn.dls.device), seconds=saver.seconds, micro_batches=learn.micro_batches,
-                processes=world_size(), **record), trained
+                processes=world_size(), callbacks=[cb.name for cb in cbs], **record), trained
 
 # %% ../../nbs/training/11_learner.ipynb #e17acf82
 def refit_phases(
