@@ -13,7 +13,7 @@ from fastsmile.data.readers import FolderReader
 from fastsmile.metrics.intervals import evaluate_predictions
 from fastsmile.metrics.predictions import read_model_metadata, read_saved_predictions
 from fastsmile.metrics.calibration import calibration_from_metadata
-from fastsmile.metrics.thresholds import threshold_counts
+from fastsmile.metrics.thresholds import THRESHOLD_BINS, threshold_counts
 from fastsmile.reports.audit import audit
 from fastsmile.reports.card import verdict
 from fastsmile.reports.html import _environment, _template_source, write_gallery
@@ -140,7 +140,7 @@ def test_the_audit_names_splits_identical_copies_and_the_option_for_persons(tmp_
     html = (audit(folder(tmp_path/'f', files), AuditConfig(out=str(tmp_path/'a'))).path/'audit.html').read_text()
     leak = html[html.index('<h2 id="split-leak"'):]
     assert '>in train</b>' in leak and '>in test</b>' in leak and 'identical files' in leak
-    assert re.search(r'class="hint">[^<]*--group-from', html) and 'href="#split-leak">Look at the images' in html
+    assert re.search(r'class="hint">[^<]*--group-from', html) and 'href="#split-leak" aria-label="images of split-leak"' in html
     assert 'width, pixels' in html and 'height, pixels' in html
 
 
@@ -181,7 +181,7 @@ def test_the_slider_measures_any_threshold(two, tab):
     assert start == f"{100 * rare['recall']:.1f}%" and shown('accuracy') == f"{100 * m['accuracy']['value']:.1f}%"
     for threshold, least in ((.2, 0), (.5, .7), (.8, .6)):
         for n, value in enumerate((threshold, least)):
-            tab.locator('#slider input').nth(n).evaluate('(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }', round(value * 200))
+            tab.locator('#slider input').nth(n).evaluate('(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }', round(value * THRESHOLD_BINS))
         for name, value in counts.scores(threshold, least).items():
             assert shown(name) == ('no rows' if value != value else f'{100 * value:.1f}%'), (name, threshold, least)
 
