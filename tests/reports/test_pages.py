@@ -181,7 +181,8 @@ def test_the_slider_measures_any_threshold(two, tab):
     assert start == f"{100 * rare['recall']:.1f}%" and shown('accuracy') == f"{100 * m['accuracy']['value']:.1f}%"
     for threshold, least in ((.2, 0), (.5, .7), (.8, .6)):
         for n, value in enumerate((threshold, least)):
-            tab.locator('#slider input').nth(n).evaluate('(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }', round(value * THRESHOLD_BINS))
+            move = '(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }'
+            tab.locator('#slider input').nth(n).evaluate(move, round(value * THRESHOLD_BINS))
         for name, value in counts.scores(threshold, least).items():
             assert shown(name) == ('no rows' if value != value else f'{100 * value:.1f}%'), (name, threshold, least)
 
