@@ -413,6 +413,13 @@ def _unlike_line(flagged: int, rows: int) -> str:
     from fastsmile.data.unlike import unlike_sentence  # needs NumPy
     return unlike_sentence(flagged, rows)
 
+# %% ../../nbs/cli/01_tables.ipynb #abafe485
+def _trained_line(done: PredictionSummary) -> str:
+    "How many images the model was trained on; rows of a resumed run's first part are not counted"
+    number = f"{'at least ' if done.resumed else ''}{done.trained}"
+    return (f"{number} of these images {'is' if done.trained == 1 else 'are'} in the training data of this model "
+            '(the same bytes): their labels are no test of it')
+
 # %% ../../nbs/cli/01_tables.ipynb #8b1699aa
 def _share_text(name: str, share: dict) -> str: # of `PredictionSummary.shares`
     span = f" ({share['low']:.0%} to {share['high']:.0%})" if 'low' in share else ''
@@ -458,13 +465,14 @@ def predict_output(
     if done.known or done.conflicting: shown.append(_known_line(done))
     if done.overruled: shown.append(_overruled_line(done.overruled, done.rows - done.failed, done.run_info['rule']))
     if done.unlike is not None: shown.append(_unlike_line(done.unlike, done.rows - done.failed))
+    if done.trained: shown.append(_trained_line(done))
     shown += [*_shares_lines(done), f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
                   known=done.known, conflicting=done.conflicting, overruled=done.overruled, unlike=done.unlike,
                   prior=done.prior, shares=done.shares, share_method=done.share_method, differs=done.differs,
-                  changed=done.changed,
+                  changed=done.changed, trained=done.trained,
                   seconds=done.seconds, **done.run_info)
     if not done.page: return shown, result
     return [*shown, f'gallery: {printable(done.page)}'], result | dict(html=done.page)

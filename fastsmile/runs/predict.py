@@ -6,6 +6,7 @@
 __all__ = ['predict']
 
 # %% ../../nbs/runs/09_predict.ipynb #46bca2c3
+import csv
 import os
 import time
 from collections import Counter
@@ -19,10 +20,10 @@ import numpy as np
 from ..config.commands import PredictConfig
 from ..config.fields import options_or
 from ..core.errors import OptionError, printable, say
-from ..core.files import file_sha256, is_url
+from ..core.files import TRAINING_FINGERPRINTS_FILE, file_sha256, is_url
 from ..core.system import Interrupted, graceful_interrupt
 from ..data.faces import warn_face_options
-from ..inference.inputs import ImageInputs, open_inputs
+from ..inference.inputs import ImageInputs, PictureReader, TrainingFileCounter, open_inputs
 from ..inference.load import backend_of
 from ..inference.outputs import PredictionFile, PredictionSummary, check_replaceable, output_format
 from ..inference.outputs import is_taken, numbered_path, resume_settings, starts_image, unfinished_path
@@ -114,6 +115,23 @@ def _choose_batch_size(job: PredictionJob, config: PredictConfig, threads: int, 
     return inference_batch_size(job.backend, threads, total)
 
 def _worker_threads(config: PredictConfig) -> int: return config.workers or (1 if config.ray else os.cpu_count() or 1)
+
+# %% ../../nbs/runs/09_predict.ipynb #8e42b444
+def _training_digests(model: Model) -> set[str]:
+    "Digests of the files that the model's run used, its test rows aside; none where its run folder is not there"
+    path = Path(model.path).absolute()
+    for folder in (path, *path.parents[:2]):
+        file = folder/TRAINING_FINGERPRINTS_FILE
+        if not file.is_file(): continue
+        with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
+            return {row.get('digest') for row in csv.DictReader(f)} - {None, ''}
+    return set()
+
+def _count_training_files(job: PredictionJob, config: PredictConfig) -> PredictionJob:
+    "The job with a reader that notes training images, where these can be told"
+    if config.ray or isinstance(job.reader, PictureReader) or not job.reader.stores_files: return job
+    digests = _training_digests(job.backend.model)
+    return replace(job, reader=TrainingFileCounter(job.reader, digests)) if digests else job
 
 # %% ../../nbs/runs/09_predict.ipynb #383d82a5
 def _write_rows(
@@ -216,7 +234,8 @@ def _predict_to_file(
         if backend.recomputed:
             run_info = run_info | dict(precision=f"{run_info['precision']}, "
                                        f"{backend.recomputed} uncertain rows recomputed in fp32")
-        return replace(sheet.finish(seconds, run_info), **told), picked
+        trained = len(getattr(job.reader, 'found', ()))
+        return replace(sheet.finish(seconds, run_info), **told, trained=trained), picked
 
 # %% ../../nbs/runs/09_predict.ipynb #2d7af0f9
 def predict(
@@ -232,7 +251,7 @@ def predict(
     config = _choose_outputs(config)
     inputs = open_inputs(where, config.image_col, config.root)
     placed = replace(config, device='cpu') if config.ray else config
-    job = open_prediction_job(placed, inputs.reader, images=inputs.total)
+    job = _count_training_files(open_prediction_job(placed, inputs.reader, images=inputs.total), config)
     _check_prior(config, job.backend.model)
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from fastsmile.core.files import read_json, write_json
 from fastsmile.core.system import Interrupted
 from fastsmile.data.images import Preprocessing, decode_image, resize_and_crop
 from fastsmile.data.readers import FolderReader
+from fastsmile.data.splits import read_training_fingerprints
 from fastsmile.inference.inputs import external_sort, open_inputs
 from fastsmile.config.commands import PredictConfig
 from fastsmile.inference.load import load_model
@@ -476,6 +478,23 @@ def test_a_numbered_file_is_resumed(album, ask, tmp_path):
     done = predict(names, replace(ask, resume=True))
     assert (done.out, done.resumed, done.rows) == (str(tmp_path/'out'/'p-2.csv'), 8, len(names)) and done.page.endswith('g-2.html')
     assert before == [Path(p).read_bytes() for p in (ask.out, ask.html)] and not list((tmp_path/'out').glob('*.part*'))
+
+
+@pytest.mark.parametrize('zipped', [False, True])
+def test_training_images_among_the_inputs_are_counted(faces, run, ask, tmp_path, zipped):
+    fingerprints = read_training_fingerprints(run.path)
+    trained, new = [faces/p for p in fingerprints.path[:3]], picture(seed=99)
+    there = folder(tmp_path/'new', {f'other name {i}.jpg': p.read_bytes() for i, p in enumerate(trained)} | {'new.png': new})
+    if zipped:
+        with zipfile.ZipFile(tmp_path/'new.zip', 'w') as z:
+            for p in there.iterdir(): z.write(p, p.name)
+        there = tmp_path/'new.zip'
+    done = predict(there, ask)
+    assert (done.trained, predict_output(done)[1]['trained']) == (3, 3)
+    assert any('3 of these images are in the training data of this model' in str(line) for line in predict_output(done)[0])
+    alone = shutil.copytree(run.path/'model', tmp_path/'alone')
+    again = predict(there, replace(ask, model=str(alone)))  # nothing says what it was trained on
+    assert again.trained == 0 and not any('training data' in str(line) for line in predict_output(again)[0])
 
 
 COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across
