@@ -78,7 +78,7 @@ def test_text_has_contrast_in_light_and_dark():
 
 def test_results_come_first_under_a_title_that_says_model_and_data(pages, run):
     html = pages['report'][1]
-    assert re.search(r'<title>resnet10t on faces: tiny', html) and '<h1>resnet10t on faces</h1>' in html
+    assert re.search(r'<title>fastsmile: resnet10t on faces: tiny', html) and '<h1>resnet10t on faces</h1>' in html
     order = ['class="verdict', 'class="headline"', 'id="confusion"', 'id="next"', 'id="mistakes"', 'id="thresholds"', 'id="calibration"', 'id="data"',
              'id="training"', 'id="reproduce"']
     places = [html.index(part) for part in order]
@@ -127,6 +127,7 @@ def test_the_verdict_of_a_comparison_comes_first_and_winners_are_marked(pages, r
         table[n] = ','.join(cells)
     (worse/'predictions_test.csv').write_text('\n'.join(table) + '\n')
     compare([run.path, worse], CompareConfig(draws=200, out=str(tmp_path/'c.html')))
+    compare([run.path, worse], CompareConfig(draws=200, out=str(tmp_path/'c.html')))  # its own page is replaced
     html = (tmp_path/'c.html').read_text()
     assert 'class="best"><span class="win">best</span>' in html
 
