@@ -222,8 +222,8 @@ def cold(args):
         exported = ['export', model, '--check', tmp/'pictures', '--out', tmp/'model.onnx']
         python = [sys.executable, '-W', 'ignore']
         subprocess.run(list(map(str, [*python, '-m', 'fastsmile', *exported])), check=True, capture_output=True)
-        ways = dict(fastsmile=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', model, '--out', tmp/'p.csv'],
-                    onnx=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', tmp/'model.onnx', '--out', tmp/'p.csv'],
+        ways = dict(fastsmile=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', model, '--out', tmp/'p.csv', '--overwrite'],
+                    onnx=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', tmp/'model.onnx', '--out', tmp/'p.csv', '--overwrite'],
                     fastai=[*python, '-c', BY_HAND, tmp/'export.pkl', files[0]])
         best = {}
         for _ in range(args.rounds + 1):  # the first fills the disk's cache
@@ -242,7 +242,7 @@ import resource, sys, time
 from fastsmile.config.commands import PredictConfig
 from fastsmile.runs.predict import predict as predict_to_file
 start = time.perf_counter()
-done = predict_to_file(sys.argv[1], PredictConfig(model=sys.argv[2], out=sys.argv[3], device='cpu'))
+done = predict_to_file(sys.argv[1], PredictConfig(model=sys.argv[2], out=sys.argv[3], device='cpu', overwrite=True))
 print(done.rows, done.failed, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 '''
 

@@ -228,7 +228,8 @@ def one(what: str, *args):
         from fastsmile.config.commands import PredictConfig
         from fastsmile.runs.predict import predict
         where, model, kw = args
-        m = measured(lambda: predict(where, PredictConfig(model=model, out='p.csv', device='cpu', precision='fp32', bs=64, **json.loads(kw))).seconds)
+        m = measured(lambda: predict(where, PredictConfig(model=model, out='p.csv', overwrite=True, device='cpu',
+                                                          precision='fp32', bs=64, **json.loads(kw))).seconds)
     else: m = measured(STEPS[what](int(args[0])))
     print(json.dumps(m, default=str))
 

@@ -20,6 +20,7 @@ TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv tha
 TINY = '{"channels": [8, 16, 32, 64]}'
 
 
+@pytest.hookimpl(tryfirst=True) # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     "Two workers take a file each, whose tests share its fixtures (`--dist loadgroup`); benchmarks share none: one at a time, last"
     if not config.pluginmanager.hasplugin('xdist'): return

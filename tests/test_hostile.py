@@ -53,8 +53,9 @@ def harmless(path, *words):
     "Nothing of a stranger's in the page is code, and what it should say stands in it as text"
     page = Page(Path(path).read_text(encoding='utf-8'))
     assert page.bad == [] and "default-src 'none'" in page.policy and 'http' not in page.policy
-    ours = [Path(__file__).parent.parent/'fastsmile'/'templates'/f'{n}.js' for n in ('audit', 'gallery')]
-    for kind, code in page.scripts: assert kind == 'application/json' and json.loads(code) is not None or code in [p.read_text() for p in ours]
+    templates = Path(__file__).parent.parent/'fastsmile'/'templates'
+    ours = ['\n'.join((templates/f'{n}.js').read_text() for n in ('zoom', own)) for own in ('audit', 'gallery', 'report')]
+    for kind, code in page.scripts: assert kind == 'application/json' and json.loads(code) is not None or code in ours
     if page.scripts: assert "script-src 'sha256-" in page.policy and 'unsafe-inline' not in page.policy.partition('script-src')[2]
     else: assert 'script-src' not in page.policy
     for w in words: assert w in page.text, w

@@ -184,7 +184,7 @@ def _predict(where: list[str], config: PredictConfig) -> tuple:
     with ProgressBar('predicting') as start: done = predict(where if len(where) > 1 else where[0], config, start)
     nothing = done.rows > 0 and done.failed == done.rows
     if nothing: say('error: not one image has a prediction; the rows give the reasons.', style='bold red')
-    return *predict_output(done, config.html), int(nothing)
+    return *predict_output(done), int(nothing)
 
 # %% ../../nbs/cli/03_commands.ipynb #f35f558d
 @command('serve', ServeConfig, 'fastsmile serve runs/resnet18 --abstain\nfastsmile serve --port 0 --tta flip\n'

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.choices import SCORES
 from ..core.errors import list_few, printable, shell_quote
 
 if TYPE_CHECKING:
@@ -223,6 +224,9 @@ def evaluation_tables(
     shown = [_scores_table(r), *_interval_class_tables(m['per_class'])]
     if m.get('note'): shown.append(m['note'])
     if r.get('tta'): shown.append(_tta_table(r['tta']))
+    rule = r['calibration']['rule']
+    overruled = {one['rule']: one.get('overruled') for one in r['calibration']['rules']}.get(rule)
+    if overruled: shown.append(_overruled_line(overruled, m['rows'], rule))
     if r.get('unlike') is not None: shown.append(_unlike_line(r['unlike'], m['rows']))
     for column, rows in r['slices'].items(): shown += _slice_tables(column, rows)
     shown += calibration_lines(r['calibration'], m['classes'])
@@ -389,16 +393,32 @@ def _known_line(done: PredictionSummary) -> str:
     return f'{line}; {done.conflicting} did not: their known labels are contradictory, or no class of the model'
 
 # %% ../../nbs/cli/01_tables.ipynb #12e02845
-def _overruled_line(done: PredictionSummary) -> str:
-    "How many labels are another class than the most probable one"
-    are = 'label is' if done.overruled == 1 else 'labels are'
-    return (f'{done.overruled} {are} not the most probable class: the decision rule serves another score '
-            '(--threshold argmax: none)')
+def _overruled_line(overruled: int, labels: int, rule: str) -> str:
+    "How many labels are another class than the most probable one, and what for"
+    differ = 'differs' if overruled == 1 else 'differ'
+    return (f'{_share_of(overruled, labels)} of labels ({overruled}) {differ} from the most probable class: '
+            f'{_rule_purpose(rule)} (--threshold argmax: none)')
+
+def _share_of(part: int, whole: int) -> str:
+    return '<1%' if 0 < part < whole / 200 else f'{part / max(whole, 1):.0%}'
+
+def _rule_purpose(rule: str) -> str: # a name, or CLASS=P
+    "What a decision rule serves"
+    if rule == 'cost': return 'the rule serves the lowest mean cost'
+    score = SCORES.get('balanced_accuracy' if rule == 'balanced' else rule)
+    return f'the rule serves {score.title}' if score else f'the rule is --threshold {printable(rule)}'
 
 def _unlike_line(flagged: int, rows: int) -> str:
     "How many images are unlike the training images"
     from fastsmile.data.unlike import unlike_sentence  # needs NumPy
     return unlike_sentence(flagged, rows)
+
+# %% ../../nbs/cli/01_tables.ipynb #abafe485
+def _trained_line(done: PredictionSummary) -> str:
+    "How many images the model was trained on; rows of a resumed run's first part are not counted"
+    number = f"{'at least ' if done.resumed else ''}{done.trained}"
+    return (f"{number} of these images {'is' if done.trained == 1 else 'are'} in the training data of this model "
+            '(the same bytes): their labels are no test of it')
 
 # %% ../../nbs/cli/01_tables.ipynb #8b1699aa
 def _share_text(name: str, share: dict) -> str: # of `PredictionSummary.shares`
@@ -439,23 +459,23 @@ def _speed_line(done: PredictionSummary) -> str:
 # %% ../../nbs/cli/01_tables.ipynb #deca86f8
 def predict_output(
     done: PredictionSummary,
-    page: str | None = None, # the gallery that was written
 ) -> tuple[list, dict]: # what is printed; what `--json` prints
     "What `predict` prints"
     shown = [*_labels_tables(done), *_error_tables(done)]
     if done.known or done.conflicting: shown.append(_known_line(done))
-    if done.overruled: shown.append(_overruled_line(done))
+    if done.overruled: shown.append(_overruled_line(done.overruled, done.rows - done.failed, done.run_info['rule']))
     if done.unlike is not None: shown.append(_unlike_line(done.unlike, done.rows - done.failed))
+    if done.trained: shown.append(_trained_line(done))
     shown += [*_shares_lines(done), f"probabilities: {done.run_info['probabilities']}", _speed_line(done),
               f'predictions: {printable(done.out)}']
     result = dict(rows=done.rows, pictures=done.images, labels=done.labels, failed=done.failed,
                   errors=[dict(path=p, error=e) for p, e in done.errors], out=done.out, resumed=done.resumed,
                   known=done.known, conflicting=done.conflicting, overruled=done.overruled, unlike=done.unlike,
                   prior=done.prior, shares=done.shares, share_method=done.share_method, differs=done.differs,
-                  changed=done.changed,
+                  changed=done.changed, trained=done.trained,
                   seconds=done.seconds, **done.run_info)
-    if not page: return shown, result
-    return [*shown, f'gallery: {printable(page)}'], result | dict(html=page)
+    if not done.page: return shown, result
+    return [*shown, f'gallery: {printable(done.page)}'], result | dict(html=done.page)
 
 # %% ../../nbs/cli/01_tables.ipynb #a66771ac
 def audit_output(

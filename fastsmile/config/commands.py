@@ -101,6 +101,8 @@ class OutputOptions(Options, panel='Output'):
         'predictions.csv', 'output file: .csv, .jsonl for JSON lines, or .parquet (needs the extra parquet)',
         metavar='FILE', panel='Common')
     resume: bool = opt(False, 'resume a run of the same command that was killed')
+    overwrite: bool = opt(False, 'replace the files of an earlier run at --out and --html; without it these are kept, '
+                          'and new ones get the next free number: predictions-2.csv')
     image_col: str | None = opt(
         None, 'column of the file name where the input is a CSV (default: path, file_name, image, ...), or its number, '
         'from 1, in a CSV without a header', metavar='COL', panel='Data')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_HASHES', 'GREY_STATISTICS', 'CHROMA_COLUMNS', 'SCAN_COLUMNS', 'phash', 'ImageHash', 'pack_bits',
-           'grey_statistics', 'mean_chroma', 'content_digest', 'ImageScanner', 'ScanResult', 'scan_images',
-           'VerifiedReader', 'data_fingerprint']
+           'grey_statistics', 'mean_chroma', 'ImageScanner', 'ScanResult', 'scan_images', 'VerifiedReader',
+           'data_fingerprint']
 
 # %% ../../nbs/data/14_scan.ipynb #ec578d96
 import os
@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from ..core.errors import SmileError
 from ..core.files import import_pandas
 from .images import ImageError, Preprocessing, decode_image, open_image_bytes, parse_region
-from .readers import Reader
+from .readers import Reader, content_digest
 
 # %% ../../nbs/data/14_scan.ipynb #13ac43b5
 def _dct_matrix(n: int, k: int) -> np.ndarray:
@@ -110,12 +110,6 @@ def mean_chroma(
     return dict(cb=float(cb), cr=float(cr), chroma=float(np.hypot(*(parts - 128).reshape(-1, 2).T).mean()))
 
 # %% ../../nbs/data/14_scan.ipynb #a476a041
-def content_digest(
-    data: bytes, # of a file, or of pixels
-) -> str:
-    "16 bytes in hex that stand for a content"
-    return blake2b(data, digest_size=16).hexdigest()
-
 def _has_own_file(reader: Reader, name: str) -> bool:
     "False for an index of an array and for a region of a photograph: their content is their pixels"
     return reader.stores_files and parse_region(name)[1] is None

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['WITHHELD_LABEL', 'output_format', 'row_to_json', 'read_prediction_rows', 'write_parquet', 'check_replaceable',
-           'PredictionSummary', 'starts_image', 'is_unlike', 'resume_settings', 'PredictionFile']
+           'is_taken', 'numbered_path', 'unfinished_path', 'PredictionSummary', 'starts_image', 'is_unlike',
+           'resume_settings', 'PredictionFile']
 
 # %% ../../nbs/inference/08_outputs.ipynb #3b0bb121
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from random import Random
 from typing import BinaryIO, TextIO
@@ -158,6 +160,33 @@ def check_replaceable(
         raise OptionError(f'{flag} {printable(path)} exists and is not {own.name}: it is not replaced.',
                           'Name another file, or move that one away.')
 
+# %% ../../nbs/inference/08_outputs.ipynb #d73a41f4
+def is_taken(
+    path: str | Path,
+) -> bool:
+    "Is there a file that holds something?"
+    path = Path(path)
+    return path.is_file() and path.stat().st_size > 0
+
+def numbered_path(
+    path: str | Path, # of an output
+) -> Path: # p.csv, p-2.csv, p-3.csv, ...
+    "The first of these names that is free"
+    path = Path(path)
+    names = (path.with_name(f'{path.stem}-{i}{path.suffix}') for i in count(2))
+    return next(p for p in chain([path], names) if not is_taken(p))
+
+def unfinished_path(
+    path: str | Path, # of an output
+) -> Path | None:
+    "The one of `p.csv`, `p-2.csv`, ... whose rows were written last and are not whole; None where there is none"
+    path = Path(path)
+    ours = re.compile(re.escape(path.stem) + r'(-[0-9]+)?' + re.escape(path.suffix) + r'\.part')
+    parts = [p for p in path.parent.glob('*.part') if ours.fullmatch(p.name)]
+    if not parts: return None
+    newest = max(parts, key=lambda p: p.stat().st_mtime)
+    return newest.with_name(newest.name.removesuffix('.part'))
+
 # %% ../../nbs/inference/08_outputs.ipynb #922b19a9
 @dataclass(frozen=True)
 class PredictionSummary:
@@ -180,6 +209,8 @@ class PredictionSummary:
     share_method: str = '' # em or confusion, as `metrics.shares` says
     differs: list = field(default_factory=list) # classes whose estimated share is clearly not what the model counts on
     changed: int = 0      # labels that `--prior` changed
+    page: str = ''        # the page of thumbnails that was written
+    trained: int = 0      # images that are training images of the model's run, by the bytes of their files
 
 # %% ../../nbs/inference/08_outputs.ipynb #9435616c
 _MAX_ERRORS = 1000
@@ -197,10 +228,9 @@ def is_unlike(row: dict) -> bool:
 def _class_probabilities(row: dict) -> dict[str, float]: # class -> probability
     return {k[2:]: float(v) for k, v in row.items() if k.startswith('p_')}
 
-def _is_overruled(row: dict, probs: dict[str, float]) -> bool:
-    "Is another class more probable than the label that the decision rule gives?"
-    label = row['label'] or row.get('withheld')
-    return label in probs and probs[label] < max(probs.values())
+def _is_overruled(row: dict) -> bool:
+    "Does the decision rule give another label than the most probable class? A label of a known image is not its own"
+    return row.get('most_probable', '') != '' and not has_known_label(row)
 
 # %% ../../nbs/inference/08_outputs.ipynb #57192c26
 _MAX_SAMPLED = 40_000  # probabilities that are kept
@@ -231,9 +261,8 @@ class _RowCounts:
         if row.get('known'): self.known[has_known_label(row)] += 1
         if not row['error']:
             self.labels[row['label'] or WITHHELD_LABEL] += 1
-            probs = _class_probabilities(row)
-            self.sample.add(list(probs.values()))
-            self.overruled += not row.get('known') and _is_overruled(row, probs)
+            self.sample.add(list(_class_probabilities(row).values()))
+            self.overruled += _is_overruled(row)
             if 'unlike' in row: self.unlike = (self.unlike or 0) + is_unlike(row)
             return
         self.failed += 1
@@ -376,9 +405,10 @@ class PredictionFile(_GrowingFile):
         self.classes = classes
 
     def finish(self, seconds: float = 0.0, run_info: dict | None = None) -> PredictionSummary:
-        "Give the file its name; the summary counts all rows"
-        _publish(self)
-        return self.counts.summary(self.classes, self.path, seconds, self.rows_resumed, run_info or {})
+        "Give the file its name, another where no row has a prediction and a file is there; the summary counts all rows"
+        target = _final_path(self)
+        _publish(self, target)
+        return self.counts.summary(self.classes, target, seconds, self.rows_resumed, run_info or {})
 
     def rewrite(self, change: Callable[[list[dict]], list[dict]], rows: int = 1000):
         "Let `change` replace the rows, so many at a time, in a second file: the part remains what a resumed run needs"
@@ -403,15 +433,22 @@ class PredictionFile(_GrowingFile):
     def __exit__(self, kind, error, _): _close_part(self, error)
 
 # %% ../../nbs/inference/08_outputs.ipynb #75fdc889
-def _publish(part: PredictionFile):
+def _final_path(part: PredictionFile) -> Path:
+    "Rows without any prediction replace nothing"
+    if part.counts.failed < part.counts.rows or not is_taken(part.path): return part.path
+    free = numbered_path(part.path)
+    say(f'No image has a prediction: {printable(part.path)} of an earlier run is kept.', style='yellow')
+    return free
+
+def _publish(part: PredictionFile, target: Path):
     part.file.flush()
     os.fsync(part.file.fileno())
     # an open file cannot be renamed there; elsewhere the lock lasts until the name is given
     if os.name == 'nt': part.file.close()
     if part.path.suffix.lower() == '.parquet':
-        try: write_parquet(part.rows_path, part.path, part.columns)
+        try: write_parquet(part.rows_path, target, part.columns)
         except WriteError as e: raise WriteError(e.message, part.resume_hint) from None
-    else: os.replace(part.rows_path, part.path)
+    else: os.replace(part.rows_path, target)
     for leftover in (part.second_path, part.partial_path): leftover.unlink(missing_ok=True)
     _settings_path(part.path).unlink(missing_ok=True)
     part.file.close()

@@ -22,7 +22,7 @@ from ..core.files import is_url, read_safe_csv
 from ..data.faces import FACE_COLUMNS
 from ..data.images import ImageError
 from ..data.unlike import MIN_ROWS_UNLIKE, UNLIKE_SHARE, UnlikeScale
-from ..metrics.calibration import Calibration
+from ..metrics.calibration import Calibration, most_probable_classes
 from ..metrics.shares import calibration_for_shares, move_probabilities, shares_factor
 from ..models.spec import Model
 
@@ -102,11 +102,13 @@ def _format_rows(
     flagged: np.ndarray | None = None, # (N,) bool: unlike the training images
 ) -> list[dict]: # label, confidence, p_CLASS, and the columns of `request`
     "The cells of rows, by the options of `request`"
+    probs = np.asarray(probs)
     label, p, unsure, sets = _apply_decision(probs, classes, calibration, request, flagged)
     names, at = np.array(classes, dtype=object)[label], np.arange(len(p))
-    confidence = p if request.calibrated else np.asarray(probs)
+    confidence = p if request.calibrated else probs
     out = dict(label=np.where(unsure, '', names), confidence=confidence[at, label])
     out |= {f'p_{c}': probs[:, i] for i, c in enumerate(classes)}
+    out['most_probable'] = most_probable_classes(probs, label, classes)
     if request.calibrated: out |= {f'calibrated_{c}': p[:, i] for i, c in enumerate(classes)}
     if request.withholds: out['withheld'] = np.where(unsure, names, '')
     if request.sets: out['set'] = np.array([_join_set(classes, row) for row in sets], dtype=object)
@@ -152,9 +154,15 @@ def apply_known_label(
     label = match.labels[0]
     row = row | dict(known=match.path, known_label='|'.join(match.labels))
     if len(match.labels) > 1 or f'p_{label}' not in row: return row
-    row |= dict(label=label, confidence=row.get(f'calibrated_{label}', row[f'p_{label}']))
-    if 'withheld' in row: row['withheld'] = ''
-    return row
+    return row | _known_label_cells(row, label)
+
+def _known_label_cells(row: dict, label: str) -> dict:
+    "The cells that follow from a known label"
+    probs = {k[2:]: v for k, v in row.items() if k.startswith('p_')}
+    most_probable = max(probs, key=probs.get)
+    cells = dict(label=label, confidence=row.get(f'calibrated_{label}', probs[label]),
+                 most_probable=most_probable if probs[label] < probs[most_probable] else '')
+    return cells | dict(withheld='') if 'withheld' in row else cells
 
 def has_known_label(row: dict) -> bool:
     "Is this row's label that of a known image?"
@@ -274,8 +282,8 @@ def prediction_columns(
     row_format: 'RowFormat | None' = None,
 ) -> list[str]:
     "The columns of a table of predictions"
-    columns = row_format.columns if row_format else ['label', 'confidence', *(f'p_{c}' for c in classes)]
-    return ['path', *columns, 'error']
+    if row_format: return ['path', *row_format.columns, 'error']
+    return ['path', 'label', 'confidence', *(f'p_{c}' for c in classes), 'most_probable', 'error']
 
 def _format_columns(f: 'RowFormat') -> list[str]:
     columns = prediction_columns(f.classes)[1:-1] + [f'raw_{c}' for c in f.classes if f.raw]
@@ -315,9 +323,9 @@ class RowFormat:
 
     def decisions(self,
         probs: np.ndarray,  # (n, C)
-    ) -> np.ndarray: # (n, 2 + C): label, withheld or not, in the set or not
+    ) -> np.ndarray: # (n, 3 + C): label, most probable class, withheld or not, in the set or not
         label, _, unsure, sets = _apply_decision(probs, self.classes, self.calibration, self.request)
-        return np.column_stack([label, unsure, sets & self.request.sets])
+        return np.column_stack([label, np.argmax(probs, 1), unsure, sets & self.request.sets])
 
 # %% ../../nbs/inference/06_rows.ipynb #2f117856
 def describe_columns(
@@ -375,10 +383,7 @@ def relabel_rows(
 def _merge_moved(row: dict, moved: dict) -> dict:
     out = row | {k: v for k, v in moved.items() if k != 'set'}
     if not has_known_label(row): return out
-    label = row['label']
-    return out | dict(label=label, confidence=out.get(f'calibrated_{label}', out[f'p_{label}'])) | _empty_withheld(out)
-
-def _empty_withheld(row: dict) -> dict: return dict(withheld='') if 'withheld' in row else {}
+    return out | _known_label_cells(out, row['label'])
 
 # %% ../../nbs/inference/06_rows.ipynb #2773764d
 def move_row_format(

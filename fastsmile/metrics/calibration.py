@@ -6,9 +6,10 @@
 __all__ = ['INVERSE_LINKS', 'PRIOR_RULES', 'loss_link', 'split_link', 'invert_link', 'class_prior', 'prior_shift', 'target_prior',
            'probabilities_from_logits', 'apply_temperature', 'fit_temperature', 'decision_offset', 'decide_labels',
            'rule_before_fitting', 'unfitted_rule_text', 'fit_rule', 'expected_rule', 'read_cost_matrix',
-           'fit_min_confidence', 'fit_set_thresholds', 'Calibration', 'resolve_decision_rule', 'CalibrationSettings',
-           'unfitted_calibration', 'fit_calibration', 'with_coverage', 'calibration_from_metadata',
-           'calibration_metadata', 'ValidationMetrics', 'FoldedCalibration', 'combine_fold_calibrations']
+           'fit_min_confidence', 'fit_set_thresholds', 'Calibration', 'most_probable_classes', 'resolve_decision_rule',
+           'CalibrationSettings', 'unfitted_calibration', 'fit_calibration', 'with_coverage',
+           'calibration_from_metadata', 'calibration_metadata', 'ValidationMetrics', 'FoldedCalibration',
+           'combine_fold_calibrations']
 
 # %% ../../nbs/metrics/02_calibration.ipynb #6da12af6
 import json
@@ -406,6 +407,16 @@ def rule_weights(self: Calibration, rule: str) -> list[float] | None: # (C,), th
     if rule == 'cost': return None
     offset = np.array(self.offsets[rule])
     return np.exp(offset - offset.min()).tolist()
+
+# %% ../../nbs/metrics/02_calibration.ipynb #f38e5e6d
+def most_probable_classes(
+    probs: np.ndarray, # (N, C)
+    label: np.ndarray, # (N,) class indices, of a decision rule
+    classes: Sequence, # (C,) names
+) -> np.ndarray: # (N,) names
+    "The most probable class of each row whose label is another; empty where it is the label"
+    best, rows = probs.argmax(1), np.arange(len(probs))
+    return np.where(probs[rows, label] < probs[rows, best], np.array(classes, dtype=object)[best], '')
 
 # %% ../../nbs/metrics/02_calibration.ipynb #bc74c001
 @patch

@@ -20,7 +20,7 @@ from ..config.fields import DecideOptions
 from ..core.errors import OptionError, SmileError, list_few, printable, say
 from ..core.files import read_json, read_safe_csv, write_json, write_safe_csv
 from .calibration import Calibration, CalibrationSettings, fit_calibration, read_cost_matrix
-from .calibration import resolve_decision_rule
+from .calibration import most_probable_classes, resolve_decision_rule
 from .intervals import Groups, design_effect, evaluate_predictions, paired_difference
 from .intervals import probability_scores, share_interval
 from .scores import MAIN_SCORES, confusion_matrix, group_ids, label_scores, reliability_bins
@@ -287,15 +287,16 @@ def relabel_predictions(
     table: pd.DataFrame,      # of predictions
     calibration: Calibration,
 ) -> pd.DataFrame:
-    "The same probabilities with the labels of the calibration's rule; `confidence` is the probability of the label"
+    "The same probabilities with the labels of the calibration's rule, and the columns that follow from these"
     table, good = table.copy(), (table.error == '').to_numpy()
     columns = [c for c in table if c.startswith('p_')]
     probs = table.loc[good, columns].to_numpy(dtype=float)
     label, _ = calibration.apply(probs)
     table.loc[good, 'label'] = [columns[i][2:] for i in label]
-    confidence = table.confidence.astype(object)
+    confidence, most_probable = table.confidence.astype(object), np.full(len(table), '', dtype=object)
     confidence[good] = probs[np.arange(len(probs)), label]
-    return table.assign(confidence=confidence)
+    most_probable[good] = most_probable_classes(probs, label, [c[2:] for c in columns])
+    return table.assign(confidence=confidence, most_probable=most_probable)
 
 # %% ../../nbs/metrics/04_predictions.ipynb #0620217a
 def measure_run(

@@ -22,6 +22,7 @@ from ..core.errors import say
 from ..core.files import check_run_folder_free, folder_lock, jsonable, new_run_folder, write_text
 from ..data.audit import AuditResult, AuditedSource, print_findings, run_audit, write_audit
 from ..data.findings import FINDING_KINDS, Finding, audit_record, read_out_of_fold
+from ..data.images import ImageError
 from ..data.source import read_source, used_rows
 from .html import Thumbnails, jpeg_data_url, render_template
 
@@ -29,12 +30,29 @@ from .html import Thumbnails, jpeg_data_url, render_template
 _THUMBNAIL_SIZE = 96      # pixels of a thumbnail in the page
 
 def _difference_image(thumbnails: Thumbnails, one: str, two: str) -> Image.Image | None:
-    "Where two images differ; None where one cannot be read"
+    "Where two images differ; None where they do not, or where one cannot be read"
     pair, square = [thumbnails.image(name) for name in (one, two)], (_THUMBNAIL_SIZE, _THUMBNAIL_SIZE)
     if None in pair: return None
     a, b = [img.convert('L').resize(square) for img in pair]
-    if a.tobytes() == b.tobytes(): return Image.new('L', square)
+    if a.tobytes() == b.tobytes(): return None
     return ImageOps.autocontrast(ImageChops.difference(a, b), preserve_tone=True)
+
+# %% ../../nbs/reports/05_audit.ipynb #87e45f93
+def _likeness_text(thumbnails: Thumbnails, one: str, two: str) -> str: # empty where they differ, or cannot be read
+    "That two files are the same, or look the same"
+    reader = thumbnails.reader
+    try: files = [reader.read_bytes(name) for name in (one, two)] if reader.stores_files else ['', None]
+    except ImageError: return ''
+    if files[0] == files[1]: return 'identical files'
+    pair = [thumbnails.image(name) for name in (one, two)]
+    if None in pair or _difference_image(thumbnails, one, two): return ''
+    return 'identical at this size'
+
+def _pair_comparison(thumbnails: Thumbnails, one: str, two: str) -> dict: # likeness: text; difference: data URL
+    "What the page shows beside two images"
+    difference = _difference_image(thumbnails, one, two)
+    return dict(likeness=_likeness_text(thumbnails, one, two),
+                difference=jpeg_data_url(difference) if difference else '')
 
 # %% ../../nbs/reports/05_audit.ipynb #5ce53f62
 _IMAGES_IN_AVERAGE = 300 # images of a class that its average face is made of
@@ -56,18 +74,19 @@ def _finding_groups(
     f: Finding,
     audited: AuditedSource,
     thumbnails: Thumbnails,
-) -> list[dict]: # a dict per group: its images, and the difference of a pair
+) -> list[dict]: # a dict per group: its images, and how those of a pair compare
     "The images of a finding as the page shows them"
-    label = audited.source.frame.drop_duplicates('path').set_index('path').label
+    given = audited.source.frame.drop_duplicates('path').set_index('path')
+    label, split = given.label, given.split
     why, plan, out = {r['path']: r['why'] for r in f.rows}, audited.plan.set_index('path'), []
     groups = f.groups or [[r['path']] for r in f.rows if r['path']]
     for group in groups[:_MAX_GROUPS]:
-        images = [dict(path=p, image=thumbnails.url(p), label=label.get(p, ''), why=why.get(p, ''),
-                       action=plan.action.get(p, 'keep'), new_label=plan.new_label.get(p, ''))
+        images = [dict(path=p, image=thumbnails.url(p), label=label.get(p, ''), split=split.get(p, ''),
+                       why=why.get(p, ''), action=plan.action.get(p, 'keep'),
+                       new_label=plan.new_label.get(p, ''))
                   for p in group[:_MAX_IMAGES]]
-        difference = _difference_image(thumbnails, *group) if len(group) == 2 else None
-        out.append(dict(images=images, more=len(group) - len(images),
-                        difference=jpeg_data_url(difference) if difference else ''))
+        pair = _pair_comparison(thumbnails, *group) if len(group) == 2 else dict(likeness='', difference='')
+        out.append(dict(images=images, more=len(group) - len(images)) | pair)
     return out
 
 # %% ../../nbs/reports/05_audit.ipynb #f11a212e
@@ -103,11 +122,12 @@ def _class_summaries(
     return out
 
 # %% ../../nbs/reports/05_audit.ipynb #121eb552
-_CHART_WIDTH, _CHART_HEIGHT = 420, 260  # of the chart of sizes, in pixels
+_CHART_WIDTH, _CHART_HEIGHT = 460, 300  # of the chart of sizes, in pixels
+_CHART_EDGE = 52 # pixels for the labels of an axis
 
 def _axis_position(value: float, largest: float, length: float) -> float:
     "Pixels from the chart's corner"
-    return 32 + value / largest * (length - 55)
+    return _CHART_EDGE + value / largest * (length - _CHART_EDGE - 20)
 
 # %% ../../nbs/reports/05_audit.ipynb #9571343b
 def _size_circle(width: int, height: int, images: int, most: int, largest: int) -> str:
@@ -118,8 +138,18 @@ def _size_circle(width: int, height: int, images: int, most: int, largest: int) 
 # %% ../../nbs/reports/05_audit.ipynb #ea1d3169
 def _size_tick(value: int, largest: int) -> str:
     x, y = _axis_position(value, largest, _CHART_WIDTH), _CHART_HEIGHT - _axis_position(value, largest, _CHART_HEIGHT)
-    return (f'<text x="{x:.0f}" y="{_CHART_HEIGHT - 8}" text-anchor="middle">{value}</text>'
-            f'<text x="2" y="{y:.0f}">{value}</text>')
+    edge = _CHART_HEIGHT - _CHART_EDGE
+    return (f'<path d="M{x:.0f} {edge}v5M{_CHART_EDGE} {y:.0f}h-5"/>'
+            f'<text x="{x:.0f}" y="{edge + 18}" text-anchor="middle">{value}</text>'
+            f'<text x="{_CHART_EDGE - 8}" y="{y + 4:.0f}" text-anchor="end">{value}</text>')
+
+def _size_axes() -> str:
+    "Both axes, with what they measure"
+    edge, middle = _CHART_HEIGHT - _CHART_EDGE, (_CHART_HEIGHT - _CHART_EDGE) / 2
+    return (f'<path d="M{_CHART_EDGE} 8V{edge}H{_CHART_WIDTH - 8}" fill="none"/>'
+            f'<text x="{(_CHART_WIDTH + _CHART_EDGE) / 2:.0f}" y="{_CHART_HEIGHT - 8}" text-anchor="middle">'
+            'width, pixels</text>'
+            f'<text transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">height, pixels</text>')
 
 # %% ../../nbs/reports/05_audit.ipynb #d1d3b4d5
 def _image_size_chart(
@@ -130,12 +160,13 @@ def _image_size_chart(
     if sizes.empty: return ''
     largest, most = max(map(max, sizes.index)), sizes.max()
     circles = ''.join(_size_circle(w, h, n, most, largest) for (w, h), n in sizes.items())
-    ticks = _size_tick(largest // 2, largest) + _size_tick(largest, largest)
+    ticks = ''.join(_size_tick(value, largest) for value in sorted({0, largest // 2, largest}))
     width, height = sizes.index[0]
     title = f'width and height of the images, in pixels: {len(sizes)} sizes, the commonest {width} x {height}'
     size = f'width="{_CHART_WIDTH}" height="{_CHART_HEIGHT}"'
     return (f'<svg role="img" viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" {size}>'
-            f'<title>{title}</title><g class="dots">{circles}</g><g class="ticks">{ticks}</g></svg>')
+            f'<title>{title}</title><g class="dots">{circles}</g>'
+            f'<g class="ticks">{_size_axes()}{ticks}</g></svg>')
 
 # %% ../../nbs/reports/05_audit.ipynb #4179384e
 @dataclass(frozen=True)
@@ -144,6 +175,7 @@ class _AuditPage:
     where: str           # name of the source
     record: dict         # as audit.json
     notes: list[str]     # how the source was understood
+    hints: list[str]     # options that would help
     classes: list[dict]
     sizes: str           # SVG
     sections: list[dict] # of findings with images
@@ -162,9 +194,11 @@ def write_audit_page(
 ):
     "Write audit.html"
     thumbnails = Thumbnails(audited.source.reader, _THUMBNAIL_SIZE)
+    hints = [note for note in audited.source.notes if '--group-from' in note]
     page = _AuditPage(
         where=Path(audited.source.location).name, record=audit_record(audited.table, audited.findings),
-        notes=audited.source.notes, classes=_class_summaries(audited, thumbnails),
+        notes=[note for note in audited.source.notes if note not in hints], hints=hints,
+        classes=_class_summaries(audited, thumbnails),
         sizes=_image_size_chart(audited.scan.info),
         sections=_page_sections(audited, thumbnails), labels=sorted(c for c in audited.table.label.unique() if c),
         plan=jsonable(audited.plan.to_dict('records')), command=command, fit=fit)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'ORANGE', 'svg_chart', 'save_figure', 'integer_axis', 'draw_history', 'curve_chart', 'draw_lr_find',
-           'lr_find_chart', 'balance_chart', 'reliability_chart', 'interval_chart', 'class_f1_chart', 'draw_trials',
-           'draw_option_importance']
+           'lr_find_chart', 'balance_chart', 'reliability_chart', 'roc_chart', 'precision_recall_chart',
+           'interval_chart', 'class_f1_chart', 'draw_trials', 'draw_option_importance']
 
 # %% ../../nbs/reports/01_charts.ipynb #2048b0c3
 import io
@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.errors import printable
 from ..core.files import atomic_write
+from ..metrics.thresholds import RankingCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ INK, BLUE, ORANGE = '#010203', '#3b82f6', '#ea8a2e'
 _CHART_STYLE = dict.fromkeys(['text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'], INK) | {
     'svg.fonttype': 'none', 'svg.hashsalt': 'fastsmile', 'axes.spines.top': False, 'axes.spines.right': False,
     'font.size': 9, 'font.family': 'sans-serif'}
+_MAX_BARS = 24 # classes of a chart that has a bar for each
 
 # %% ../../nbs/reports/01_charts.ipynb #e15e3092
 def _inline_svg(svg: str, title: str) -> str:
@@ -132,7 +134,8 @@ def balance_chart(
     drawn: dict[str, float],        # class -> rows sampled per epoch
     asked: dict[str, float] | None = None, # class -> rows requested per epoch
 ) -> str: # SVG
-    "Training rows of each class beside what an epoch sampled, with a mark at what was requested"
+    "Training rows of each class beside what an epoch sampled, with a mark at what was requested; of many, the largest"
+    have = dict(sorted(have.items(), key=lambda item: -item[1])[:_MAX_BARS]) if len(have) > _MAX_BARS else have
     def draw(ax: 'Axes'):
         at = np.arange(len(have))
         ax.barh(at - 0.2, list(have.values()), 0.38, color=BLUE, label='training rows')
@@ -169,6 +172,42 @@ def reliability_chart(
     words = [f"confidence {b['confidence']:.2f}, accuracy {b['accuracy']:.2f}, {b['rows']} rows" for b in after]
     return svg_chart(draw, f'calibration plot, calibrated: {"; ".join(words)}')
 
+# %% ../../nbs/reports/01_charts.ipynb #873cb0d5
+_CURVE_POINTS = 300
+_CURVE_COLOURS = (BLUE, ORANGE, '#16a34a', '#a855f7', '#dc2626', '#0891b2')
+
+def _draw_curves(ax: 'Axes', curves: list[RankingCurve], x: str, y: str, start: tuple | None = None):
+    "One field of the curves over another, from `start`"
+    for curve, colour in zip(curves, _CURVE_COLOURS):
+        across, up = getattr(curve, x), getattr(curve, y)
+        some = np.unique(np.linspace(0, len(up) - 1, _CURVE_POINTS).astype(int))
+        across, up = across[some], up[some]
+        if start: across, up = np.insert(across, 0, start[0]), np.insert(up, 0, start[1])
+        ax.plot(across, up, color=colour, lw=1.4, label=_escape_mathtext(curve.label))
+    ax.set(xlabel=x.replace('_', ' '), ylabel=y.replace('_', ' '), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    if curves: ax.legend(frameon=False, fontsize=8, loc='lower right' if start else 'lower left')
+
+# %% ../../nbs/reports/01_charts.ipynb #8e2221e2
+def roc_chart(
+    curves: list[RankingCurve], # six at most are drawn
+) -> str: # SVG
+    "Recall over the false positive rate"
+    def draw(ax: 'Axes'):
+        ax.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=':')
+        _draw_curves(ax, curves, 'false_positive_rate', 'recall', start=(0, 0))
+    names = ', '.join(c.label for c in curves[:len(_CURVE_COLOURS)])
+    return svg_chart(draw, f'ROC curves: {names}', size=(4.2, 3))
+
+def precision_recall_chart(
+    curves: list[RankingCurve], # six at most are drawn
+) -> str: # SVG
+    "Precision over recall, with the share of each class as a dotted line"
+    def draw(ax: 'Axes'):
+        for curve, colour in zip(curves, _CURVE_COLOURS): ax.axhline(curve.share, color=colour, lw=0.8, ls=':')
+        _draw_curves(ax, curves, 'recall', 'precision')
+    names = ', '.join(c.label for c in curves[:len(_CURVE_COLOURS)])
+    return svg_chart(draw, f'precision-recall curves: {names}', size=(4.2, 3))
+
 # %% ../../nbs/reports/01_charts.ipynb #01c5299b
 def interval_chart(
     rows: list[tuple[str, float, float, float]], # name, value, low, high; from top to bottom
@@ -191,8 +230,9 @@ def interval_chart(
 def class_f1_chart(
     metrics: dict, # of one split
 ) -> str: # SVG
-    "F1 of each class with its interval"
+    "F1 of each class with its interval; of many classes, of the weakest"
     rows = [(c['label'], c['f1'], *c['intervals']['f1']) for c in metrics['per_class'] if c['support']]
+    if len(rows) > _MAX_BARS: rows = sorted(rows, key=lambda row: row[1])[:_MAX_BARS]
     return interval_chart(rows, 'F1')
 
 # %% ../../nbs/reports/01_charts.ipynb #ed99949d

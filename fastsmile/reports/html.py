@@ -21,7 +21,7 @@ from ..core.errors import printable, printable_lines
 from ..core.files import write_text
 from ..data.images import read_thumbnail, region_name
 from ..data.readers import Reader
-from ..inference.outputs import PredictionSummary, WITHHELD_LABEL
+from ..inference.outputs import PredictionSummary, WITHHELD_LABEL, is_unlike
 
 # %% ../../nbs/reports/02_html.ipynb #6ae1c837
 def _format_score(value: float | None) -> str:
@@ -32,6 +32,15 @@ def _format_score(value: float | None) -> str:
 def _format_percent(share: float | None) -> str:
     "A share as a percentage; empty where there is none"
     return '' if share is None else f'{100 * share:.1f}%'
+
+# %% ../../nbs/reports/02_html.ipynb #7c8f9747
+def _confused_pairs(measured: dict, most: int = 15) -> list[dict]: # true, predicted, rows, share of the true class
+    "The pairs of classes that are most often confused, the commonest first"
+    pairs, classes = [], measured['classes']
+    for label, row in zip(classes, measured['confusion']):
+        wrong = [(other, n) for other, n in zip(classes, row) if n and other != label]
+        pairs += [dict(true=label, predicted=other, rows=n, share=n / sum(row)) for other, n in wrong]
+    return sorted(pairs, key=lambda pair: -pair['rows'])[:most]
 
 # %% ../../nbs/reports/02_html.ipynb #94060cf9
 def _quote_markdown(text: str) -> str: # Markup
@@ -55,14 +64,14 @@ def _show_control_characters(value: object) -> object:
 # %% ../../nbs/reports/02_html.ipynb #dda5cd99
 def _template_source(name: str) -> str: return _environment().loader.get_source(_environment(), name)[0]
 
-def _script(name: str) -> str: # Markup
-    "A script of the package, as the page holds it"
+def _script(names: list[str]) -> str: # Markup
+    "Scripts of the package, as the page holds them: one after the other"
     from markupsafe import Markup
-    return Markup(_template_source(name))
+    return Markup('\n'.join(map(_template_source, names)))
 
-def _script_digest(name: str) -> str:
+def _script_digest(names: list[str]) -> str:
     "What the page's policy allows: the script with this SHA-256"
-    return 'sha256-' + b64encode(sha256(_template_source(name).encode()).digest()).decode()
+    return 'sha256-' + b64encode(sha256(_script(names).encode()).digest()).decode()
 
 # %% ../../nbs/reports/02_html.ipynb #c3c8d24d
 @cache
@@ -72,7 +81,8 @@ def _environment():
     env = Environment(loader=PackageLoader('fastsmile'), autoescape=True, trim_blocks=True, lstrip_blocks=True,
                       finalize=_show_control_characters)
     env.globals |= dict(script=_script, digest=_script_digest)
-    env.filters |= dict(plain=printable, quoted=_quote_markdown, f3=_format_score, pct=_format_percent)
+    env.filters |= dict(plain=printable, quoted=_quote_markdown, f3=_format_score, pct=_format_percent,
+                        confused=_confused_pairs)
     return env
 
 # %% ../../nbs/reports/02_html.ipynb #b09ea810
@@ -153,22 +163,35 @@ def pick_gallery_rows(
 
 # %% ../../nbs/reports/02_html.ipynb #eb3abd05
 _GALLERY_NOTES = dict(  # columns that a card shows where they are filled
-    face='face', withheld='withheld:', set='set:', known='a copy of', known_label='known as')
+    face='face', withheld='withheld:', set='set:', known='a copy of', known_label='known as', most_probable='most probable:')
 
 def _image_name(row: dict) -> str:
     "The image of a row: where it is a face, that region of its photograph"
     return region_name(row['path'], tuple(int(row[k]) for k in 'xywh')) if row.get('face') else row['path']
 
 # %% ../../nbs/reports/02_html.ipynb #4754389c
+def _known_mark(row: dict, probs: dict) -> str: # right, wrong, or empty where the label is not known
+    "Is the most probable class that of the known image?"
+    if not row.get('known') or row['known_label'] not in probs: return ''
+    return 'right' if max(probs, key=probs.get) == row['known_label'] else 'wrong'
+
 def _gallery_card(row: dict, thumbnails: Thumbnails) -> dict:
     "What the page says about one row"
     probs = {k[2:]: float(v) for k, v in row.items() if k.startswith('p_') and v != ''}
-    return dict(path=row['path'], confidence=_confidence(row), image=thumbnails.url(_image_name(row)),
-                probs=sorted(probs.items(), key=lambda p: -p[1]),
-                notes=[f'{title} {row[k]}' for k, title in _GALLERY_NOTES.items() if row.get(k)])
+    notes, mark = [f'{title} {row[k]}' for k, title in _GALLERY_NOTES.items() if row.get(k)], _known_mark(row, probs)
+    if mark == 'wrong': notes.append(f'wrong: the model finds {max(probs, key=probs.get)} most probable')
+    if is_unlike(row): notes.append(f"unlike the training images ({float(row['unlike']):.2f})")
+    return dict(path=row['path'], confidence=_confidence(row), image=thumbnails.url(_image_name(row)), mark=mark,
+                unlike=is_unlike(row), probs=sorted(probs.items(), key=lambda p: -p[1]), notes=notes)
 
 # %% ../../nbs/reports/02_html.ipynb #0dc0d5a8
 _GALLERY_THUMBNAIL_SIZE = 128  # pixels of a thumbnail's longer side
+
+def _present_marks(groups: list[dict]) -> list[str]: # of right, wrong, unlike
+    "What some card is marked with, and the page can show alone"
+    cards = [card for group in groups for card in group['cards']]
+    marks = [mark for mark in ('right', 'wrong') if any(card['mark'] == mark for card in cards)]
+    return marks + ['unlike'] * any(card['unlike'] for card in cards)
 
 def write_gallery(
     path: str | Path,                    # .html
@@ -184,5 +207,6 @@ def write_gallery(
         cards = [_gallery_card(row, thumbnails) for row in rows]
         groups.append(dict(label=label, rows=summary.labels.get(label, len(rows)), cards=cards))
     shown = sum(len(g['cards']) for g in groups)
-    write_text(path, render_template('gallery.html.j2', dict(title=title, groups=groups, summary=summary, shown=shown)))
+    write_text(path, render_template('gallery.html.j2', dict(
+        title=title, groups=groups, summary=summary, shown=shown, marks=_present_marks(groups))))
     return Path(path)

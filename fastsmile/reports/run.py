@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..config.fit import FitConfig
@@ -17,15 +18,19 @@ from ..core.files import read_json, read_safe_csv, write_text
 from ..core.html import Html, html_block
 from ..data.readers import Reader
 from ..data.source import used_rows
+from ..metrics.calibration import Calibration, calibration_from_metadata
 from ..metrics.comparison import summarize_variants
-from ..metrics.predictions import predictions_path, read_prediction_table
+from ..metrics.predictions import SavedPredictions, has_predictions, predictions_path, read_model_metadata
+from ..metrics.predictions import read_prediction_table, read_saved_predictions
 from ..metrics.scores import SCORE_NAMES
-from .card import CARD_SCORES, RULE_SCORES, decision_rule_text, probability_note, reported_split
-from .card import verdict
+from ..metrics.thresholds import ThresholdCounts, ranking_curve, rule_threshold, threshold_counts
+from .card import CARD_SCORES, NextStep, RULE_SCORES, decision_rule_text, next_steps, probability_note
+from .card import reported_split, verdict
 from .charts import balance_chart, class_f1_chart, curve_chart, draw_history, draw_lr_find
-from .charts import draw_option_importance, draw_trials, lr_find_chart, reliability_chart
-from .charts import save_figure, svg_chart
+from .charts import draw_option_importance, draw_trials, lr_find_chart, precision_recall_chart
+from .charts import reliability_chart, roc_chart, save_figure, svg_chart
 from .html import Thumbnails, jpeg_data_url, render_template
+
 
 # %% ../../nbs/reports/04_run.ipynb #109e6b5c
 def _phase_text(
@@ -165,6 +170,57 @@ def _report_charts(
     if (run/'lr_find.csv').exists(): charts['lr'] = lr_find_chart(read_safe_csv(run/'lr_find.csv', numbers=True))
     return charts
 
+# %% ../../nbs/reports/04_run.ipynb #cac43905
+def _threshold_charts(
+    saved: SavedPredictions,
+    calibrated: np.ndarray, # (N, C)
+    per_class: list[dict],  # of metrics.json
+) -> dict: # name -> SVG; empty where one class alone has rows
+    "The ROC curves and the precision-recall curves"
+    curves = [ranking_curve(label, calibrated[:, i], saved.y == i) for i, label in enumerate(saved.classes)]
+    auc = {c['label']: c['auc'] for c in per_class}
+    curves = [curve for curve in curves if curve]
+    if len(curves) > _MAX_CURVES: curves = sorted(curves, key=lambda curve: auc[curve.label])[:_MAX_CURVES]
+    if not curves: return {}
+    return dict(roc=roc_chart(curves), precision_recall=precision_recall_chart(curves))
+
+_MAX_CURVES = 6
+
+# %% ../../nbs/reports/04_run.ipynb #4c6c3fce
+@dataclass(frozen=True)
+class _ThresholdSlider:
+    "What the page needs to measure any threshold"
+    counts: ThresholdCounts
+    threshold: float       # of the model's own rule
+    min_confidence: float  # of the model, where abstaining is requested
+    rows: list[dict]       # scores of some thresholds, with labels below `min_confidence` withheld or not
+
+def _threshold_slider(
+    saved: SavedPredictions, # of two classes
+    calibrated: np.ndarray,  # (N, 2)
+    calibration: Calibration,
+) -> _ThresholdSlider:
+    "Scores of the rarer class over its threshold"
+    counts, least = threshold_counts(saved.y, calibrated, saved.classes), calibration.min_confidence
+    threshold, rows = rule_threshold(calibration, saved.classes.index(counts.label)), []
+    for t in sorted({round(threshold, 3), *(i / 10 for i in range(1, 10))}):
+        withheld = counts.scores(t, least)['withheld']
+        rows.append(counts.scores(t) | dict(threshold=t, withheld=withheld, is_own=t == round(threshold, 3)))
+    return _ThresholdSlider(counts, threshold, least, rows)
+
+# %% ../../nbs/reports/04_run.ipynb #8be9ac22
+def _threshold_context(
+    run: Path,
+    metrics: dict, # metrics.json
+) -> dict: # curves: name -> SVG; slider: None unless there are two classes
+    "What the section about thresholds fills in; empty where the run has no predictions"
+    part = reported_split(metrics)
+    if not has_predictions(run, part): return dict(curves={}, slider=None)
+    saved, calibration = read_saved_predictions(run, part), calibration_from_metadata(read_model_metadata(run))
+    calibrated = calibration.apply(saved.probs)[1]
+    slider = _threshold_slider(saved, calibrated, calibration) if len(saved.classes) == 2 else None
+    return dict(curves=_threshold_charts(saved, calibrated, metrics[part]['per_class']), slider=slider)
+
 # %% ../../nbs/reports/04_run.ipynb #e143c8e7
 def _inline_files(
     value: object,  # of explain.json
@@ -217,6 +273,7 @@ def _comparison_rows(run: Path, monitor: str) -> list[dict] | None:
 class _ReportPage:
     "What report.html.j2 and its sections fill in"
     run: str                # its name
+    source: str             # the name of what it was trained on
     config: dict            # options, and `size`
     verdict: dict           # text, tone
     training: str           # how it was trained
@@ -231,6 +288,9 @@ class _ReportPage:
     splits: list[str]
     balance: dict           # class -> rows of each split
     balance_facts: dict     # class -> what was requested and sampled
+    steps: list[NextStep]   # what to do next
+    curves: dict            # name -> SVG; of the thresholds
+    slider: _ThresholdSlider | None # of two classes
     charts: dict            # name -> SVG
     album: dict | None      # explanations
 
@@ -259,6 +319,7 @@ def _training_section(run: Path, config: dict) -> _TrainingSection:
 class _RunRecord:
     "How the run can be reproduced, and the names that the page uses"
     score_names: dict       # score -> title
+    headline: list          # scores at the top of the page
     card_scores: dict       # of the table of test-time augmentation
     rule_scores: dict       # of the table of decision rules
     command: str
@@ -272,12 +333,14 @@ def _format_time(time: str | None) -> str:
     return datetime.fromisoformat(time).strftime('%Y-%m-%d %H:%M %Z') if time else ''
 
 # %% ../../nbs/reports/04_run.ipynb #3734a290
+_HEADLINE = ('balanced_accuracy', 'macro_f1', 'accuracy', 'auc')
+
 def _run_record(config: dict) -> _RunRecord:
     "From config.json"
     options = config['options']
     return _RunRecord(
-        score_names=SCORE_NAMES, card_scores=CARD_SCORES, rule_scores=RULE_SCORES, command=config['command'],
-        calibrated=config.get('calibrate_command'),
+        score_names=SCORE_NAMES, headline=list(_HEADLINE), card_scores=CARD_SCORES, rule_scores=RULE_SCORES,
+        command=config['command'], calibrated=config.get('calibrate_command'),
         origin=config['origin'] | dict(finished=_format_time(config.get('finished'))),
         options={k: v for k, v in options.items() if v not in (None, [], '')})
 
@@ -286,13 +349,15 @@ def _report_page(run: Path, config: dict) -> _ReportPage:
     "What the page says, from the files of the run folder"
     metrics, options = read_json(run/'metrics.json'), config['options']
     training, model = config['training'], config['model']
-    part, data = reported_split(metrics), _data_context(run)
+    part, data, audited = reported_split(metrics), _data_context(run), read_json(run/'audit.json')
     return _ReportPage(
-        run=run.name, config=options | dict(size=model['size']), verdict=verdict(metrics),
+        run=run.name, source=Path(config['source']).name, config=options | dict(size=model['size']),
+        verdict=verdict(metrics),
         training=_training_text(options, training, model), rule=decision_rule_text(metrics['calibration']),
         prior_words=probability_note(options['balance'], options.get('loss', 'ce'), options['prior']),
         part=part, m=metrics[part], valid=metrics.get('valid') if part == 'test' else None, tta=metrics.get('test_tta'),
-        cal=metrics['calibration'], audit=read_json(run/'audit.json'), **data,
+        cal=metrics['calibration'], audit=audited, **data, **_threshold_context(run, metrics),
+        steps=next_steps(run, config, metrics, audited),
         balance_facts=_balance_facts(read_json(run/'balance.json')),
         charts=_report_charts(run, metrics, data['balance'], training.get('best_epoch')),
         album=inline_explanations(run/'explain'))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..config.choices import SCORES
 from ..config.commands import CompareConfig, EvaluateConfig
 from ..config.fields import options_or
-from ..core.errors import SmileError
+from ..core.errors import SmileError, list_few
 from ..core.files import read_json, read_safe_csv, write_text
 from ..inference.outputs import check_replaceable
 from ..metrics.comparison import align_predictions, holm_adjust, paired_test
@@ -103,6 +104,48 @@ def _compared_rows(
         other['words'] = _describe_difference(other, names[0], len(others), 'person' if any(groups) else 'row')
     return [row, *(other for other, _ in others)]
 
+# %% ../../nbs/runs/13_compare.ipynb #adbfcf60
+def _compare_verdict(rows: list[dict], n: int) -> dict: # text; tone: good where there is a difference, else mixed
+    "The comparison in a sentence or two"
+    first, others = rows[0], rows[1:]
+    clear = [row for row in others if row['paired_test']['adjusted'] < 0.05]
+    better = [row for row in clear if row['difference']['balanced_accuracy']['value'] > 0]
+    def score(row: dict) -> float: return row['metrics']['balanced_accuracy']['value']
+    if better:
+        best = max(better, key=score)
+        value = best['difference']['balanced_accuracy']
+        return dict(tone='good', text=f"{best['name']} is better than {first['name']}: {value['value']:+.3f} balanced "
+                    f"accuracy ({value['low']:+.3f} to {value['high']:+.3f}) on these {n} rows.{_also_better(better, best)}")
+    if len(clear) == len(others):
+        text = f"{first['name']} is better than {_names(others)} in balanced accuracy on these {n} rows{_by_how_much(others)}."
+    else:
+        even, best = [row for row in others if row not in clear], max(rows, key=score)
+        text = (f"No run is clearly better than {first['name']} on these {n} rows: {_names(even)} may be as good. "
+                f"The highest balanced accuracy is that of {best['name']}, {score(best):.3f}.")
+    return dict(tone='good' if len(clear) == len(others) else 'mixed', text=text)
+
+def _names(rows: list[dict]) -> str: return list_few([row['name'] for row in rows])
+
+def _by_how_much(others: list[dict]) -> str: # empty where there are several
+    d = others[0]['difference']['balanced_accuracy']
+    return '' if len(others) > 1 else f": {-d['value']:+.3f} ({-d['high']:+.3f} to {-d['low']:+.3f})"
+
+def _also_better(better: list[dict], best: dict) -> str:
+    others = [row for row in better if row is not best]
+    return f" So {'is' if len(others) == 1 else 'are'} {_names(others)}." if others else ''
+
+# %% ../../nbs/runs/13_compare.ipynb #3569b24b
+def _best_runs(rows: list[dict]) -> dict: # score -> positions of the runs with the best value
+    "Who wins each score"
+    out = {}
+    for name in ALL_SCORES:
+        values = [row['metrics'][name]['value'] for row in rows]
+        known = [v for v in values if v is not None and v == v]
+        if not known or len(set(known)) == 1: continue
+        best = (min if SCORES[name].lower_is_better else max)(known)
+        out[name] = [i for i, v in enumerate(values) if v == best]
+    return out
+
 # %% ../../nbs/runs/13_compare.ipynb #113ed2ef
 def _check_runs(runs: list[Path]):
     "Raise a `SmileError` where there are not two different runs"
@@ -117,7 +160,9 @@ def _write_compare_page(path: str, compared: dict):
         intervals.append((row['name'], score['value'], score['low'], score['high']))
     baseline = compared['runs'][0]['baseline']['balanced_accuracy']
     chart = interval_chart(intervals, SCORE_NAMES['balanced_accuracy'], baseline)
-    context = compared | dict(chart=chart, names=SCORE_NAMES, costs=RUN_COSTS)
+    verdict = _compare_verdict(compared['runs'], compared['rows'])
+    context = compared | dict(chart=chart, names=SCORE_NAMES, costs=RUN_COSTS, verdict=verdict,
+                              best=_best_runs(compared['runs']))
     write_text(path, render_template('compare.html.j2', context))
 
 # %% ../../nbs/runs/13_compare.ipynb #81d4d220

@@ -6,6 +6,7 @@
 __all__ = ['predict']
 
 # %% ../../nbs/runs/09_predict.ipynb #46bca2c3
+import csv
 import os
 import time
 from collections import Counter
@@ -19,13 +20,13 @@ import numpy as np
 from ..config.commands import PredictConfig
 from ..config.fields import options_or
 from ..core.errors import OptionError, printable, say
-from ..core.files import file_sha256, is_url
+from ..core.files import TRAINING_FINGERPRINTS_FILE, file_sha256, is_url
 from ..core.system import Interrupted, graceful_interrupt
 from ..data.faces import warn_face_options
-from ..inference.inputs import ImageInputs, open_inputs
+from ..inference.inputs import ImageInputs, PictureReader, TrainingFileCounter, open_inputs
 from ..inference.load import backend_of
 from ..inference.outputs import PredictionFile, PredictionSummary, check_replaceable, output_format
-from ..inference.outputs import resume_settings, starts_image
+from ..inference.outputs import is_taken, numbered_path, resume_settings, starts_image, unfinished_path
 from ..inference.predict import PredictionJob, inference_batch_size, open_prediction_job, predict_batches
 from ..inference.predict import predict_on_ray
 from ..inference.rows import move_row_format, prediction_columns, relabel_rows
@@ -52,6 +53,22 @@ def _check_output_paths(
     if Path(page).resolve() == Path(out).resolve():
         raise OptionError(f'--out and --html both name {printable(out)}.', 'Name two files.')
     check_replaceable(page, 'html', '--html')
+
+# %% ../../nbs/runs/09_predict.ipynb #839fc84a
+def _free_path(path: str, flag: str) -> str:
+    "The path, or the next with a number where a file of an earlier run is kept"
+    free = str(numbered_path(path))
+    if Path(free) == Path(path): return path
+    say(f'{printable(path)} of an earlier run is kept: {flag} is {printable(free)} (--overwrite replaces the other).')
+    return free
+
+def _choose_outputs(config: PredictConfig) -> PredictConfig:
+    "The options with the paths that are written: free ones, those of the resumed run, or those that are replaced"
+    out = config.out
+    if config.resume: out = str(unfinished_path(out) or out)
+    elif not config.overwrite: out = _free_path(out, '--out')
+    keeps_page = config.html and not config.overwrite and (not config.resume or Path(out) != Path(config.out))
+    return replace(config, out=out, html=_free_path(config.html, '--html') if keeps_page else config.html)
 
 # %% ../../nbs/runs/09_predict.ipynb #6b4320da
 def _model_file(model: Model) -> Path:
@@ -85,6 +102,7 @@ def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
     views = config.tta if config.tta == 'none' else f'{config.tta}, mean of {config.tta_mean}'
     return dict(model=f'{printable(model.path)} ({model.spec.arch}, {model.spec.prep.summary})',
                 precision=f'{backend.precision} on {where}{backend.engine_name}', views=views,
+                rule=config.threshold or model.metadata.calibration.rule,
                 probabilities=job.row_format.description)
 
 # %% ../../nbs/runs/09_predict.ipynb #1a977ce1
@@ -97,6 +115,23 @@ def _choose_batch_size(job: PredictionJob, config: PredictConfig, threads: int, 
     return inference_batch_size(job.backend, threads, total)
 
 def _worker_threads(config: PredictConfig) -> int: return config.workers or (1 if config.ray else os.cpu_count() or 1)
+
+# %% ../../nbs/runs/09_predict.ipynb #8e42b444
+def _training_digests(model: Model) -> set[str]:
+    "Digests of the files that the model's run used, its test rows aside; none where its run folder is not there"
+    path = Path(model.path).absolute()
+    for folder in (path, *path.parents[:2]):
+        file = folder/TRAINING_FINGERPRINTS_FILE
+        if not file.is_file(): continue
+        with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
+            return {row.get('digest') for row in csv.DictReader(f)} - {None, ''}
+    return set()
+
+def _count_training_files(job: PredictionJob, config: PredictConfig) -> PredictionJob:
+    "The job with a reader that notes training images, where these can be told"
+    if config.ray or isinstance(job.reader, PictureReader) or not job.reader.stores_files: return job
+    digests = _training_digests(job.backend.model)
+    return replace(job, reader=TrainingFileCounter(job.reader, digests)) if digests else job
 
 # %% ../../nbs/runs/09_predict.ipynb #383d82a5
 def _write_rows(
@@ -113,11 +148,13 @@ def _write_rows(
             if sheet.counts.images % sheet.batch == 0: leave()
 
 # %% ../../nbs/runs/09_predict.ipynb #e3a5e02e
-def _write_gallery_page(config: PredictConfig, picked: dict, inputs: ImageInputs, done: PredictionSummary):
+def _write_gallery_page(page: str, picked: dict, inputs: ImageInputs, done: PredictionSummary) -> str: # its path
     "The page of thumbnails; who stops it is told that the rows are whole"
-    try: write_gallery(config.html, picked, inputs.reader, done, f'predictions on {inputs.description}')
+    if done.failed == done.rows and is_taken(page): page = str(numbered_path(page))  # an empty page replaces none
+    try: write_gallery(page, picked, inputs.reader, done, f'predictions on {inputs.description}')
     except KeyboardInterrupt:
-        raise Interrupted(f'{printable(done.out)} is whole; {printable(config.html)} is not written.', '') from None
+        raise Interrupted(f'{printable(done.out)} is whole; {printable(page)} is not written.', '') from None
+    return page
 
 # %% ../../nbs/runs/09_predict.ipynb #1937d0e4
 _MANY_UNLIKE = 0.25  # of the rows: shares are then not all that has changed
@@ -197,7 +234,8 @@ def _predict_to_file(
         if backend.recomputed:
             run_info = run_info | dict(precision=f"{run_info['precision']}, "
                                        f"{backend.recomputed} uncertain rows recomputed in fp32")
-        return replace(sheet.finish(seconds, run_info), **told), picked
+        trained = len(getattr(job.reader, 'found', ()))
+        return replace(sheet.finish(seconds, run_info), **told, trained=trained), picked
 
 # %% ../../nbs/runs/09_predict.ipynb #2d7af0f9
 def predict(
@@ -210,9 +248,10 @@ def predict(
     config = options_or(config, PredictConfig, options)
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
+    config = _choose_outputs(config)
     inputs = open_inputs(where, config.image_col, config.root)
     placed = replace(config, device='cpu') if config.ray else config
-    job = open_prediction_job(placed, inputs.reader, images=inputs.total)
+    job = _count_training_files(open_prediction_job(placed, inputs.reader, images=inputs.total), config)
     _check_prior(config, job.backend.model)
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
@@ -221,5 +260,5 @@ def predict(
     warn_face_options(facts.origin, facts.domain.face, config)
     tick = progress(inputs.total) if progress else lambda n: None
     done, picked = _predict_to_file(job, config, inputs, threads, bs, run_info, tick)
-    if config.html: _write_gallery_page(config, picked, inputs, done)
-    return done
+    if not config.html: return done
+    return replace(done, page=_write_gallery_page(config.html, picked, inputs, done))

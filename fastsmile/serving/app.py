@@ -208,6 +208,7 @@ _COLUMN_TEXTS = dict(
     path='the name of the file as it was sent', confidence='the probability of the label',
     label='by the decision rule; null where there is an error, or where the label is withheld',
     error='why there is no prediction; empty when it worked', withheld='the label, were the model sure enough',
+    most_probable='the most probable class, where the decision rule gives another label; null where they are the same',
     unlike='share of held-out images that are less unlike the training images; from 0.95 on it is unlike them',
     set='every label of the prediction set, joined by |', face='of the faces in this file, the largest is 1',
     x='left edge of the face in pixels', y='its upper edge')
@@ -217,7 +218,7 @@ def _column_schema(column: str, classes: Sequence[str]) -> dict:
     "One column of a row as a JSON schema"
     numbers = {'confidence', 'face_score', 'unlike', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
     if column in ('path', 'error'): schema = dict(type='string')
-    elif column == 'label': schema = dict(type=['string', 'null'], enum=[*classes, None])
+    elif column in ('label', 'most_probable'): schema = dict(type=['string', 'null'], enum=[*classes, None])
     elif column in numbers: schema = dict(type=['number', 'null'], minimum=0, maximum=1)
     elif column in FACE_COLUMNS: schema = dict(type=['integer', 'null'])
     else: schema = dict(type=['string', 'null'])

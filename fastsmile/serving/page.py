@@ -92,11 +92,19 @@ def _row_text(
     caption = 'Calibrated probabilities' if is_calibrated else 'Probabilities'
     percent = format_percent(row['confidence'])
     several = f"It could be {' or '.join(row['set'].split('|'))}. " if row.get('set') else ''
-    warning = _UNLIKE_TEXT if is_unlike(row) else ''
-    if row['label']: return _RowText(row['label'], (several + warning).strip(), percent, probs, caption)
+    warning, rule = _UNLIKE_TEXT if is_unlike(row) else '', _decision_text(row, probs)
+    if row['label']: return _RowText(row['label'], f'{several}{rule}{warning}'.strip(), percent, probs, caption)
     reason = warning or 'That is less than this model wants before it gives a label.'
-    detail = f"{several}The most probable label is {row['withheld']} with {percent}. {reason}"
-    return _RowText('Not sure', detail, '', probs, caption)
+    likely = f"The label would be {row['withheld']} with {percent}. {rule}" if rule else \
+        f"The most probable label is {row['withheld']} with {percent}. "
+    return _RowText('Not sure', f'{several}{likely}{reason}', '', probs, caption)
+
+def _decision_text(row: dict[str, Any], probs: tuple) -> str:
+    "Why the label is not the most probable class; empty where it is"
+    most_probable = row.get('most_probable')
+    if not most_probable: return ''
+    return (f'{most_probable} is more probable ({format_percent(dict(probs)[most_probable])}), but the decision rule of '
+            'this model weighs more than the probability. ')
 
 # %% ../../nbs/serving/02_page.ipynb #f6540640
 def _class_probabilities(row: dict[str, Any]) -> tuple[tuple, bool]: # (class, probability)...; are they calibrated?

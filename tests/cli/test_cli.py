@@ -84,8 +84,9 @@ def test_sample_fit_predict_in_a_shell(tmp_path):
     r = shell('predict', 'new', '--out', 'p.jsonl', '--json', cwd=tmp_path)
     assert json.loads(r.stdout)['rows'] == 3 and [json.loads(line)['path'] for line in (tmp_path/'p.jsonl').open()] == [row['path'] for row in rows]
     again = (tmp_path/'predictions.csv').read_bytes()
-    shell('predict', 'new', '--tta', cwd=tmp_path)
-    assert (tmp_path/'predictions.csv').read_bytes() == again
+    r = shell('predict', 'new', '--tta', cwd=tmp_path)
+    assert 'predictions.csv of an earlier run is kept' in r.stderr and 'predictions: predictions-2.csv' in r.stdout
+    assert (tmp_path/'predictions.csv').read_bytes() == (tmp_path/'predictions-2.csv').read_bytes() == again
 
 
 def test_names_that_attack_do_not_reach_the_terminal(tmp_path, run):

@@ -121,7 +121,7 @@ def album(tmp_path_factory):
 @pytest.fixture
 def ask(run, tmp_path):
     "Options of a prediction with the tiny run's model, in groups of four"
-    return PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2)
+    return PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2)
 
 
 def away(ask, **kw): return replace(ask, out=ask.out.replace('p.csv', 'far.csv'), workers=None, ray='local', **kw)
@@ -198,7 +198,7 @@ def test_a_detector_that_is_not_there_is_said_as_on_one_machine(monkeypatch, alb
 @needs_ray
 def test_ray_is_not_started_before_it_is_needed(run, tmp_path):
     "What cannot be predicted is said at once"
-    start, ask = time.perf_counter(), PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), ray='local')
+    start, ask = time.perf_counter(), PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), ray='local')
     with pytest.raises(SmileError, match='does not exist'): predict('nowhere', ask)
     assert time.perf_counter() - start < 2
 
@@ -208,7 +208,7 @@ def test_prediction_without_a_cluster_does_not_import_it(album, run, tmp_path):
 import sys
 from fastsmile.config.commands import PredictConfig
 from fastsmile.runs.predict import predict as predict_to_file
-predict_to_file({str(album/"a")!r}, PredictConfig(model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}))
+predict_to_file({str(album/"a")!r}, PredictConfig(overwrite=True, model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}))
 print({{'ray', 'pandas', 'fastai'}} & set(sys.modules))
 '''
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True).stdout

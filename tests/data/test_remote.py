@@ -51,7 +51,7 @@ def bucket(here):
 
 @pytest.fixture
 def ask(run, tmp_path):
-    return PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2, known=str(run.path))
+    return PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2, known=str(run.path))
 
 
 @pytest.mark.parametrize('made', ['{bucket}', '{bucket}/', '{bucket}.zip', 'file://{here}'])
@@ -166,7 +166,7 @@ def test_a_run_of_a_url_finds_its_source_again(faces, tiny, tmp_path, monkeypatc
     assert made.config['source'] == url and len(made.data.source.frame)
     with pytest.raises(SmileError, match='is what this run was trained on'): evaluate(made.path, url)
     def ask(known):
-        predict(faces/'happy_images', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), device='cpu', known=known))
+        predict(faces/'happy_images', PredictConfig(overwrite=True, model=str(made.path), out=str(tmp_path/'p.csv'), device='cpu', known=known))
         return (tmp_path/'p.csv').read_text()
     assert ask(str(made.path)).count('happy_images/') > 100 and ask(url) == ask(str(faces))
     (tmp_path/'r'/'config.json').write_text((tmp_path/'r'/'config.json').read_text().replace('"finished"', '"stopped"'))

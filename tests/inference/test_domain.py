@@ -51,7 +51,7 @@ def both(run, request, tmp_path_factory):
 
 
 def rows(path, album, out, **options):
-    predict(album, PredictConfig(model=str(path), out=str(out), device='cpu', precision='fp32', **options))
+    predict(album, PredictConfig(overwrite=True, model=str(path), out=str(out), device='cpu', precision='fp32', **options))
     return [{k: v for k, v in r.items() if k != 'path'} for r in csv.DictReader(open(out, newline='', encoding='utf-8'))]
 
 

@@ -46,7 +46,8 @@ def there(tmp_path_factory):
 
 @pytest.fixture
 def ask(run, there, tmp_path):
-    return PredictConfig(model=str(run.path), out=str(tmp_path/'p.csv'), precision='fp32', device='cpu', bs=2, workers=2, known=str(there/'old'))
+    return PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), precision='fp32',
+                         device='cpu', bs=2, workers=2, known=str(there/'old'))
 
 
 def rows_of(path): return list(csv.DictReader(open(path, newline='', encoding='utf-8')))

@@ -95,7 +95,7 @@ def test_the_same_rows_as_torch(made, album, tmp_path, ask):
     both = []
     for engine in ('torch', 'onnx'):
         out = tmp_path/f'{engine}.csv'
-        done = predict(album, PredictConfig(model=str(path), engine=engine, out=str(out), precision='fp32', device='cpu', **ask))
+        done = predict(album, PredictConfig(overwrite=True, model=str(path), engine=engine, out=str(out), precision='fp32', device='cpu', **ask))
         assert ('onnxruntime' in done.run_info['precision']) == (engine == 'onnx') and done.rows == 15 and done.failed == 1
         both.append(rows_of(out))
     assert list(both[0][0]) == list(both[1][0])
@@ -106,7 +106,7 @@ def test_the_same_rows_as_torch(made, album, tmp_path, ask):
 
 def test_the_same_call_gives_the_same_bytes_and_goes_on_with_resume(made, album, tmp_path):
     path, _ = made
-    def ask(out, **kw): return PredictConfig(model=str(path), engine='onnx', out=str(out), bs=4, workers=2, **kw)
+    def ask(out, **kw): return PredictConfig(overwrite=True, model=str(path), engine='onnx', out=str(out), bs=4, workers=2, **kw)
     predict(album, ask(tmp_path/'a.csv'))
     predict(album, ask(tmp_path/'b.csv'))
     want = (tmp_path/'a.csv').read_bytes()
@@ -240,7 +240,7 @@ def test_files_that_cannot_be_used(made, album, tmp_path):
 
 @pytest.mark.parametrize('kw,words', [(dict(engine='torch'), 'cannot run'), (dict(precision='bf16'), 'fp32'), (dict(device='cuda'), 'CPU')])
 def test_options_that_do_not_go_together(made, album, tmp_path, kw, words):
-    with pytest.raises(OptionError, match=words): predict(album, PredictConfig(model=made[1]['out'], out=str(tmp_path/'p.csv'), **kw))
+    with pytest.raises(OptionError, match=words): predict(album, PredictConfig(overwrite=True, model=made[1]['out'], out=str(tmp_path/'p.csv'), **kw))
     with pytest.raises(OptionError, match='extension'): export(made[0], ExportConfig(out=str(tmp_path/'x.pb')))
 
 
@@ -320,7 +320,8 @@ def test_fit_writes_the_file_and_calibrate_keeps_it_right(faces, tiny, tmp_path,
         if decide: calibrate(run, CalibrateConfig(decide=decide))
         tables = []
         for i, (model, engine) in enumerate(((run, 'torch'), (run, 'onnx'), (run/'model'/'model.onnx', 'auto'))):
-            predict(album, PredictConfig(model=str(model), engine=engine, precision='fp32', device='cpu', calibrated=True, out=str(tmp_path/f'{i}.csv')))
+            predict(album, PredictConfig(overwrite=True, model=str(model), engine=engine, precision='fp32',
+                                         device='cpu', calibrated=True, out=str(tmp_path/f'{i}.csv')))
             tables.append(rows_of(tmp_path/f'{i}.csv'))
         for other in tables[1:]:
             for a, b in zip(tables[0], other, strict=True):

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,10 +23,13 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from fastsmile.inference.rows import RowOptions, make_row_format
+from fastsmile.cli.tables import predict_output
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json, write_json
+from fastsmile.core.system import Interrupted
 from fastsmile.data.images import Preprocessing, decode_image, resize_and_crop
 from fastsmile.data.readers import FolderReader
+from fastsmile.data.splits import read_training_fingerprints
 from fastsmile.inference.inputs import external_sort, open_inputs
 from fastsmile.config.commands import PredictConfig
 from fastsmile.inference.load import load_model
@@ -45,7 +50,8 @@ def album(tmp_path_factory):
 @pytest.fixture
 def ask(run, tmp_path):
     "Options of a prediction with the tiny run's model"
-    return PredictConfig(model=str(run.path), out=str(tmp_path/'out'/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2)
+    return PredictConfig(model=str(run.path), out=str(tmp_path/'out'/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2,
+                         overwrite=True)
 
 
 def rows_of(path): return list(csv.DictReader(open(path, newline='', encoding='utf-8', errors='surrogateescape')))
@@ -312,7 +318,7 @@ def test_every_column_has_its_type_in_parquet(album, ask, tmp_path):
     all_ = dict(raw=True, calibrated=True, abstain=True, sets=True)
     for kind in ('csv', 'parquet'): predict(album, replace(ask, out=str(tmp_path/f'p.{kind}'), **all_))
     table, rows = pq.read_table(tmp_path/'p.parquet'), rows_of(tmp_path/'p.csv')
-    text = {'path', 'label', 'withheld', 'set', 'error'}
+    text = {'path', 'label', 'most_probable', 'withheld', 'set', 'error'}
     assert table.column_names == list(rows[0]) and {c for c in table.column_names if table.schema.field(c).type == pa.string()} == text
     assert all(table.schema.field(c).type == pa.float64() for c in set(table.column_names) - text)
     for c in set(table.column_names) - text: assert [float(r[c]) if r[c] else None for r in rows] == table[c].to_pylist()
@@ -407,6 +413,88 @@ def test_what_a_class_threshold_is_compared_with_is_said(run):
     words = make_row_format(run.model, request=RowOptions(threshold=f'{name}=0.8')).description
     assert f'{name}=0.8 is compared with the calibrated probability, which --calibrated shows' in words
     assert 'compared' not in make_row_format(run.model, request=RowOptions(threshold='argmax')).description
+
+
+def test_labels_that_differ_from_the_most_probable_class_name_it(album, run, ask, tmp_path):
+    pq = pytest.importorskip('pyarrow.parquet')
+    classes = run.model.spec.classes
+    ask = replace(ask, threshold=f'{classes[2]}=0.0')  # every label is that class
+    done = [predict(album, replace(ask, out=str(tmp_path/f'p.{kind}'))) for kind in ('csv', 'jsonl', 'parquet')]
+    rows = [r for r in rows_of(tmp_path/'p.csv') if not r['error']]
+    best = [max(classes, key=lambda c: float(r[f'p_{c}'])) for r in rows]
+    differ = ['' if c == classes[2] else c for c in best]
+    assert [r['most_probable'] for r in rows] == differ and any(differ) and {r['label'] for r in rows} == {classes[2]}
+    lines = [json.loads(line) for line in open(tmp_path/'p.jsonl')]
+    assert [r['most_probable'] for r in lines if not r['error']] == [c or None for c in differ]
+    assert [c for c, e in zip(*(pq.read_table(tmp_path/'p.parquet')[k].to_pylist() for k in ('most_probable', 'error'))) if not e] == differ
+    assert {d.overruled for d in done} == {len([c for c in differ if c])}
+    shown, result = predict_output(done[0])
+    assert any(f'labels ({done[0].overruled}) differ from the most probable class: the rule is --threshold {classes[2]}=0.0' in str(s) for s in shown)
+    frame = run.model.predict(album, request=RowOptions(threshold=ask.threshold), precision='fp32')
+    assert frame.most_probable[frame.error == ''].tolist() == differ
+    argmax = predict(album, replace(ask, threshold='argmax', out=str(tmp_path/'a.csv')))
+    assert argmax.overruled == 0 and {r['most_probable'] for r in rows_of(argmax.out)} == {''}
+    (tmp_path/'s.json').write_text(json.dumps({c: 1. if c == classes[0] else 1e-6 for c in classes}))
+    moved = predict(album, replace(ask, prior=str(tmp_path/'s.json'), out=str(tmp_path/'m.csv')))
+    assert {r['most_probable'] for r in rows_of(moved.out) if not r['error']} == {classes[0]} and moved.overruled == len(rows)
+
+
+def test_the_files_of_an_earlier_run_are_kept(album, ask, tmp_path):
+    out, ask = tmp_path/'out', replace(ask, overwrite=False, html=str(tmp_path/'out'/'g.html'))
+    names = [str(p) for p in sorted(album.rglob('*.png'))]
+    first, before = predict(names[:3], ask), {p.name: p.read_bytes() for p in out.iterdir()}
+    assert set(before) == {'p.csv', 'g.html'} and first.page == ask.html
+    for i in (2, 3):
+        done = predict(names, ask)
+        assert (done.out, done.page, len(rows_of(done.out))) == (str(out/f'p-{i}.csv'), str(out/f'g-{i}.html'), len(names))
+    assert before == {name: (out/name).read_bytes() for name in before}
+    with pytest.raises(OptionError): predict(names, replace(ask, threshold='frown'))
+    assert len(list(out.iterdir())) == 6
+    replaced = predict(names, replace(ask, overwrite=True))
+    assert (replaced.out, replaced.page) == (ask.out, ask.html) and len(rows_of(ask.out)) == len(names) and len(list(out.iterdir())) == 6
+
+
+@pytest.mark.parametrize('more', [dict(overwrite=True), dict(resume=True), dict(overwrite=False)])
+def test_rows_without_a_prediction_replace_nothing(album, ask, tmp_path, more):
+    out, ask = tmp_path/'out', replace(ask, html=str(tmp_path/'out'/'g.html'))
+    predict(sorted(map(str, album.rglob('*.png'))), ask)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    failed = predict([str(album/'a'/'broken.jpg')], replace(ask, **dict(overwrite=False) | more))
+    assert before == {name: (out/name).read_bytes() for name in before}
+    assert (failed.out, failed.page) == (str(out/'p-2.csv'), str(out/'g-2.html')) and rows_of(failed.out)[0]['error']
+
+
+def test_a_numbered_file_is_resumed(album, ask, tmp_path):
+    names, ask = sorted(map(str, album.rglob('*.png'))), replace(ask, overwrite=False, html=str(tmp_path/'out'/'g.html'))
+    predict(names[:2], ask)
+    before = [Path(p).read_bytes() for p in (ask.out, ask.html)]
+    ticks = []
+    def progress(total):
+        def tick(n):
+            ticks.append(n)
+            if sum(ticks) == 9: raise KeyboardInterrupt
+        return tick
+    with pytest.raises(Interrupted, match=r'p-2.csv.part; the same command with --resume continues'): predict(names, ask, progress)
+    done = predict(names, replace(ask, resume=True))
+    assert (done.out, done.resumed, done.rows) == (str(tmp_path/'out'/'p-2.csv'), 8, len(names)) and done.page.endswith('g-2.html')
+    assert before == [Path(p).read_bytes() for p in (ask.out, ask.html)] and not list((tmp_path/'out').glob('*.part*'))
+
+
+@pytest.mark.parametrize('zipped', [False, True])
+def test_training_images_among_the_inputs_are_counted(faces, run, ask, tmp_path, zipped):
+    fingerprints = read_training_fingerprints(run.path)
+    trained, new = [faces/p for p in fingerprints.path[:3]], picture(seed=99)
+    there = folder(tmp_path/'new', {f'other name {i}.jpg': p.read_bytes() for i, p in enumerate(trained)} | {'new.png': new})
+    if zipped:
+        with zipfile.ZipFile(tmp_path/'new.zip', 'w') as z:
+            for p in there.iterdir(): z.write(p, p.name)
+        there = tmp_path/'new.zip'
+    done = predict(there, ask)
+    assert (done.trained, predict_output(done)[1]['trained']) == (3, 3)
+    assert any('3 of these images are in the training data of this model' in str(line) for line in predict_output(done)[0])
+    alone = shutil.copytree(run.path/'model', tmp_path/'alone')
+    again = predict(there, replace(ask, model=str(alone)))  # nothing says what it was trained on
+    assert again.trained == 0 and not any('training data' in str(line) for line in predict_output(again)[0])
 
 
 COST = [[0, 1, 1], [2, 0, 1], [3, 1, 0]]  # true classes down, labels across

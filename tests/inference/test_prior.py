@@ -30,7 +30,7 @@ def album(tmp_path_factory):
 def ask(run, tmp_path):
     "Options of a prediction with the tiny run's model"
     return dict(model=str(run.path), out=str(tmp_path/'out'/'p.csv'), precision='fp32', device='cpu', bs=4, workers=2,
-                engine='torch')
+                engine='torch', overwrite=True)
 
 
 @pytest.fixture

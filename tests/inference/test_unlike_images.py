@@ -52,7 +52,7 @@ def rows_of(path) -> pd.DataFrame: return pd.read_csv(path, keep_default_na=Fals
 
 
 def test_predict_writes_the_column_and_says_how_many(known_faces, pictures, tmp_path):
-    done = predict(pictures, PredictConfig(model=str(known_faces), out=str(tmp_path/'p.csv')))
+    done = predict(pictures, PredictConfig(overwrite=True, model=str(known_faces), out=str(tmp_path/'p.csv')))
     rows = rows_of(done.out)
     good = rows[rows.error == ''].set_index('path')
     flagged = good.unlike.astype(float) >= 0.95
@@ -78,7 +78,7 @@ def test_the_api_python_and_views_say_the_same(known_faces, pictures, tmp_path):
 
 
 def test_labels_of_unlike_images_are_withheld_on_request(known_faces, pictures, tmp_path):
-    config = PredictConfig(model=str(known_faces), out=str(tmp_path/'p.csv'), abstain_unlike=True)
+    config = PredictConfig(overwrite=True, model=str(known_faces), out=str(tmp_path/'p.csv'), abstain_unlike=True)
     rows = rows_of(predict(pictures, config).out)
     rows = rows[rows.error == '']
     flagged = rows.unlike.astype(float) >= 0.95

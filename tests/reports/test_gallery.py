@@ -23,7 +23,7 @@ def page(run, tmp_path_factory):
     tmp = tmp_path_factory.mktemp('gallery')
     colours = ['navy', 'red', 'olive', 'white', 'teal', 'gray']
     files = {f'{i:02}.png': picture(colours[i % 6], (40 + i, 60)) for i in range(60)} | {ATTACK: picture(), 'a.jpg': b'<b>no</b>', 'b.jpg': b''}
-    ask = PredictConfig(model=str(run.path), out=str(tmp/'p.csv'), html=str(tmp/'g.html'), device='cpu', raw=True, threshold='balanced')
+    ask = PredictConfig(overwrite=True, model=str(run.path), out=str(tmp/'p.csv'), html=str(tmp/'g.html'), device='cpu', raw=True, threshold='balanced')
     return predict(folder(tmp/'faces', files), ask), tmp/'g.html', ask, tmp
 
 

@@ -576,6 +576,7 @@ def test_the_api_is_what_its_description_says(model):
         some = list(files().items())
         status, _, rows = ask(where, '/predict', *form(*some))
         fits('/predict', 'post', status, rows)
+        assert spec['components']['schemas']['Row']['properties']['most_probable']['enum'][-1] is None
         assert any(r['withheld'] for r in rows['predictions']) and spec['components']['schemas']['Row']['required'] == service.columns
         for body, status in ((b'', 422), (b'no picture', 422)):
             got = ask(where, '/predict', body, IMAGE)
