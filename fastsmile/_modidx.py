@@ -3426,6 +3426,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastsmile.runs.compare': { 'fastsmile.runs.compare._also_better': ( 'runs/compare.html#_also_better',
                                                                                  'fastsmile/runs/compare.py'),
                                         'fastsmile.runs.compare._best_runs': ('runs/compare.html#_best_runs', 'fastsmile/runs/compare.py'),
+                                        'fastsmile.runs.compare._by_how_much': ( 'runs/compare.html#_by_how_much',
+                                                                                 'fastsmile/runs/compare.py'),
                                         'fastsmile.runs.compare._check_runs': ( 'runs/compare.html#_check_runs',
                                                                                 'fastsmile/runs/compare.py'),
                                         'fastsmile.runs.compare._compare_verdict': ( 'runs/compare.html#_compare_verdict',

@@ -35,7 +35,8 @@ def html_table(
     body = ''
     for row in rows[:_MAX_ROWS]: body += f"<tr>{''.join(f'<td>{escape_html(c)}</td>' for c in row)}</tr>"
     more = f'<p class="soft">and {len(rows) - _MAX_ROWS} more</p>' if len(rows) > _MAX_ROWS else ''
-    return Html(f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}')
+    head = f'<thead><tr>{head}</tr></thead>' if head else ''
+    return Html(f'<table>{head}<tbody>{body}</tbody></table>{more}')
 
 # %% ../../nbs/core/05_html.ipynb #e9bbe2d9
 def html_list(

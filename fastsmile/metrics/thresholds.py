@@ -35,7 +35,7 @@ def ranking_curve(
     return RankingCurve(label, hits / true.sum(), misses / (~true).sum(), hits / (hits + misses), float(true.mean()))
 
 # %% ../../nbs/metrics/08_thresholds.ipynb #ed01665b
-THRESHOLD_BINS = 200 # of equal width
+THRESHOLD_BINS = 1000 # of equal width
 
 @dataclass(frozen=True)
 class ThresholdCounts:

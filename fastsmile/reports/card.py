@@ -10,11 +10,11 @@ __all__ = ['CARD_SCORES', 'RULE_SCORES', 'reported_split', 'verdict', 'NextStep'
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..config.choices import LOSSES, SCORES, monitored_score, parse_choices, scores_where
-from ..config.fields import BALANCE_CHOICES, SAMPLING_CHOICES
+from ..config.fields import BALANCE_CHOICES, DataOptions, SAMPLING_CHOICES, command_line
 from ..core.errors import printable, printable_lines, shell_quote
 from ..core.files import read_json, write_text
 from ..metrics.scores import SCORE_NAMES
@@ -117,7 +117,9 @@ def _data_steps(config: dict, audited: dict) -> list[NextStep]: # of config.json
     kinds = [f"{f['count']} {f['kind']}" for f in audited['findings'] if f['kind'] in _REVIEWED]
     if not kinds: return []
     text = f"Review what the audit found ({', '.join(kinds)}), and correct labels on its page."
-    return [NextStep(text, f"fastsmile audit {shell_quote(config['source'])}")]
+    options = {f.name: config['options'].get(f.name) for f in fields(DataOptions)}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if v not in (None, [])}
+    return [NextStep(text, command_line('audit', [config['source']], DataOptions(**given)))]
 
 # %% ../../nbs/reports/03_card.ipynb #2331ee62
 _WIDE_INTERVAL = 0.1 # from which on it is worth measuring on more rows

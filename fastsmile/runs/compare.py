@@ -116,7 +116,8 @@ def _compare_verdict(rows: list[dict], n: int) -> dict: # text; tone: good where
         value = best['difference']['balanced_accuracy']
         return dict(tone='good', text=f"{best['name']} is better than {first['name']}: {value['value']:+.3f} balanced "
                     f"accuracy ({value['low']:+.3f} to {value['high']:+.3f}) on these {n} rows.{_also_better(better, best)}")
-    if len(clear) == len(others): text = f"{first['name']} is better than {_names(others)} in balanced accuracy."
+    if len(clear) == len(others):
+        text = f"{first['name']} is better than {_names(others)} in balanced accuracy on these {n} rows{_by_how_much(others)}."
     else:
         even, best = [row for row in others if row not in clear], max(rows, key=score)
         text = (f"No run is clearly better than {first['name']} on these {n} rows: {_names(even)} may be as good. "
@@ -124,6 +125,10 @@ def _compare_verdict(rows: list[dict], n: int) -> dict: # text; tone: good where
     return dict(tone='good' if len(clear) == len(others) else 'mixed', text=text)
 
 def _names(rows: list[dict]) -> str: return list_few([row['name'] for row in rows])
+
+def _by_how_much(others: list[dict]) -> str: # empty where there are several
+    d = others[0]['difference']['balanced_accuracy']
+    return '' if len(others) > 1 else f": {-d['value']:+.3f} ({-d['high']:+.3f} to {-d['low']:+.3f})"
 
 def _also_better(better: list[dict], best: dict) -> str:
     others = [row for row in better if row is not best]

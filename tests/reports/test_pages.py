@@ -13,7 +13,7 @@ from fastsmile.data.readers import FolderReader
 from fastsmile.metrics.intervals import evaluate_predictions
 from fastsmile.metrics.predictions import read_model_metadata, read_saved_predictions
 from fastsmile.metrics.calibration import calibration_from_metadata
-from fastsmile.metrics.thresholds import threshold_counts
+from fastsmile.metrics.thresholds import THRESHOLD_BINS, threshold_counts
 from fastsmile.reports.audit import audit
 from fastsmile.reports.card import verdict
 from fastsmile.reports.html import _environment, _template_source, write_gallery
@@ -78,7 +78,7 @@ def test_text_has_contrast_in_light_and_dark():
 
 def test_results_come_first_under_a_title_that_says_model_and_data(pages, run):
     html = pages['report'][1]
-    assert re.search(r'<title>resnet10t on faces: tiny', html) and '<h1>resnet10t on faces</h1>' in html
+    assert re.search(r'<title>fastsmile: resnet10t on faces: tiny', html) and '<h1>resnet10t on faces</h1>' in html
     order = ['class="verdict', 'class="headline"', 'id="confusion"', 'id="next"', 'id="mistakes"', 'id="thresholds"', 'id="calibration"', 'id="data"',
              'id="training"', 'id="reproduce"']
     places = [html.index(part) for part in order]
@@ -127,6 +127,7 @@ def test_the_verdict_of_a_comparison_comes_first_and_winners_are_marked(pages, r
         table[n] = ','.join(cells)
     (worse/'predictions_test.csv').write_text('\n'.join(table) + '\n')
     compare([run.path, worse], CompareConfig(draws=200, out=str(tmp_path/'c.html')))
+    compare([run.path, worse], CompareConfig(draws=200, out=str(tmp_path/'c.html')))  # its own page is replaced
     html = (tmp_path/'c.html').read_text()
     assert 'class="best"><span class="win">best</span>' in html
 
@@ -140,7 +141,7 @@ def test_the_audit_names_splits_identical_copies_and_the_option_for_persons(tmp_
     html = (audit(folder(tmp_path/'f', files), AuditConfig(out=str(tmp_path/'a'))).path/'audit.html').read_text()
     leak = html[html.index('<h2 id="split-leak"'):]
     assert '>in train</b>' in leak and '>in test</b>' in leak and 'identical files' in leak
-    assert re.search(r'class="hint">[^<]*--group-from', html) and 'href="#split-leak">Look at the images' in html
+    assert re.search(r'class="hint">[^<]*--group-from', html) and 'href="#split-leak" aria-label="images of split-leak"' in html
     assert 'width, pixels' in html and 'height, pixels' in html
 
 
@@ -181,7 +182,8 @@ def test_the_slider_measures_any_threshold(two, tab):
     assert start == f"{100 * rare['recall']:.1f}%" and shown('accuracy') == f"{100 * m['accuracy']['value']:.1f}%"
     for threshold, least in ((.2, 0), (.5, .7), (.8, .6)):
         for n, value in enumerate((threshold, least)):
-            tab.locator('#slider input').nth(n).evaluate('(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }', round(value * 200))
+            move = '(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }'
+            tab.locator('#slider input').nth(n).evaluate(move, round(value * THRESHOLD_BINS))
         for name, value in counts.scores(threshold, least).items():
             assert shown(name) == ('no rows' if value != value else f'{100 * value:.1f}%'), (name, threshold, least)
 
