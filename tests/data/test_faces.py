@@ -213,8 +213,8 @@ def test_a_margin_that_is_not_known_is_said(album, run, tmp_path, capsys, monkey
 
 def test_margin_and_score_reach_the_network(album, run, tmp_path):
     def confidences(**kw):
-        predict(album/'a', PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu', **kw))
-        return [(r['confidence'], r['error']) for r in rows_of(tmp_path/'p.csv')]
+        done = predict(album/'a', PredictConfig(overwrite=True, model=str(run.path), out=str(tmp_path/'p.csv'), faces='each', device='cpu', **kw))
+        return [(r['confidence'], r['error']) for r in rows_of(done.out)]
     plain = confidences()
     assert confidences() == plain != confidences(face_margin=0.5) and confidences(face_score=0.99) == [('', 'no face found')]
 
