@@ -187,7 +187,8 @@ def test_report_again_needs_neither_model_nor_source_where_pictures_are_kept(run
     from fastsmile.runs.report import report
     copy = shutil.copytree(run.path, tmp_path/'r', ignore=shutil.ignore_patterns('*.safetensors', 'report.html', 'README.md', 'metrics.json'))
     page = report(copy, ReportConfig(keep_pictures=True)).read_text()
-    order = [page.index(f'<h2 id="{k}"') for k in ('data', 'training', 'metrics', 'calibration', 'thresholds', 'tta', 'explain', 'mistakes', 'reproduce')]
+    sections = ('metrics', 'next', 'mistakes', 'explain', 'thresholds', 'calibration', 'tta', 'data', 'training', 'reproduce')
+    order = [page.index(f'<h2 id="{k}"') for k in sections]
     assert order == sorted(order) and page.index('class="verdict') < order[0] and 'data:image/jpeg' in page
     assert json.loads((copy/'metrics.json').read_text())['test'] == run.metrics['test']
 
