@@ -20,12 +20,16 @@ TIMES = ['seconds', 'images_per_second', 'memory']  # columns of history.csv tha
 TINY = '{"channels": [8, 16, 32, 64]}'
 
 
-@pytest.hookimpl(tryfirst=True) # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    "Two workers take a file each, whose tests share its fixtures (`--dist loadgroup`); benchmarks share none: one at a time, last"
-    if not config.pluginmanager.hasplugin('xdist'): return
-    for item in items:
-        if item.path.name != 'test_benchmarks.py': item.add_marker(pytest.mark.xdist_group(f'{item.path.parent.name}/{item.path.stem}'))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A worker takes a file, whose tests share its fixtures; benchmarks share none: one at a time, last"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            return nodeid if file.endswith('test_benchmarks.py') else file
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope='session')

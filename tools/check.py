@@ -70,7 +70,7 @@ def main() -> int:
                  licences=lambda: run(sys.executable, 'tools/licences.py', '--check'),
                  notebooks=lambda: run('nbdev-test', '--n-workers', WORKERS, env=quiet),
                  types=lambda: said(types.result()),
-                 tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs', '-n', WORKERS, '--dist', 'loadgroup', '--durations=12', env=quiet))
+                 tests=lambda: run(sys.executable, '-m', 'pytest', 'tests', '-rs', '-n', WORKERS, '--dist', 'loadfile', '--durations=12', env=quiet))
     failed = []
     for name, step in steps.items():
         print(f'== {name}', flush=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNLIKE_SHARE', 'MIN_ROWS_UNLIKE', 'MAX_ROWS_UNLIKE', 'texture_statistics', 'layout_statistics', 'Gaussian',
-           'fit_gaussian', 'UnlikeScale', 'fit_unlike_scale', 'parse_unlike_scale', 'unlike_sentence']
+           'fit_gaussian', 'flag_unlike', 'UnlikeScale', 'fit_unlike_scale', 'parse_unlike_scale', 'unlike_sentence']
 
 # %% ../../nbs/data/24_unlike.ipynb #51af23f8
 from collections.abc import Sequence
@@ -83,6 +83,12 @@ UNLIKE_SHARE = 0.95      # an image is unlike the training images where so many 
 MIN_ROWS_UNLIKE = 20     # held-out images, below which no image could be
 MAX_ROWS_UNLIKE = 2000   # images of train and of calib that are looked at
 _MAX_SCORES = 500        # of held-out images, that a model file keeps
+
+def flag_unlike(
+    shares: np.ndarray, # (...) from `UnlikeScale.unlike`, or their text
+) -> np.ndarray: # (...) bool
+    "Which images are unlike the training images"
+    return np.asarray(shares, dtype=float) >= UNLIKE_SHARE
 
 @dataclass(frozen=True)
 class UnlikeScale:

@@ -25,7 +25,7 @@ from ..core.files import CSV_OPEN_ARGS, LineFeedWriter, atomic_write, escape_for
 from ..core.files import open_exclusive, read_json, unescape_formula, write_json
 from ..core.system import Interrupted
 from ..data.faces import FACE_COLUMNS
-from ..data.unlike import UNLIKE_SHARE
+from ..data.unlike import flag_unlike
 from .rows import has_known_label
 
 # %% ../../nbs/inference/08_outputs.ipynb #f9df4f61
@@ -222,7 +222,7 @@ def starts_image(row: dict) -> bool:
 
 def is_unlike(row: dict) -> bool:
     "Is the image of this row unlike the training images?"
-    return row.get('unlike', '') != '' and float(row['unlike']) >= UNLIKE_SHARE
+    return row.get('unlike', '') != '' and bool(flag_unlike(row['unlike']))
 
 # %% ../../nbs/inference/08_outputs.ipynb #efa8077b
 def _class_probabilities(row: dict) -> dict[str, float]: # class -> probability

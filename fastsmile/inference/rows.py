@@ -21,7 +21,7 @@ from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url, read_safe_csv
 from ..data.faces import FACE_COLUMNS
 from ..data.images import ImageError
-from ..data.unlike import MIN_ROWS_UNLIKE, UNLIKE_SHARE, UnlikeScale
+from ..data.unlike import MIN_ROWS_UNLIKE, UNLIKE_SHARE, UnlikeScale, flag_unlike
 from ..metrics.calibration import Calibration, most_probable_classes
 from ..metrics.shares import calibration_for_shares, move_probabilities, shares_factor
 from ..models.spec import Model
@@ -312,7 +312,7 @@ class RowFormat:
         pixels: np.ndarray | None = None, # (n, size, size, 3), uint8: the inputs; needed where there is a scale
     ) -> list[dict]:
         unlike = None if self.scale is None else self.scale.unlike(pixels)
-        flagged = None if unlike is None else unlike >= UNLIKE_SHARE
+        flagged = None if unlike is None else flag_unlike(unlike)
         rows = _format_rows(probs, self.classes, self.calibration, self.request, flagged)
         if unlike is not None:
             for row, share in zip(rows, unlike.tolist()): row['unlike'] = share
@@ -376,7 +376,7 @@ def relabel_rows(
     good = [row for row in rows if not row['error']]
     if not good: return rows
     probs = np.array([[float(row[f'p_{c}']) for c in made.classes] for row in good])
-    flagged = np.array([float(row.get('unlike', 0)) >= UNLIKE_SHARE for row in good])
+    flagged = flag_unlike([row.get('unlike', 0) for row in good])
     cells = iter(_format_rows(move_probabilities(probs, factor), made.classes, made.calibration, made.request, flagged))
     return [row if row['error'] else _merge_moved(row, next(cells)) for row in rows]
 

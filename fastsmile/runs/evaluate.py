@@ -16,7 +16,7 @@ from ..config.commands import EvaluateConfig, check_source_options
 from ..config.fields import options_or
 from ..core.errors import OptionError, SmileError, check_choice, printable, say
 from ..core.files import absolute_source, check_source_exists, local_path, read_json, write_json
-from ..data.unlike import UNLIKE_SHARE
+from ..data.unlike import flag_unlike
 from ..inference.outputs import check_replaceable
 from ..metrics.calibration import Calibration, calibration_from_metadata, combine_fold_calibrations
 from ..metrics.calibration import with_coverage
@@ -211,7 +211,7 @@ def _output_folder(run: Path, source: str | Path | None, config: EvaluateConfig)
 # %% ../../nbs/runs/10_evaluate.ipynb #cf0c396c
 def _unlike_rows(table: pd.DataFrame) -> int | None: # of predictions
     "How many images are unlike the training images; None where nothing measures it"
-    return int((table.unlike.astype(float) >= UNLIKE_SHARE).sum()) if 'unlike' in table else None
+    return int(flag_unlike(table.unlike).sum()) if 'unlike' in table else None
 
 def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
     saved, copies = rows.single_view, list(rows.copies)

@@ -15,13 +15,12 @@ import pandas as pd
 from ..config.commands import LRFindConfig
 from ..config.fields import options_or
 from ..core.errors import OptionError, printable, say
-from ..core.files import write_safe_csv
 from ..core.system import seed_everything, sub_seed
 from ..models.device import pick_device
 from ..reports.run import write_lr_plot
 from .fit import prepare_fit
 from ..training.learner import MemorySafeLearner, TrainingPhase, build_learner, find_lr, phases_from_config
-from ..training.learner import reset_optimizer, suggest_lr
+from ..training.learner import reset_optimizer, suggest_lr, write_lr_curves
 
 # %% ../../nbs/runs/16_lr_find.ipynb #8f8665d6
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ def lr_find(
         phases = phases_from_config(fit_config)
         say(f'{config.searches} searches of {config.steps} steps for {" and ".join(p.name for p in phases)}')
         found = tuple(search_phase(learn, p, config.searches, config.steps, config.seed) for p in phases)
-    curves = pd.concat([f.curve.assign(phase=f.phase, taken=f.lr) for f in found])
-    write_safe_csv(curves, folder/'lr_find.csv')
+    write_lr_curves([(f.phase, f.lr, f.curve) for f in found], folder)
     write_lr_plot(folder)
     return LRSearch(found, folder/'lr_find.png', folder/'lr_find.csv')

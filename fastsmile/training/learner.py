@@ -6,8 +6,8 @@
 __all__ = ['FALLBACK_LR', 'LR_RANGE', 'SCHEDULES', 'spec_from_config', 'plan_training', 'prepare_images', 'make_learner',
            'build_learner', 'prepare_for_interactive_use', 'optional_callbacks', 'as_callbacks', 'smooth_losses',
            'suggest_lr', 'LRSuggestion', 'find_lr', 'TrainingPhase', 'plan_phases', 'run_phase', 'TrainedPhase',
-           'reset_optimizer', 'run_phases', 'phases_from_config', 'train_learner', 'refit_phases', 'refit_on_all_rows',
-           'print_network', 'write_balance', 'write_augmentation_preview']
+           'reset_optimizer', 'run_phases', 'phases_from_config', 'write_lr_curves', 'train_learner', 'refit_phases',
+           'refit_on_all_rows', 'print_network', 'write_balance', 'write_augmentation_preview']
 
 # %% ../../nbs/training/11_learner.ipynb #1f416efa
 import math
@@ -531,9 +531,12 @@ def _training_context(
         yield dict(precision=asdict(choice), features=asdict(summary) if summary else None)
 
 # %% ../../nbs/training/11_learner.ipynb #572dbc00
-def _write_lr_find(trained: list[TrainedPhase], path: Path):
+def write_lr_curves(
+    found: list[tuple[str, float, pd.DataFrame]], # of each search: phase, the rate that is taken, its curve
+    path: Path,                                   # a folder
+):
     "lr_find.csv: the curves of the searches"
-    curves = [t.search.curve.assign(phase=t.phase.name, taken=t.lr) for t in trained if t.search]
+    curves = [curve.assign(phase=phase, taken=lr) for phase, lr, curve in found]
     if curves and rank() == 0: write_safe_csv(pd.concat(curves), path/'lr_find.csv')
 
 # %% ../../nbs/training/11_learner.ipynb #99662eb0
@@ -571,7 +574,7 @@ def train_learner(
             trained = run_phases(learn, phases_from_config(config), config.lr, config.training_seed, schedule,
                                  saver=saver, pretrained=config.is_pretrained, cbs=cbs)
     _print_best_epoch(learn)
-    _write_lr_find(trained, path)
+    write_lr_curves([(t.phase.name, t.lr, t.search.curve) for t in trained if t.search], path)
     return dict(phases=_phase_records(learn, trained), best_epoch=learn.checkpoint_saver.best_epoch,
                 device=str(learn.dls.device), seconds=saver.seconds, micro_batches=learn.micro_batches,
                 processes=world_size(), callbacks=[cb.name for cb in cbs], **record), trained

@@ -53,7 +53,8 @@ def test_examples_can_be_pasted(name):
         words = shlex.split(line.split('|')[-1] if line.startswith('find') else line)
         if words[0] == 'curl': continue
         typed = expand_bare_flags(words[words.index('fastsmile') + 1:])
-        COMMANDS[typed[0]].make_context(typed[0], typed[1:])  # raises for what the parser does not accept
+        context = COMMANDS[typed[0]].make_context(typed[0], typed[1:])  # raises for what the parser does not accept
+        assert context.command is COMMANDS[typed[0]] and not context.args
 
 
 @pytest.mark.parametrize('typed,meant', [('train', 'fit'), ('trian', 'fit'), ('classify', 'predict'), ('infer', 'predict'), ('inference', 'predict'),
