@@ -245,3 +245,14 @@ def test_lr_find_reads_its_rate_from_several_searches_and_trains_nothing(faces, 
     curve = read_safe_csv(tmp_path/'lr-find'/'lr_find.csv', numbers=True)
     assert len(curve) >= 20 and curve.lr.is_monotonic_increasing
     assert sorted(p.name for p in tmp_path.iterdir()) == ['lr-find']
+
+
+def test_lr_find_makes_so_many_searches_of_so_many_steps_where_it_is_told_to(faces, tmp_path):
+    from fastsmile.runs.lr_find import lr_find
+    def found(**options):
+        done = lr_find(faces, arch='resnet10t', weights='none', size=32, bs=16, workers=0, out=str(tmp_path/'out'), **options)
+        assert done.plot == tmp_path/'out'/'lr_find.png' and done.plot.stat().st_size > 1000
+        return done.phases[0]
+    one, three, longer = found(searches=1, steps=50), found(searches=3, steps=50), found(searches=1, steps=70)
+    assert one.lowest == one.highest and not one.curve.loss.head(20).equals(three.curve.loss.head(20))
+    assert len(one.curve) <= 51 and (np.diff(np.log(longer.curve.lr)) < np.diff(np.log(one.curve.lr))[0]).all()
