@@ -95,7 +95,8 @@ def _manifest_record(line: dict) -> dict:
 
 def _is_via_image(r: Any) -> bool: return isinstance(r, dict) and 'filename' in r and 'file_attributes' in r
 
-def _via_images(data: Any) -> list[dict]: return _values(data.get('_via_img_metadata', data)) if isinstance(data, dict) else []
+def _via_images(data: Any) -> list[dict]:
+    return _values(data.get('_via_img_metadata', data)) if isinstance(data, dict) else []
 
 def _via_labels(attributes: dict) -> list[str]:
     "The values of attributes; of boxes to tick, the names of those that are ticked"
