@@ -3299,6 +3299,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fastsmile/reports/charts.py'),
                                           'fastsmile.reports.charts.interval_chart': ( 'reports/charts.html#interval_chart',
                                                                                        'fastsmile/reports/charts.py'),
+                                          'fastsmile.reports.charts.leave_room': ( 'reports/charts.html#leave_room',
+                                                                                   'fastsmile/reports/charts.py'),
                                           'fastsmile.reports.charts.lr_find_chart': ( 'reports/charts.html#lr_find_chart',
                                                                                       'fastsmile/reports/charts.py'),
                                           'fastsmile.reports.charts.precision_recall_chart': ( 'reports/charts.html#precision_recall_chart',
