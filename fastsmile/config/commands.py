@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ENGINES', 'SERVED_EXPLANATIONS', 'EXPLAIN_METHODS', 'KNN_DISTANCES', 'TUNE_SPACE', 'AuditConfig', 'CacheConfig',
            'ArchsConfig', 'ModelOptions', 'OutputOptions', 'KnownOptions', 'PredictConfig', 'RequestLimits',
-           'ServerOptions', 'ServeConfig', 'ExportConfig', 'EvaluateConfig', 'check_source_options', 'CalibrateConfig',
-           'ExplainConfig', 'check_image_options', 'ReportConfig', 'CompareConfig', 'ProbeInputOptions',
-           'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig', 'LRFindConfig',
-           'StudyConfig', 'SampleConfig', 'DemoConfig']
+           'ServerOptions', 'ServeConfig', 'ExportConfig', 'PushConfig', 'EvaluateConfig', 'check_source_options',
+           'CalibrateConfig', 'ExplainConfig', 'check_image_options', 'ReportConfig', 'CompareConfig',
+           'ProbeInputOptions', 'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig',
+           'LRFindConfig', 'StudyConfig', 'SampleConfig', 'DemoConfig']
 
 # %% ../../nbs/config/04_commands.ipynb #646d1697
 from dataclasses import dataclass, field
@@ -95,8 +95,8 @@ class ModelOptions(Options, panel='Decision and calibration'):
 class OutputOptions(Options, panel='Output'):
     "What `predict` reads and writes"
     model: str | None = opt(
-        None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)',
-        metavar='RUN|MODEL', panel='Common')
+        None, 'a run folder, a model folder, an exported .onnx file, or hf://user/name[@REVISION] on the Hugging Face Hub '
+        '(default: the newest finished run under ./runs)', metavar='RUN|MODEL', panel='Common')
     out: str = opt(
         'predictions.csv', 'output file: .csv, .jsonl for JSON lines, or .parquet (needs the extra parquet)',
         metavar='FILE', panel='Common')
@@ -209,6 +209,12 @@ class ExportConfig(Options):
         1e-3, 'largest accepted difference in logits, and in probabilities; beyond it nothing is written',
         minimum=0.0, maximum=1.0)
     opset: int = opt(20, "version of ONNX's operator set", minimum=18, maximum=23)
+
+# %% ../../nbs/config/04_commands.ipynb #9c1dc8fd
+@dataclass(frozen=True)
+class PushConfig(Options):
+    "Options of `push`"
+    private: bool = opt(False, 'a repository that only you see, where it is a new one; a public one is refused')
 
 # %% ../../nbs/config/04_commands.ipynb #de0cbf35
 @dataclass(frozen=True)
