@@ -165,13 +165,14 @@ def _cache(config: CacheConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #3334fa14
 _PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html\n"
                      "find faces -name '*.jpg' | fastsmile predict -\nfastsmile predict new/ --known faces\n"
-                     "fastsmile predict party.jpg --faces\nfastsmile predict new/ --abstain-unlike\n"
+                     "fastsmile predict party.jpg --faces\nfastsmile predict clip.mp4 --every 0.5s --faces\n"
+                     "fastsmile predict new/ --abstain-unlike\n"
                      "fastsmile predict wedding/ --prior estimate\n"
                      "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
 
 @command('predict', PredictConfig, _PREDICT_EXAMPLES,
-         Argument('where', 'folder, zip, images, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for paths '
-                  'on standard input', type=list[str]))
+         Argument('where', 'folder, zip, images, videos, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for '
+                  'paths on standard input', type=list[str]))
 def _predict(where: list[str], config: PredictConfig) -> tuple:
     """Label images: one row each, with probabilities
 
