@@ -135,7 +135,7 @@ def _is_file(entry: os.DirEntry) -> bool:
     except OSError: return False
 
 # %% ../../nbs/data/03_readers.ipynb #5a3adc3e
-def _walk_folder(root: Path, aside: Counter) -> Iterator[str]:
+def _walk_folder(root: Path, aside: Counter, accepts: Callable = is_image_name) -> Iterator[str]:
     "The images below a folder, as the file system has them; a folder that is linked, too, under its own name alone"
     todo, links, seen = [''], [], set()
     while todo or links:
@@ -149,7 +149,7 @@ def _walk_folder(root: Path, aside: Counter) -> Iterator[str]:
                 if _is_hidden(entry.name): continue
                 if entry.is_symlink(): heappush(links, name)
                 else: todo.append(name)
-            elif is_image_name(name): yield name
+            elif accepts(name): yield name
             else: count_if_left_aside(name, aside)
 
 def _scan_folder(root: Path, folder: str) -> Iterator[os.DirEntry]:
@@ -185,7 +185,9 @@ class FolderReader(FileReader):
     def walk(self) -> Iterator[str]:
         "Every image below the root, in no order; raises `SmileError` where a folder cannot be listed"
         self.left_aside = Counter()
-        return _walk_folder(self.root, self.left_aside)
+        return _walk_folder(self.root, self.left_aside, self.accepts)
+
+    def accepts(self, name: str) -> bool: return is_image_name(name)
 
     def root_files(self) -> list[str]:
         return sorted(e.name for e in _scan_folder(self.root, '') if _is_file(e))

@@ -301,7 +301,7 @@ def _write_search_results(path: Path, study: 'optuna.Study', monitor: str):
 # %% ../../nbs/runs/14_tune.ipynb #df03869b
 def _save_plot(path: Path, draw: Callable, values: object):
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(5, 3), layout='constrained')
+    fig = Figure(figsize=(5, 3))
     draw(fig.subplots(), values)
     save_figure(fig, path)
 
