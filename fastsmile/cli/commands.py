@@ -259,8 +259,8 @@ def _calibrate(run: str, config: CalibrateConfig) -> tuple:
     from fastsmile.runs.calibrate import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
-    changed = (f'The model in {printable(run)} was changed: its temperature, decision rule, abstention and sets are those '
-               'above. Its metrics and its report were written again.')
+    changed = (f'The model in {printable(run)} was changed: its temperature, decision rule, abstention and sets are '
+               'those above. Its metrics and its report were written again.')
     return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes']), changed], m
 
 # %% ../../nbs/cli/03_commands.ipynb #de972d9e

@@ -524,7 +524,7 @@ class LRFindConfig(NetworkOptions, SplitOptions):
     device: str | None = _fit_opt('device')
     workers: int | None = _fit_opt('workers')
     cache: str = _fit_opt('cache')
-    out: str = opt('lr-find', 'folder of lr_find.png and lr_find.csv, which are replaced', metavar='DIR', panel='Common')
+    out: str = opt('lr-find', 'folder of lr_find.png and lr_find.csv; they are replaced', metavar='DIR', panel='Common')
 
     def __post_init__(self):
         super().__post_init__()

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['TABLE_COLUMNS', 'TABLES', 'TABLE_FILE', 'ReadSource', 'Layout', 'SourcePlace', 'is_table_name', 'TableFile',
            'shared_folder', 'split_folders', 'files_in', 'table_in', 'labels_path', 'class_of_list', 'find_tables',
-           'only_table', 'one_per_split', 'may_be_by_position', 'read_tables', 'rows_of_cells', 'with_companions']
+           'only_table', 'one_per_split', 'may_be_by_position', 'hold_words', 'read_tables', 'rows_of_cells',
+           'with_companions']
 
 # %% ../../nbs/data/08_layouts.ipynb #75c7b50a
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,13 +24,15 @@ from ..config.fields import SourceOptions
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
 from .annotations import CellTable, read_cells
+from .archives import check_format
 from .cells import FALLBACK_ENCODINGS, read_table_bytes
 from .finder import ImageFinder, NO_FILE_NAME, NO_SUCH_FILE, learn_names
 from .images import ImageError
 from .readers import FolderReader, Reader, ZipReader, remote_reader
 from .tables import (LIST_EXTENSIONS, MAIN_TABLE_EXTENSIONS, MAX_SAMPLE_ROWS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS,
-                                   ColumnChoice, TableColumns, detect_columns)
-from .words import COLUMN_NAMES, SPLITS, label_key, looks_like_split, split_in_name, split_meanings, split_of
+                                   ColumnChoice, TableColumns, detect_columns, vote_number)
+from .words import (COLUMN_NAMES, SPLITS, is_named_for_splits, label_key, looks_like_split, split_in_name,
+                                  split_meanings, split_of)
 
 # %% ../../nbs/data/08_layouts.ipynb #a96915f8
 TABLE_COLUMNS = ['path', 'label', 'split', 'group', 'reason']
@@ -177,7 +181,8 @@ def _labels_file(path: str) -> TableFile:
 def labels_path(
     path: str, # `--labels`
 ) -> Path:
-    "The file; raises `SmileError` where there is none"
+    "The file; raises `SmileError` where there is none, or it is of a format that is not read"
+    check_format(path, is_table=True)
     if os.path.isfile(path): return Path(path)
     raise SmileError(f'--labels {printable(path)} does not exist.', 'Pass a CSV, TSV or text file of labels.')
 
@@ -278,11 +283,19 @@ def _check_split_column(rows: pd.DataFrame, column: str | None, asked: str | Non
                      'and no for a question such as is_valid, numbers of folds, or empty. Correct it, or leave the '
                      f'column aside with --split-col {NO_SPLIT_COLUMN}.')
 
+_MAX_SPLIT_VALUES = 5  # of a column that may be one of splits
+
 def _unused_split_notes(rows: pd.DataFrame, used: list[str], name: str) -> list[str]:
     "A sentence for each column that looks like a split and is not used as one"
     found = [c for c in rows.columns if c not in used and looks_like_split(c, rows[c])]
-    return [f'{name}: column {printable(c)} looks like a split: --split-col {printable(c)} keeps to it, '
-            f'--split-col {NO_SPLIT_COLUMN} says that it is none.' for c in found]
+    notes = [f'{name}: column {printable(c)} looks like a split: --split-col {printable(c)} keeps to it, '
+             f'--split-col {NO_SPLIT_COLUMN} says that it is none.' for c in found]
+    for c in [c for c in rows.columns if c not in [*used, *found] and is_named_for_splits(c)]:
+        values = sorted(set(rows[c].str.strip()) - {''})
+        if 1 < len(values) <= _MAX_SPLIT_VALUES:
+            notes.append(f'{name}: column {printable(c)} may say splits, and it is not clear which: '
+                         f'{", ".join(map(printable, values))}. Write train, valid and test there to keep to it.')
+    return notes
 
 # %% ../../nbs/data/08_layouts.ipynb #b6d0b3f7
 def _check_single_label_column(rows: pd.DataFrame, roles: dict[str, str | None], name: str):
@@ -367,14 +380,31 @@ def _named_rows(table: CellTable, finder: ImageFinder, options: SourceOptions, n
     return _NamedTable(rows, roles, columns.votes if 'label' in need else (), table.format, columns.has_header)
 
 # %% ../../nbs/data/08_layouts.ipynb #27e58639
+def hold_words(
+    rows: pd.DataFrame,
+    votes: tuple[str, ...],
+) -> bool:
+    "Are the columns those of people who wrote a class each, and no counts?"
+    return any(label_key(c) and vote_number(c) is None for column in votes for c in rows[column])
+
+def _word_votes(rows: pd.DataFrame, votes: tuple[str, ...]) -> pd.DataFrame: # label, agreement, reason
+    "The class that most of the columns name in each row"
+    out = []
+    for cells in zip(*(rows[column].str.strip() for column in votes)):
+        said = Counter(filter(label_key, cells))
+        most = [c for c, n in said.items() if n == max(said.values())]
+        reason = f'tie of votes: {", ".join(most)}' if len(most) > 1 else ''
+        share = max(said.values()) / said.total() if said else 0
+        out.append((most[0] if len(most) == 1 else '', str(round(share, 3)), reason))
+    return pd.DataFrame(out, columns=['label', 'agreement', 'reason'])
+
+# %% ../../nbs/data/08_layouts.ipynb #a9ea05d8
 _NO_EMOTION = dict(unknown='FER+: unknown emotion', NF='FER+: no face')  # columns of votes that are no classes
 
 def _vote_table(rows: pd.DataFrame, votes: tuple[str, ...]) -> pd.DataFrame: # label, agreement, reason
     "What the columns of votes say about each row"
-    def number(cell: str) -> float:
-        try: return float(cell.strip().replace(',', '.') or 0)
-        except ValueError: return 0.0
-    counts = rows[list(votes)].map(number)
+    if hold_words(rows, votes): return _word_votes(rows, votes)
+    counts = rows[list(votes)].map(lambda cell: vote_number(cell) or 0.0)
     most, total = counts.max(axis=1), counts.sum(axis=1)
     ties = (counts.eq(most, axis=0)).sum(axis=1) > 1
     names = counts.eq(most, axis=0).apply(lambda row: ', '.join(counts.columns[row]), axis=1)
@@ -409,7 +439,8 @@ def _table_notes(table: TableFile, named: _NamedTable, learned: list[tuple[str, 
     name, roles = printable(table.name), named.roles
     main = {role: c for role, c in roles.items() if c and role not in ('reason', 'agreement')}
     parts = [f'{role} in column {printable(c)}' for role, c in main.items()]
-    if named.votes: parts.append(f'label by the largest of the columns {", ".join(map(printable, named.votes))}')
+    how = 'majority' if named.votes and hold_words(named.rows, named.votes) else 'largest'
+    if named.votes: parts.append(f'label by the {how} of the columns {", ".join(map(printable, named.votes))}')
     if table.label: parts.append(f'all rows are {printable(table.label)}')
     notes = [f'{name}{f" ({named.format})" if named.format else ""}: {", ".join(parts)}.']
     for cell, image in learned:
@@ -486,6 +517,8 @@ def _check_some_image(frame: pd.DataFrame, names: list[str], tables: list[TableF
     if encoding := _other_encoding(frame.path, names):
         hint = (f'The table is in the encoding {encoding}. Save it as UTF-8, in Python: from pathlib import Path; '
                 f"p = Path({printable(tables[0].name)!r}); p.write_text(p.read_text('{encoding}'), 'utf-8')")
+    if names and frame.path.str.fullmatch(r'[0-9]+(\.0)?').all():
+        hint = 'Where these numbers count the rows, and are not in names of files, add a column with the names.'
     if frame.path.str.contains('://').mean() > 0.5:
         hint = 'These are links: download the images, and add a column with the names of their files.'
     raise SmileError(f'None of the {len(frame)} rows of {files} names an image that is there: they say {said}; '
@@ -536,24 +569,28 @@ def _siblings(place: SourcePlace) -> list[TableFile]:
     "The files beside the table of labels"
     labels = place.options.labels or (str(place.source) if not place.is_folder and place.extension != '.zip' else '')
     if is_url(labels) or is_url(place.source): return []
-    files = filter(Path.is_file, sorted(Path(labels).parent.iterdir())) if labels else ()
-    if labels: return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in files]
-    return [table_in(place, n) for n in files_in(place)]
+    if not labels: return [table_in(place, n) for n in files_in(place)]
+    own = Path(labels).parent
+    folders = [own, *(own.parent/name for name in ('Anno', 'Eval') if own.name in ('Anno', 'Eval') and name != own.name)]
+    files = [p for folder in filter(Path.is_dir, folders) for p in sorted(folder.iterdir()) if p.is_file()]
+    return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in files]
 
 def with_companions(
     read: ReadSource,
     tables: list[TableFile], # that were read
     place: SourcePlace,
+    files: Iterable[str] = (), # of the source, where they may be; else those beside the table
 ) -> ReadSource:
     "The rows with the splits and people that CelebA has in files of their own"
     if not any(t.stem.startswith('list_attr') for t in tables): return read
     frame, notes = read.frame.copy(), list(read.notes)
-    for table in _siblings(place):
+    for table in [table_in(place, n) for n in files] or _siblings(place):
         role = _COMPANIONS.get(table.stem)
         if role is None or (frame[role] != '').any() or place.options.split_col and role == 'split': continue
         cells = table.cells().cells.iloc[:, :2]
         values = dict(zip(cells[0].str.strip(), cells[1].str.strip()))
-        if role == 'split': values = {k: split_meanings('partition', [v]).get(v, '') for k, v in values.items()}
+        meanings = split_meanings('partition', values.values())
+        if role == 'split': values = {k: meanings.get(v, '') for k, v in values.items()}
         frame[role] = [values.get(PurePosixPath(p).name, '') for p in frame.path]
         notes.append(f'{printable(table.name)}: the {role} of {(frame[role] != "").sum()} rows.')
     return replace(read, frame=frame, notes=tuple(notes))

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAIN_TABLE_EXTENSIONS', 'LIST_EXTENSIONS', 'TABLE_EXTENSIONS', 'NO_SPLIT_COLUMN', 'MAX_SAMPLE_ROWS', 'ColumnChoice',
-           'TableColumns', 'find_vote_columns', 'detect_columns', 'ImageColumn', 'is_whole_table', 'open_image_column']
+           'TableColumns', 'vote_number', 'find_vote_columns', 'detect_columns', 'ImageColumn', 'is_whole_table',
+           'open_image_column']
 
 # %% ../../nbs/data/07_tables.ipynb #6db39320
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -141,15 +143,21 @@ def _asked_column(role: str, column: str | None, names: list[str], first: list[s
 # %% ../../nbs/data/07_tables.ipynb #dd393a4f
 _NO_VOTES = ('width', 'height', 'index', 'id', 'age', 'x', 'y', 'row', 'unnamed_0')
 
-def _as_number(cell: str) -> float | None:
-    "A number that counts or shares; None where it is none"
-    try: value = float(cell.strip().replace(',', '.') or 0)
+_TICKS = dict(true=1.0, yes=1.0, x=1.0, false=0.0, no=0.0)
+
+def vote_number(
+    cell: str, # of a column that may hold votes
+) -> float | None:
+    "A number that counts or shares, or a tick; None where it is none"
+    text = cell.strip().lower().replace(',', '.')
+    if text in _TICKS: return _TICKS[text]
+    try: value = float(text or 0)
     except ValueError: return None
     return value if 0 <= value < 1e6 else None
 
 def _vote_values(column: list[str]) -> list[float] | None:
     "The numbers of a column that may hold votes; None where it may not"
-    values = [_as_number(cell) for cell in column]
+    values = [vote_number(cell) for cell in column]
     if None in values or not any(c.strip() for c in column): return None
     is_constant = len(set(values)) == 1 and values[0] != 0 and len(values) > 1
     return None if is_constant else values
@@ -200,10 +208,28 @@ def _guess_roles(roles: dict[str, str | None], names: list[str], rows: list[list
     return roles
 
 # %% ../../nbs/data/07_tables.ipynb #7d494f46
+def _check_no_pixel_columns(names: list[str], name: str):
+    "A `SmileError` with the way on where each pixel has a column of its own, as in MNIST's CSV"
+    pixels = [n for n in names if re.fullmatch('(?:pixels?|px)[ _-]?[0-9]+(x[0-9]+)?|[0-9]+x[0-9]+', n.lower())]
+    if len(pixels) < _FEWEST_PIXELS: return
+    planes = 1 if math.isqrt(len(pixels))**2 == len(pixels) else 3
+    side = math.isqrt(len(pixels) // planes)
+    shape = ', '.join(map(str, (-1, side, side, *[planes] * (planes > 1))))
+    file = Path(name)
+    raise SmileError(f'{printable(name)} has a column for each of {len(pixels)} pixels, which is not read.',
+                     f"In Python, with its own name in the place of 'label': import numpy as np, pandas as pd; "
+                     f"d = pd.read_csv({printable(name)!r}); p = d.columns.get_loc({pixels[0]!r}); "
+                     f"np.savez({printable(file.with_suffix('.npz'))!r}, images=d.iloc[:, p:p + {len(pixels)}]"
+                     f".to_numpy('uint8').reshape({shape}), labels=d['label'])")
+
+_FEWEST_PIXELS = 16
+
+# %% ../../nbs/data/07_tables.ipynb #1057b387
 def _check_roles(columns: TableColumns, first: list[str], need: tuple, name: str):
     "Raise an error where a column that is needed was not found"
     roles, names = columns.roles, columns.names
     if roles['image'] is None:
+        _check_no_pixel_columns(names, name)
         error = SmileError if 'label' in need else OptionError  # a labelled source is at fault; predict asks for its option
         raise error(f'--image-col is needed: no column of {printable(name)} names images that are there. '
                     f'It begins with {_joined(first)}.', f'Say which with --image-col; it has: {_joined(names)}.')
@@ -235,12 +261,16 @@ def _with_votes(columns: TableColumns, rows: list[list[str]], finder: ImageFinde
 # %% ../../nbs/data/07_tables.ipynb #6f52f359
 _FERPLUS_COLUMNS = ('image', 'box', 'neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear',
                     'contempt', 'unknown', 'NF')
+_EXPW_COLUMNS = ('image', 'face_id', 'top', 'left', 'right', 'bottom', 'confidence', 'label')
+_KNOWN_ROWS = (  # the columns of known files without a header; what their rows are like
+    (_FERPLUS_COLUMNS, r'\S+ \([0-9]+(, [0-9]+){3}\)( [0-9]+){10}'),
+    (_EXPW_COLUMNS, r'\S+\.\w+( -?[0-9]+){5} [0-9.]+ [0-6]'))
 
 def _column_names(has_header: bool, first: list[str]) -> tuple[list[str], bool]: # names; do they stand for classes?
-    "The names of the columns: of the header, of FER+ without one (label.csv), or their numbers"
+    "The names of the columns: of the header, of FER+ (label.csv) and ExpW (label.lst) without one, or their numbers"
     if has_header: return _unique_names(first), True
-    is_ferplus = len(first) == len(_FERPLUS_COLUMNS) and bool(re.fullmatch(r'\([0-9]+(, [0-9]+){3}\)', first[1]))
-    return (list(_FERPLUS_COLUMNS), True) if is_ferplus else ([str(i + 1) for i in range(len(first))], False)
+    known = next((names for names, row in _KNOWN_ROWS if re.fullmatch(row, ' '.join(first))), None)
+    return (list(known), True) if known else ([str(i + 1) for i in range(len(first))], False)
 
 # %% ../../nbs/data/07_tables.ipynb #d810c816
 MAX_SAMPLE_ROWS = 1000  # that are looked at

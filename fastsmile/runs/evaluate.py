@@ -65,7 +65,8 @@ def _requested_calibration(
     calibration = calibration_from_metadata(read_model_metadata(run))
     if config.threshold: check_choice('--threshold', config.threshold, calibration.rules)
     calibration = replace(calibration, rule=config.threshold or calibration.rule)
-    if config.min_confidence is not None: return replace(calibration, min_confidence=config.min_confidence, coverage=None)
+    if config.min_confidence is not None:
+        return replace(calibration, min_confidence=config.min_confidence, coverage=None)
     if config.coverage is None: return calibration
     calib = read_saved_predictions(run, 'calib')
     return with_coverage(calibration, calib.probs, config.coverage, calib.weights)
