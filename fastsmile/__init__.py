@@ -17,17 +17,19 @@ from importlib import import_module
 _WAITING = dict(GOMP_SPINCOUNT='2000', KMP_BLOCKTIME='1')  # of GNU's OpenMP, turns of the loop; of Intel's and LLVM's, milliseconds
 if not os.environ.keys() & {*_WAITING, 'OMP_WAIT_POLICY'}: os.environ.update(_WAITING)
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # ONNX Runtime would report to its maker, and keep an identifier in a folder
+for _name, _level in dict(OPENCV_FFMPEG_LOGLEVEL='-8', OPENCV_LOG_LEVEL='ERROR').items(): os.environ.setdefault(_name, _level)  # we say why
 
 _ROOMS = {
     'core.errors': ['SmileError', 'OptionError'],
     'config.fields': ['SourceOptions'],
     'config.fit': ['FitConfig'],
     'config.commands': ['AuditConfig', 'CalibrateConfig', 'CompareConfig', 'DemoConfig', 'EnsembleConfig', 'EvaluateConfig', 'ExplainConfig',
-                        'ExportConfig', 'LRFindConfig', 'PredictConfig', 'ProbeConfig', 'ReportConfig', 'SampleConfig', 'ServeConfig', 'StudyConfig',
-                        'TuneConfig'],
+                        'ExportConfig', 'LRFindConfig', 'PredictConfig', 'ProbeConfig', 'PushConfig', 'ReportConfig', 'SampleConfig', 'ServeConfig',
+                        'StudyConfig', 'TuneConfig'],
     'data.source': ['read_source'],
     'data.sample': ['sample'],
     'models.factory': ['list_archs'],
+    'models.hub': ['push'],
     'inference.predict': ['load_model'],
     'inference.export': ['export'],
     'reports.audit': ['audit'],

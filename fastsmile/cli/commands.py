@@ -18,10 +18,11 @@ import typer
 from .from_config import Argument, app, check_repeated_flags, command, imports_without_gc, report_exception
 from .tables import ProgressBar, archs_tables, audit_output, cache_output, calibration_lines
 from .tables import candidates_output, comparison_tables, evaluation_tables, explain_tables, export_lines
-from .tables import fit_output, lr_find_output, metrics_tables, predict_output, sample_output, study_tables
+from .tables import fit_output, lr_find_output, metrics_tables, predict_output, push_lines, sample_output
+from .tables import study_tables
 from ..config.commands import ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig
 from ..config.commands import DemoConfig, EnsembleConfig, EvaluateConfig, ExplainConfig, ExportConfig, LRFindConfig
-from ..config.commands import PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig
+from ..config.commands import PredictConfig, ProbeConfig, PushConfig, ReportConfig, SampleConfig, ServeConfig
 from ..config.commands import StudyConfig, TuneConfig
 from ..config.fields import FACE_MODES, TTA_MODES
 from ..config.fit import FitConfig
@@ -164,13 +165,14 @@ def _cache(config: CacheConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #3334fa14
 _PREDICT_EXAMPLES = ("fastsmile predict folder/ --tta --out predictions.csv --html gallery.html\n"
                      "find faces -name '*.jpg' | fastsmile predict -\nfastsmile predict new/ --known faces\n"
-                     "fastsmile predict party.jpg --faces\nfastsmile predict new/ --abstain-unlike\n"
+                     "fastsmile predict party.jpg --faces\nfastsmile predict clip.mp4 --every 0.5s --faces\n"
+                     "fastsmile predict new/ --abstain-unlike\n"
                      "fastsmile predict wedding/ --prior estimate\n"
                      "fastsmile predict /shared/faces --ray auto --actors 16 --model /shared/runs/resnet18")
 
 @command('predict', PredictConfig, _PREDICT_EXAMPLES,
-         Argument('where', 'folder, zip, images, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for paths '
-                  'on standard input', type=list[str]))
+         Argument('where', 'folder, zip, images, videos, pattern in quotes, list (.txt), CSV, URL (s3://...), or - for '
+                  'paths on standard input', type=list[str]))
 def _predict(where: list[str], config: PredictConfig) -> tuple:
     """Label images: one row each, with probabilities
 
@@ -189,8 +191,8 @@ def _predict(where: list[str], config: PredictConfig) -> tuple:
 # %% ../../nbs/cli/03_commands.ipynb #f35f558d
 @command('serve', ServeConfig, 'fastsmile serve runs/resnet18 --abstain\nfastsmile serve --port 0 --tta flip\n'
          'curl -F files=@face.jpg http://127.0.0.1:8000/predict',
-         Argument('run', 'a run folder, a model folder or an exported .onnx file (default: the newest finished run '
-                  'under ./runs)', None))
+         Argument('run', 'a run folder, a model folder, an exported .onnx file, or hf://user/name (default: the newest '
+                  'finished run under ./runs)', None))
 def _serve(run: str | None, config: ServeConfig) -> tuple:
     """Serve the model as a web page and a JSON API
 
@@ -217,10 +219,25 @@ def _export(run: str, config: ExportConfig) -> tuple:
     done = export(run, config)
     return export_lines(done), done
 
+# %% ../../nbs/cli/03_commands.ipynb #5a482414
+@command('push', PushConfig, 'fastsmile push runs/resnet18 ada/smiles --private\n'
+         'fastsmile predict folder/ --model hf://ada/smiles',
+         Argument('run', 'a finished run, or a model folder'), Argument('name', 'USER/NAME of the repository'))
+def _push(run: str, name: str, config: PushConfig) -> tuple:
+    """Copy a model to the Hugging Face Hub, with its card
+
+    The model alone: no images, and no table of the run. Every --model takes it from there.
+    """
+    from fastsmile.models.hub import push
+    done = push(run, name, config)
+    return push_lines(done), done
+
 # %% ../../nbs/cli/03_commands.ipynb #36db84ce
 _RUN = Argument('run', 'a finished run folder')
+_RUN_OR_MODEL = Argument('run', f'{_RUN.help}; with a SOURCE a model folder or hf://user/name, too')
 
-@command('evaluate', EvaluateConfig, 'fastsmile evaluate runs/resnet18 --by group --by size', _RUN,
+@command('evaluate', EvaluateConfig, 'fastsmile evaluate runs/resnet18 --by group --by size\n'
+         'fastsmile evaluate hf://ada/smiles new/', _RUN_OR_MODEL,
          Argument('source', "a labelled source to predict and measure; without one, the run's saved predictions", None))
 def _evaluate(run: str, source: str | None, config: EvaluateConfig) -> tuple:
     """Compute all metrics with intervals, on other data too
@@ -242,8 +259,8 @@ def _calibrate(run: str, config: CalibrateConfig) -> tuple:
     from fastsmile.runs.calibrate import calibrate
     m = calibrate(run, config)
     part = m[m['calibration']['on']]
-    changed = (f'The model in {printable(run)} was changed: its temperature, decision rule, abstention and sets are those '
-               'above. Its metrics and its report were written again.')
+    changed = (f'The model in {printable(run)} was changed: its temperature, decision rule, abstention and sets are '
+               'those above. Its metrics and its report were written again.')
     return [*metrics_tables(m), *calibration_lines(m['calibration'], part['classes']), changed], m
 
 # %% ../../nbs/cli/03_commands.ipynb #de972d9e

@@ -91,6 +91,7 @@ COMMAND_SYNONYMS = {
     'evaluate': 'test eval val valid validate validation score metrics', 'audit': 'check data clean inspect lint scan',
     'explain': 'gradcam interpret saliency cam', 'tune': 'search sweep optimize optimise hpo optuna',
     'archs': 'models list backbones architectures', 'serve': 'api app web server deploy', 'export': 'onnx convert',
+    'push': 'upload publish share hub huggingface',
     'compare': 'diff', 'probe': 'knn features linear-probe', 'sample': 'generate toy', 'ensemble': 'merge average',
     'demo': 'example tutorial quickstart try', 'calibrate': 'calibration threshold', 'study': 'experiment reproduce'}
 

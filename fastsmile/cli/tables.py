@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['rich_table', 'ProgressBar', 'metrics_tables', 'calibration_lines', 'evaluation_tables', 'comparison_tables',
            'fit_output', 'lr_find_output', 'candidates_output', 'predict_output', 'audit_output', 'archs_tables',
-           'cache_output', 'sample_output', 'explain_tables', 'export_lines', 'study_tables']
+           'cache_output', 'sample_output', 'explain_tables', 'export_lines', 'push_lines', 'study_tables']
 
 # %% ../../nbs/cli/01_tables.ipynb #bf1e217d
 def rich_table(
@@ -552,6 +552,14 @@ def export_lines(
             f"{r['probs']:.1e} in probabilities (tolerance {r['tolerance']:g}); {r['labels']} labels differ",
             f"opset {r['opset']}, any batch size, {r['size']} x {r['size']} pixels, {r['bytes'] / 2**20:.1f} MiB",
             f"exported: {printable(r['out'])}"]
+
+# %% ../../nbs/cli/01_tables.ipynb #57274838
+def push_lines(
+    r: dict, # from `push`
+) -> list[str]:
+    "What was copied, and how it is used"
+    return [f"pushed: {r['url']} ({'private' if r['private'] else 'public'}; {len(r['files'])} files, "
+            f"{r['bytes'] / 2**20:.1f} MiB)", f"Use it with: fastsmile predict FOLDER --model {r['model']}"]
 
 # %% ../../nbs/cli/01_tables.ipynb #07248f66
 def study_tables(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ENGINES', 'SERVED_EXPLANATIONS', 'EXPLAIN_METHODS', 'KNN_DISTANCES', 'TUNE_SPACE', 'AuditConfig', 'CacheConfig',
            'ArchsConfig', 'ModelOptions', 'OutputOptions', 'KnownOptions', 'PredictConfig', 'RequestLimits',
-           'ServerOptions', 'ServeConfig', 'ExportConfig', 'EvaluateConfig', 'check_source_options', 'CalibrateConfig',
-           'ExplainConfig', 'check_image_options', 'ReportConfig', 'CompareConfig', 'ProbeInputOptions',
-           'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig', 'LRFindConfig',
-           'StudyConfig', 'SampleConfig', 'DemoConfig']
+           'ServerOptions', 'ServeConfig', 'ExportConfig', 'PushConfig', 'EvaluateConfig', 'check_source_options',
+           'CalibrateConfig', 'ExplainConfig', 'check_image_options', 'ReportConfig', 'CompareConfig',
+           'ProbeInputOptions', 'CandidateOptions', 'ProbeConfig', 'EnsembleConfig', 'SearchOptions', 'TuneConfig',
+           'LRFindConfig', 'StudyConfig', 'SampleConfig', 'DemoConfig']
 
 # %% ../../nbs/config/04_commands.ipynb #646d1697
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from .choices import MONITORED_METRICS, format_choices, parse_choices
 from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, INFERENCE_PRECISIONS, Options, POOL_CHOICES
 from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, batch_size_opt
 from .fields import check_ray_address, check_unused, device_opt, face_margin_opt, face_score_opt
-from .fields import faces_opt, flag, opt, parse_number_list
+from .fields import faces_opt, flag, opt, parse_duration, parse_number_list
 from .fields import no_onnx_opt, parse_word_list, ray_opt, reported_tta_opt, seed_opt
 from .fit import FitConfig, NetworkOptions, RESIZE_MODES
 from ..core.errors import OptionError, check_choice
@@ -96,8 +96,8 @@ class ModelOptions(Options, panel='Decision and calibration'):
 class OutputOptions(Options, panel='Output'):
     "What `predict` reads and writes"
     model: str | None = opt(
-        None, 'a run folder, a model folder or an exported .onnx file (default: the newest finished run under ./runs)',
-        metavar='RUN|MODEL', panel='Common')
+        None, 'a run folder, a model folder, an exported .onnx file, or hf://user/name[@REVISION] on the Hugging Face Hub '
+        '(default: the newest finished run under ./runs)', metavar='RUN|MODEL', panel='Common')
     out: str = opt(
         'predictions.csv', 'output file: .csv, .jsonl for JSON lines, or .parquet (needs the extra parquet)',
         metavar='FILE', panel='Common')
@@ -110,6 +110,9 @@ class OutputOptions(Options, panel='Output'):
     root: str | None = opt(
         None, 'folder or zip that the paths in a list or a CSV start from (default: its own folder; the current one '
         'for standard input)', metavar='DIR|ZIP', panel='Data')
+    every: str | None = opt(
+        None, 'time between the frames of a video that get a row, e.g. 0.5s (default: 1s for a video that is named; those '
+        'in a folder only with this option)', metavar='TIME', panel='Data')
     raw: bool = opt(
         False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class prior")
     html: str | None = opt(
@@ -148,6 +151,7 @@ class PredictConfig(KnownOptions, ModelOptions, OutputOptions, panel='System'):
     def __post_init__(self):
         super().__post_init__()
         check_ray_address(self.ray)
+        if self.every is not None: parse_duration('--every', self.every)
         if not self.ray: return
         if self.device not in (None, 'cpu', 'cuda'):
             raise OptionError(f'--device {self.device} with --ray.',
@@ -210,6 +214,12 @@ class ExportConfig(Options):
         1e-3, 'largest accepted difference in logits, and in probabilities; beyond it nothing is written',
         minimum=0.0, maximum=1.0)
     opset: int = opt(20, "version of ONNX's operator set", minimum=18, maximum=23)
+
+# %% ../../nbs/config/04_commands.ipynb #9c1dc8fd
+@dataclass(frozen=True)
+class PushConfig(Options):
+    "Options of `push`"
+    private: bool = opt(False, 'a repository that only you see, where it is a new one; a public one is refused')
 
 # %% ../../nbs/config/04_commands.ipynb #de0cbf35
 @dataclass(frozen=True)
@@ -515,7 +525,7 @@ class LRFindConfig(NetworkOptions, SplitOptions):
     device: str | None = _fit_opt('device')
     workers: int | None = _fit_opt('workers')
     cache: str = _fit_opt('cache')
-    out: str = opt('lr-find', 'folder of lr_find.png and lr_find.csv, which are replaced', metavar='DIR', panel='Common')
+    out: str = opt('lr-find', 'folder of lr_find.png and lr_find.csv; they are replaced', metavar='DIR', panel='Common')
 
     def __post_init__(self):
         super().__post_init__()

@@ -90,7 +90,7 @@ class OptimizerOptions(Options, panel='Optimisation'):
                        'under one budget', metavar='WORD[:N]|all', panel='Imbalance')
     loss: str = opt('ce', f'{format_choices(LOSS_CHOICES)}', metavar='WORD[:N]', panel='Imbalance')
     monitor: str = opt(
-        'macro_f1', 'what the model is to serve: its decision rule, the verdict and the choice among several trainings; '
+        'macro_f1', 'what the model is to serve: its decision rule, the verdict, the choice among several trainings; '
         'the epoch kept is the one with the lowest log loss', choices=MONITORED_METRICS,
         panel='Decision and calibration')
 

@@ -190,7 +190,8 @@ def class_findings(
     if len(counts) > 0 and counts.iloc[0] >= min(_IMBALANCE_SHARE * len(labels), _IMBALANCE_RATIO * counts.iloc[-1]):
         share = counts.iloc[0] / len(labels)
         least = f'; {counts.index[-1]}: {counts.iloc[-1]}' if len(counts) > 2 else ''
-        large.append(dict(path='', why=f'{counts.index[0]}: {counts.iloc[0]} of {len(labels)} rows ({share:.0%}){least}'))
+        why = f'{counts.index[0]}: {counts.iloc[0]} of {len(labels)} rows ({share:.0%}){least}'
+        large.append(dict(path='', why=why))
     tiny = [dict(path='', why=f'{label}: {n} rows') for label, n in counts.items() if n < _TINY_CLASS_ROWS]
     return [make_finding('imbalance', large), make_finding('tiny-class', tiny)]
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -22,15 +23,18 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 
+from ..config.fields import parse_duration
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
 from ..data.archives import check_format
 from ..data.cells import bounded_lines, has_own_images, open_text
 from ..data.finder import ListedReader, literal_name
 from ..data.images import ImageError, Preprocessing, decode_image, parse_region, upright_rgb
-from ..data.readers import FolderReader, Reader, ZipReader, content_digest, find_images_at_url, is_image_name
+from ..data.readers import FolderReader, Reader, ZipReader, content_digest, find_images_at_url
 from ..data.readers import left_aside_note, reader_below, remote_reader
-from ..data.tables import LIST_EXTENSIONS, TABLE_EXTENSIONS, is_whole_table, open_image_column
+from ..data.tables import (LIST_EXTENSIONS, TABLE_EXTENSIONS, folder_or_zip_reader, is_whole_table,
+                                   open_image_column, reader_beside)
+from ..data.video import VIDEO_EXTENSIONS, VideoReader, check_video_extra, is_video_name, parse_frame
 
 # %% ../../nbs/inference/07_inputs.ipynb #e7f1a62e
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def _open_folder(root: Path, image_col: str | None, below: str | None) -> ImageI
     reader = FolderReader(root)
     total, names = external_sort(reader.walk())
     if total == 0 and has_own_images(root): return _open_own_images(root)
+    packed = folder_or_zip_reader(root) if total == 0 else reader
+    if isinstance(packed, ZipReader): return _open_zip_file(packed.root, image_col, below)
     return ImageInputs(reader, names, total, f'the folder {printable(root)}')
 
 def _open_own_images(path: Path) -> ImageInputs:
@@ -117,23 +123,26 @@ def _open_url_table(url: str, image_col: str | None, below: str | None) -> Image
     return replace(inputs, description=printable(url))
 
 # %% ../../nbs/inference/07_inputs.ipynb #4387c49f
-def _images_below(folder: str) -> Iterator[str]:
-    _, names = external_sort(FolderReader(folder).walk())
+def _images_below(folder: str, kind: type[FolderReader]) -> Iterator[str]:
+    _, names = external_sort(kind(folder).walk())
     return (os.path.join(folder, name) for name in names)
 
-def _images_matching(pattern: str) -> Iterator[str]:
+def _images_matching(pattern: str, kind: type[FolderReader]) -> Iterator[str]:
     "The images that a pattern names, and those in folders that it names"
     _, matches = external_sort(glob.iglob(pattern, recursive=True))
     for match in matches:
         if os.path.isdir(match):
-            if '**' not in pattern: yield from _images_below(match)
-        elif is_image_name(Path(match).name): yield match
+            if '**' not in pattern: yield from _images_below(match, kind)
+        elif kind('.').accepts(Path(match).name): yield match
 
-def _images_of(word: str) -> Iterator[str]:
+def _images_of(
+    word: str,
+    kind: type[FolderReader] = FolderReader, # what counts as an image
+) -> Iterator[str]:
     "The images that a word of the command line stands for"
-    if os.path.isdir(word): return _images_below(word)
+    if os.path.isdir(word): return _images_below(word, kind)
     if os.path.lexists(word) or not glob.has_magic(word): return iter([word])
-    return _images_matching(word)
+    return _images_matching(word, kind)
 
 def _open_paths(words: list[str]) -> ImageInputs:
     "Files, folders and patterns, in their order"
@@ -183,7 +192,7 @@ def _as_path_text(stream: TextIO) -> TextIO:
 # %% ../../nbs/inference/07_inputs.ipynb #6ef83658
 def _open_table(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     if has_own_images(path): return _open_own_images(path)
-    reader = ListedReader(reader_below(below, path.parent), search_below=True)
+    reader = ListedReader(reader_below(below, '') if below else reader_beside(path), search_below=True)
     column = open_image_column(path, reader.finder, image_col)
     total = sum(1 for _ in column.cells())
     names = (literal_name(reader.finder, cell) for cell in column.cells())
@@ -275,8 +284,8 @@ _ARRAY = InputKind(lambda path, image_col, below: _open_own_images(path))
 INPUT_KINDS = {'.zip': _ZIP, '.npy': _ARRAY, '.npz': _ARRAY,
                **{e: _LIST if e in LIST_EXTENSIONS else _TABLE for e in TABLE_EXTENSIONS}}
 
-_ACCEPTED_INPUTS = ('a folder, a zip, images (.jpg, .png, .webp and the like), a pattern in quotes, a list (.txt), '
-                    'a CSV, a URL such as s3://bucket/faces, or - for paths on standard input')
+_ACCEPTED_INPUTS = ('a folder, a zip, images (.jpg, .png, .webp and the like), videos, a pattern in quotes, a list '
+                    '(.txt), a CSV, a URL such as s3://bucket/faces, or - for paths on standard input')
 
 # %% ../../nbs/inference/07_inputs.ipynb #023a259c
 def _find_kind(words: list[str]) -> InputKind | None:
@@ -313,11 +322,42 @@ def _check_words(words: list[str]):
         if is_path and not os.path.lexists(parse_region(word)[0]):
             raise SmileError(f'{printable(word)} does not exist.', f'Pass {_ACCEPTED_INPUTS}.')
 
+# %% ../../nbs/inference/07_inputs.ipynb #5aa64ac0
+def _has_video(words: list[str], kind: InputKind | None, every: str | None, all_paths: bool) -> bool:
+    "Are frames of videos wanted? An `OptionError` where `--every` does not go with the input"
+    if not all_paths or kind not in (None, _FOLDER):
+        if every is None: return False
+        raise OptionError('--every goes with videos, and with folders of them.', 'Leave it out for other inputs.')
+    if every is None and not any(map(is_video_name, words)): return False
+    check_video_extra()
+    return True
+
+def _video_hint(reader: Reader) -> str:
+    videos = VIDEO_EXTENSIONS & set(getattr(reader, 'left_aside', ()))
+    return ' --every 1s takes frames of the videos.' if videos else ''
+
+# %% ../../nbs/inference/07_inputs.ipynb #ba2723e1
+def _open_videos(words: list[str], every: float) -> ImageInputs: # seconds
+    "Videos, and images beside them; an `OptionError` where there is no video"
+    is_folder = len(words) == 1 and os.path.isdir(words[0])
+    reader, total, videos = VideoReader(words[0] if is_folder else '.'), 0, 0
+    def listed() -> Iterator[str]:
+        if is_folder: return external_sort(reader.walk())[1]
+        return chain.from_iterable(_images_of(word, VideoReader) for word in words)
+    for name in listed():
+        videos += is_video_name(name)
+        total += sum(1 for _ in reader.frames(name, every))
+    where = ' '.join(map(printable, words[:3])) + (' ...' if len(words) > 3 else '')
+    if not videos: raise OptionError(f'--every, but there is no video in {where}.', 'Leave it out for images.')
+    names = chain.from_iterable(map(partial(reader.frames, every=every), listed()))
+    return ImageInputs(reader, names, total, f'{where}, every {every:g} s of {videos} videos')
+
 # %% ../../nbs/inference/07_inputs.ipynb #fc373f96
 def open_inputs(
     source: Any, # a folder, zip, list, table, image, pattern, URL, `-`; what `as_picture` takes; a list of them
     image_col: str | None = None,      # the column of a table
     root: str | None = None,           # where relative paths of a list or a table begin: a folder, a zip or a URL
+    every: str | None = None,          # time between the frames of a video, e.g. 0.5s; 1s where None
 ) -> ImageInputs:
     "Open what is to be predicted; raises `SmileError` where it is missing or empty, `OptionError` for a wrong option"
     items = _items(source)
@@ -327,14 +367,16 @@ def open_inputs(
     kind = _find_kind(words) if len(words) == len(items) else None
     _check_options(words, kind, image_col, root)
     _check_words(words)
+    has_video = _has_video(words, kind, every, all_paths=len(words) == len(items))
     try:
-        if len(words) < len(items): inputs = _open_pictures(items, pictures)
+        if has_video: inputs = _open_videos(words, parse_duration('--every', every or '1s'))
+        elif len(words) < len(items): inputs = _open_pictures(items, pictures)
         elif kind is None: inputs = _open_paths(words)
         else: inputs = kind.open(words[0] if is_url(words[0]) else Path(words[0]), image_col, root)
     except OSError as e:
         raise SmileError(f'{printable(words[0])} cannot be read: {e.strerror or printable(e)}.') from None
     note = left_aside_note(inputs.reader)
-    if note: say(note, style='yellow')
+    if note: say(f'{note}{_video_hint(inputs.reader)}', style='yellow')
     if inputs.total == 0:
         raise SmileError(f'{printable(" ".join(words))[:200]} holds no images.', f'Pass {_ACCEPTED_INPUTS}.')
     return inputs
@@ -357,5 +399,5 @@ class TrainingFileCounter:
         return data
 
     def read_image(self, name: str, prep: Preprocessing | None = None) -> Image.Image:
-        if parse_region(name)[1] is not None: return self.reader.read_image(name, prep)
+        if parse_region(name)[1] is not None or parse_frame(name)[1] is not None: return self.reader.read_image(name, prep)
         return decode_image(self.read_bytes(name), prep=prep)

@@ -16,6 +16,7 @@ from ..core.files import newest_run
 from ..core.system import cpu_flags, may_have_gpu
 from .backend import Backend
 from .onnx_backend import onnx_path
+from ..models.hub import local_model
 from ..models.spec import Model
 
 # %% ../../nbs/inference/04_load.ipynb #283498a4
@@ -57,14 +58,14 @@ def _onnx_suits(
 
 # %% ../../nbs/inference/04_load.ipynb #024c8e79
 def choose_backend(
-    path: str | Path | None,   # a run folder, a bundle or an .onnx file; None: the newest run
+    path: str | Path | None,   # a run folder, a bundle, an .onnx file or hf://user/name; None: the newest run
     engine: str = 'auto',      # one of `ENGINES`
     device: str | None = None, # None: the best there is
     precision: str = 'auto',   # one of `INFERENCE_PRECISIONS`
     images: int | None = None, # how many will be predicted, where that is known
 ) -> str: # a name in `BACKENDS`
     "What will run the network; raises `OptionError` where that cannot be"
-    path = newest_run() if path is None else path
+    path = newest_run() if path is None else local_model(path)
     by_suffix = {kind.suffix: name for name, kind in BACKENDS.items() if kind.suffix}
     natural = by_suffix.get(Path(path).suffix.lower())
     if check_choice('--engine', engine, ENGINES) == 'auto':
@@ -75,14 +76,14 @@ def choose_backend(
 
 # %% ../../nbs/inference/04_load.ipynb #ff4dca8f
 def load_model(
-    path: str | Path | None = None, # a run folder, a bundle or an .onnx file; None: the newest finished run
+    path: str | Path | None = None, # a run folder, a bundle, an .onnx file, hf://user/name; None: the newest run
     engine: str = 'auto',           # one of `ENGINES`
     device: str | None = None,      # where it will predict; None: the best there is
     precision: str = 'auto',        # in which it will predict, one of `INFERENCE_PRECISIONS`
     images: int | None = None,      # how many it will predict, where that is known
 ) -> Model: # for `auto`, what `choose_backend` takes; its `net` is a torch module under torch alone
     "Load a model that predicts; raises `SmileError` where there is none, or it is not valid"
-    where = newest_run() if path is None else path
+    where = newest_run() if path is None else local_model(path)
     kind = choose_backend(where, engine, device, precision, images)
     load = _import_object(BACKENDS[kind].loader)
     if kind == 'torch' or engine != 'auto' or not Path(where).is_dir(): return load(where)

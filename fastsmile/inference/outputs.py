@@ -86,7 +86,8 @@ def read_prediction_rows(
 
 # %% ../../nbs/inference/08_outputs.ipynb #b4a36b52
 def _is_text(column: str) -> bool:
-    return not (column in ('confidence', 'unlike') or column in FACE_COLUMNS or column.startswith(('p_', 'raw_', 'calibrated_')))
+    is_number = column in ('confidence', 'unlike', *FACE_COLUMNS) or column.startswith(('p_', 'raw_', 'calibrated_'))
+    return not is_number
 
 # %% ../../nbs/inference/08_outputs.ipynb #48394495
 def _parquet_column(rows: list[dict], column: str) -> list:

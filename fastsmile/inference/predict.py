@@ -256,9 +256,10 @@ def predict_table(
     known: object = None,                # a labelled source or a run: images that are among its images take its label
     faces: FaceDetector | None = None,   # cut the faces out of each image first: a row per face
     prior: str = 'data',                 # class shares: data, estimate (of these images), uniform, or a file
+    every: str | None = None,            # time between the frames of a video, e.g. 0.5s; 1s where None
 ) -> 'pd.DataFrame': # `prediction_columns` and those of `request`, a row per image
     "Predict every image of a folder, a zip or a list, none for an empty list; raises `OptionError` and `SmileError`"
-    inputs = ImageInputs(None, (), 0, '') if is_empty(where) else open_inputs(where)
+    inputs = ImageInputs(None, (), 0, '') if is_empty(where) else open_inputs(where, every=every)
     if isinstance(tta, bool): tta = 'flip' if tta else 'none'
     if known is not None: known = open_known_images(known, self.spec.classes)
     row_format = make_row_format(self, request=request, known=known, faces=faces is not None)

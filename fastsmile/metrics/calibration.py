@@ -289,7 +289,8 @@ def fit_rule(
     weight = 1. if SCORES[metric].auto_rule == 'balanced' else _fit_shared_weight(rows, balanced)
     expected, plain = rows.expected_score(weight * balanced), rows.expected_score(np.zeros(len(prior)))
     own = _clear_class_weights(rows, weight * balanced, groups)
-    if own is not None: return own, f'{metric}: a weight for each class, for labels of calib show that probabilities lean'
+    if own is not None:
+        return own, f'{metric}: a weight for each class, for labels of calib show that probabilities lean'
     return weight * balanced, _rule_note(metric, weight, expected, plain)
 
 # %% ../../nbs/metrics/02_calibration.ipynb #25ddb1c0

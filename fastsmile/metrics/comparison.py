@@ -133,7 +133,8 @@ def summarize_variants(
         good = part[part.error.isna() | (part.error == '')]  # read from a file, nothing is NaN
         row = dict(variant=name, fits=len(good), failed=len(part) - len(good), epochs=int(part.epochs.iloc[0]))
         for column in (best, *(f'test_{score}' for score in MAIN_SCORES)):
-            row |= {column: good[column].mean(), f'{column}_min': good[column].min(), f'{column}_max': good[column].max()}
+            values = good[column]
+            row |= {column: values.mean(), f'{column}_min': values.min(), f'{column}_max': values.max()}
         out.append(row | dict(collapsed=int((good.collapsed.astype(str) == 'True').sum()), seconds=good.seconds.mean()))
     table = pd.DataFrame(out).sort_values(best, ascending=lower_is_better(monitor), na_position='last', kind='stable')
     return table.reset_index(drop=True)

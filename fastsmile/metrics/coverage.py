@@ -21,7 +21,7 @@ class Population:
     shares: tuple            # (C,) of the classes
     strength: float          # how far apart the classes are, in standard deviations of the noise
     rows_per_person: int = 1
-    likeness: float = 0.0    # the part of the noise's variance that is the person's, and of rows that have the person's class
+    likeness: float = 0.0    # the part of the noise's variance that is the person's, and of rows with the person's class
 
     def draw(self,
         n: int,
@@ -93,7 +93,7 @@ def coverage(
     spans: Callable = formula_spans, # rows, perhaps with persons, -> score -> (2,)
     truth: tuple[dict, dict] | None = None, # from `true_scores`
     seed: int = 0,
-) -> list[dict]: # of each score: covered, below and above (the truth is outside), width, no_width (shares of the trials)
+) -> list[dict]: # of each score: covered, below and above (truth outside), width, no_width (shares of the trials)
     "How often the intervals of test sets hold the truth"
     truth, rng, found = truth or true_scores(population), np.random.default_rng(seed), []
     for _ in range(trials):

@@ -221,7 +221,7 @@ def _measure_rule(
     rule: str,
     saved: SavedPredictions,
     calibration: Calibration,
-) -> dict: # rule, is_default, weights, labels that are not the most probable class, scores of labels, recalls, mean cost
+) -> dict: # rule, is_default, weights, labels that are not the most probable, scores of labels, recalls, mean cost
     "One decision rule on these rows"
     y, label = saved.y, calibration.apply(saved.probs, rule)[0]
     scores = label_scores(confusion_matrix(y, label, len(saved.classes)))

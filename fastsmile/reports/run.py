@@ -410,7 +410,7 @@ def write_training_plots(
     from matplotlib.figure import Figure
     run = Path(run)
     history = read_safe_csv(run/'history.csv', numbers=True)
-    fig = Figure(figsize=(9, 3), layout='constrained')
+    fig = Figure(figsize=(9, 3))
     for ax, column in zip(fig.subplots(1, 3), ('loss', 'macro_f1', 'balanced_accuracy')):
         draw_history(ax, history, column)
         ax.set_title(column.replace('_', ' '))
@@ -423,6 +423,6 @@ def write_lr_plot(
 ):
     "Write lr_find.png"
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(5, 3), layout='constrained')
+    fig = Figure(figsize=(5, 3))
     draw_lr_find(fig.subplots(), read_safe_csv(Path(folder)/'lr_find.csv', numbers=True))
     save_figure(fig, Path(folder)/'lr_find.png')

@@ -24,6 +24,7 @@ from ..metrics.predictions import SavedPredictions, fold_folders, has_prediction
 from ..metrics.predictions import measure_predictions, measure_slices, predictions_from_table
 from ..metrics.predictions import read_fold_predictions, read_model_metadata, read_saved_predictions
 from ..metrics.predictions import relabel_predictions, tta_gain, write_prediction_table
+from ..models.hub import is_hub_model, local_model
 from .folder import finished_run
 
 # %% ../../nbs/runs/10_evaluate.ipynb #3d999d08
@@ -64,7 +65,8 @@ def _requested_calibration(
     calibration = calibration_from_metadata(read_model_metadata(run))
     if config.threshold: check_choice('--threshold', config.threshold, calibration.rules)
     calibration = replace(calibration, rule=config.threshold or calibration.rule)
-    if config.min_confidence is not None: return replace(calibration, min_confidence=config.min_confidence, coverage=None)
+    if config.min_confidence is not None:
+        return replace(calibration, min_confidence=config.min_confidence, coverage=None)
     if config.coverage is None: return calibration
     calib = read_saved_predictions(run, 'calib')
     return with_coverage(calibration, calib.probs, config.coverage, calib.weights)
@@ -119,12 +121,12 @@ def _without_training_copies(
     "Rows of a source without the run's training images; a `SmileError` where nothing is left"
     from fastsmile.data.scan import ImageScanner, scan_images
     from fastsmile.data.splits import TrainingSource, find_training_copies, read_training_fingerprints
-    options, fingerprints = read_json(run/'config.json')['options'], read_training_fingerprints(run)
+    options, fingerprints = read_json(run/'config.json').get('options', {}), read_training_fingerprints(run)
     scanned = scan_images(reader, rows.path, ImageScanner(options.get('hash', 'phash')))
     rows = rows.drop(columns=[c for c in ('width', 'height') if c in rows]).join(scanned.info[['width', 'height']],
                                                                                  on='path')
     if fingerprints is None:
-        say('This run kept no fingerprints of its images: whether some of them are in the source is not known.',
+        say('There are no fingerprints of the training images: whether some of them are in the source is not known.',
             style='yellow')
         return rows, []
     copies = find_training_copies(fingerprints, scanned, reader, TrainingSource(run, fingerprints), options['hash'],
@@ -198,6 +200,10 @@ def _predict_rows_of_source(
     return predictions_from_table(frame.join(more), model.spec.classes)
 
 # %% ../../nbs/runs/10_evaluate.ipynb #c9323d98
+def _is_model(path: str | Path) -> bool:
+    "Is it a model without its run: a model folder, or one on the Hub?"
+    return is_hub_model(path) or (Path(path)/'model.safetensors').is_file()
+
 def _output_folder(run: Path, source: str | Path | None, config: EvaluateConfig) -> Path | None:
     "Where the result is written, if anywhere; an `OptionError` where that would replace a run or a foreign table"
     if config.out: out = local_path(config.out)
@@ -225,7 +231,7 @@ def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfi
 
 # %% ../../nbs/runs/10_evaluate.ipynb #e9f4d500
 def evaluate(
-    run: str | Path,                  # a finished run's folder
+    run: str | Path,                  # a finished run's folder; with a source a model folder or hf://user/name, too
     source: str | Path | None = None, # a labelled source; the run's saved predictions where None
     config: EvaluateConfig | None = None,
     **options: object,  # those of `EvaluateConfig` by name, instead of `config`
@@ -233,8 +239,9 @@ def evaluate(
     "Measure a run on its saved predictions, or on a source; raises `OptionError` and `SmileError`"
     config = options_or(config, EvaluateConfig, options)
     check_source_options(config, source is not None)
-    run = finished_run(run, folds=source is None)
-    out = _output_folder(run, source, config)
+    is_model = source is not None and _is_model(run)
+    run = Path(local_model(run)) if is_model else finished_run(run, folds=source is None)
+    out = _output_folder(Path() if is_model else run, source, config)
     rows = MeasuredRows(*load_predictions(run, config.part)) if source is None else _predict_source(run, source, config)
     calibration = calibration_of_run(run, rows.single_view, config)
     result = dict(run=str(run), measured_on=rows.measured_on) | _measure(rows, calibration, config)

@@ -21,6 +21,7 @@ from ..core.files import absolute_source, folder_lock, is_url, newest_run, read_
 from ..core.files import read_safe_csv, write_json
 from ..core.system import Interrupted, iso_now
 from ..metrics.predictions import fold_folders
+from ..models.hub import is_hub_model
 
 # %% ../../nbs/runs/01_folder.ipynb #74601a4e
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def finished_run(
     calibrating: bool = False, # may it be one whose calibration was stopped?
 ) -> Path:
     "The folder of a finished run; a `SmileError` where it is none"
+    if is_hub_model(path):
+        raise SmileError(f'{path} is a model without its run: its rows are not on the Hub.', 'Name a run folder.')
     path = Path(path)
     if not (path/'config.json').exists():
         raise SmileError(f'{printable(path)} is not a run folder.', 'Name a folder that `fastsmile fit` has finished.')

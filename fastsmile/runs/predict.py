@@ -93,7 +93,7 @@ def _resume_key(
                 device=_compute_device(job, config),
                 ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),
                 threshold=config.threshold, known=known and known.fingerprint, faces=faces and faces.settings,
-                root=job.reader.location, tta=config.tta, mean=config.tta_mean)
+                root=job.reader.location, tta=config.tta, mean=config.tta_mean, every=config.every)
 
 # %% ../../nbs/runs/09_predict.ipynb #61bf0628
 def _describe_job(job: PredictionJob, config: PredictConfig) -> dict:
@@ -250,7 +250,7 @@ def predict(
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
     config = _choose_outputs(config)
-    inputs = open_inputs(where, config.image_col, config.root)
+    inputs = open_inputs(where, config.image_col, config.root, config.every)
     placed = replace(config, device='cpu') if config.ray else config
     job = _count_training_files(open_prediction_job(placed, inputs.reader, images=inputs.total), config)
     _check_prior(config, job.backend.model)

@@ -29,7 +29,9 @@ from ..data.audit import AuditedSource, SplitData, audit_for_training, remaining
 from ..data.images import ImageError, Preprocessing, resize_and_crop
 from ..data.source import read_source
 from ..data.unlike import MAX_ROWS_UNLIKE, UnlikeScale, fit_unlike_scale
+from ..inference.backend import Backend
 from ..inference.export import add_onnx
+from ..inference.load import make_backend
 from ..inference.predict import predict_frame
 from ..inference.quantize import add_int8
 from ..metrics.predictions import calibration_settings, fit_run_calibration, summary_metrics, write_metrics
@@ -101,7 +103,7 @@ def add_labels(
     return frame.assign(target=rows.label, group=rows.group)
 
 def predict_labelled(
-    model: Model,
+    model: Model | Backend,
     reader: object,
     rows: pd.DataFrame, # path, label, group
     tta: str = 'none',
@@ -113,7 +115,7 @@ def predict_labelled(
 
 # %% ../../nbs/runs/03_results.ipynb #00b4ce74
 def predict_split(
-    model: Model,
+    model: Model | Backend,
     data: SplitData,
     split: str,          # calib, valid or test
     tta: str = 'none',
@@ -143,10 +145,11 @@ def predict_splits(
     device: str | None = None,
 ):
     "Write predictions_PART.csv for every part that has rows; test_tta is test with the views of `tta`"
+    backend = make_backend(model, 'fp32', device)
     for part in parts:
         split, views = part.partition('_')[0], tta if part.endswith('_tta') else 'none'
         if not (data.rows.split == split).any() or part.endswith('_tta') and tta == 'none': continue
-        write_prediction_table(predict_split(model, data, split, views, bs, device), path/f'predictions_{part}.csv')
+        write_prediction_table(predict_split(backend, data, split, views, bs, device), path/f'predictions_{part}.csv')
 
 # %% ../../nbs/runs/03_results.ipynb #867b9056
 def _read_inputs(

@@ -75,7 +75,7 @@ def _equal_shares(
     return counts
 
 # %% ../../nbs/training/02_balance.ipynb #a367df24
-_EPOCH_COUNTS: dict[str, Callable] = dict( # word of `--balance` -> (rows of each class, N) -> rows of each class in an epoch
+_EPOCH_COUNTS: dict[str, Callable] = dict( # (rows of each class, N) -> rows of each class in an epoch
     none=lambda rows, n: rows,
     weighted=_equal_shares,
     oversample=lambda rows, n: np.full_like(rows, rows.max()),

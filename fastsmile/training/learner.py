@@ -92,7 +92,8 @@ def prepare_images(
     config: FitConfig,
 ) -> PreparedImages:
     "The images of the train and valid rows, decoded where `--cache` keeps them"
-    digests = None if data.training_fingerprints is None else dict(zip(data.training_fingerprints.path, data.training_fingerprints.digest))
+    known = data.training_fingerprints
+    digests = None if known is None else dict(zip(known.path, known.digest))
     cache = 'disk' if world_size() > 1 and config.cache == 'auto' and digests else config.cache
     names = data.rows[data.rows.split.isin(['train', 'valid'])].path
     with rank_zero_first(): return PreparedImages(data.reader, spec.prep, names, cache, digests)

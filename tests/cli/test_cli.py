@@ -12,7 +12,7 @@ from conftest import folder, picture, shell
 from fastsmile.core.errors import SmileError
 from fastsmile.config.commands import (
     ArchsConfig, AuditConfig, CacheConfig, CalibrateConfig, CompareConfig, DemoConfig, EnsembleConfig, EvaluateConfig,
-    ExplainConfig, ExportConfig, LRFindConfig, PredictConfig, ProbeConfig, ReportConfig, SampleConfig, ServeConfig,
+    ExplainConfig, ExportConfig, LRFindConfig, PredictConfig, ProbeConfig, PushConfig, ReportConfig, SampleConfig, ServeConfig,
     StudyConfig, TuneConfig,
 )
 from fastsmile.config.fields import flag
@@ -23,7 +23,7 @@ from fastsmile.config.fit import FitConfig
                                          ('archs', ArchsConfig), ('audit', AuditConfig), ('evaluate', EvaluateConfig), ('calibrate', CalibrateConfig),
                                          ('explain', ExplainConfig), ('report', ReportConfig), ('compare', CompareConfig), ('cache', CacheConfig),
                                          ('probe', ProbeConfig), ('ensemble', EnsembleConfig), ('export', ExportConfig), ('serve', ServeConfig),
-                                         ('study', StudyConfig), ('tune', TuneConfig), ('lr-find', LRFindConfig)])
+                                         ('study', StudyConfig), ('tune', TuneConfig), ('lr-find', LRFindConfig), ('push', PushConfig)])
 def test_help_shows_every_option_and_an_example(name, config):
     from typer.testing import CliRunner
 

@@ -93,7 +93,7 @@ def test_pictures_that_taught_are_left_out_of_another_source(run, tmp_path, monk
     old = shutil.copytree(run.path, tmp_path/'old', ignore=shutil.ignore_patterns('training_fingerprints.csv'))  # as an earlier version left it
     said = []
     monkeypatch.setattr('fastsmile.runs.evaluate.say', lambda text, **kw: said.append(text))
-    assert evaluate(old, tmp_path/'s', ask)['metrics']['rows'] == 2 and any('kept no fingerprints' in s for s in said)
+    assert evaluate(old, tmp_path/'s', ask)['metrics']['rows'] == 2 and any('no fingerprints of the training images' in s for s in said)
 
 
 def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_path):
