@@ -144,7 +144,8 @@ _ARRAY_FORMATS = (
     ForeignFormat('an HDF5 file', ('.h5', '.hdf5', '.hdf'),
                   f"{_IN_PYTHON}import h5py, numpy as np; d = h5py.File($file); {_SAVE_NPZ}",
                   f"{_TABLE_IN_PYTHON}import h5py, pandas as pd; d = h5py.File($file); "
-                  + _SAVE_CSV.replace('d[k]', 'd[k].asstr()[:]'), marks=(b'\x89HDF\r\n',)),
+                  + _SAVE_CSV.replace('d[k]', '(d[k].asstr() if h5py.check_string_dtype(d[k].dtype) else d[k])[:]'),
+                  marks=(b'\x89HDF\r\n',)),
     ForeignFormat('a MATLAB 7.3 file', (), f"{_IN_PYTHON}import h5py, numpy as np; d = h5py.File($file); "
                   + _SAVE_NPZ.replace("']", "'][:].T"), marks=(b'MATLAB 7.3',)),
     ForeignFormat('a MATLAB file', ('.mat',),
