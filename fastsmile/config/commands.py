@@ -35,6 +35,12 @@ class AuditConfig(DataOptions):
         None, 'a run of `fit --folds`: its out-of-fold predictions reveal labels that look wrong', metavar='RUN')
     fail_on: str = opt(
         'never', 'exit with 1 where there is a finding of this severity or worse', choices=_FAIL_ON_SEVERITIES)
+    next: int | None = opt(
+        None, 'so many images without a label that a person should label next, first on the page: those that are most '
+        'unlike all that is labelled, or with --model the least sure ones', minimum=1, maximum=10000, metavar='N')
+    model: str | None = opt(
+        None, 'choose those that this model is least sure of: a run, a model folder or hf://user/name', requires='next',
+        metavar='RUN|MODEL')
     workers: int | None = opt(
         None, 'images examined at once (default: the number of cores; 1 in each process of --ray)',
         minimum=1, maximum=256, panel='System')

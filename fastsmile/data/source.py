@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'SOURCE_KINDS', 'COLUMN_OPTIONS', 'UNLABELLED', 'REPEATED_ROW', 'CLASS_LEFT_OUT', 'detect_layout',
-           'unify_labels', 'used_rows', 'used_or_unlabelled', 'has_no_image', 'read_label_map', 'Source', 'read_source']
+           'unify_labels', 'used_rows', 'used_or_unlabelled', 'has_no_image', 'read_label_map', 'Source', 'read_source',
+           'with_unlabelled_rows']
 
 # %% ../../nbs/data/12_source.ipynb #2dd0bd01
 import json
@@ -12,8 +13,8 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -464,3 +465,16 @@ def read_source(
     notes += filter(None, [left_aside_note(read.reader)])
     notes += _number_notes(frame, place, read.notes)
     return Source(str(place.source), layout.kind, read.reader, frame, without_row, spellings, notes)
+
+# %% ../../nbs/data/12_source.ipynb #4e1a2466
+def with_unlabelled_rows(
+    source: Source,
+    names: Collection[str] | None = None, # of images; all that have no row where None
+) -> Source:
+    "The source with a row for images that have none: without a label"
+    added = [n for n in source.images_without_row if names is None or n in names]
+    if not added: return source
+    empty = dict.fromkeys(source.frame.columns, '') | dict(reason=UNLABELLED)
+    rows = pd.DataFrame([empty | dict(path=name) for name in added])
+    left = [n for n in source.images_without_row if n not in set(added)]
+    return replace(source, frame=pd.concat([source.frame, rows], ignore_index=True), images_without_row=left)
