@@ -2496,6 +2496,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'fastsmile/inference/rows.py'),
                                           'fastsmile.inference.rows.RowFormat.format': ( 'inference/rows.html#rowformat.format',
                                                                                          'fastsmile/inference/rows.py'),
+                                          'fastsmile.inference.rows.RowFormat.unlike': ( 'inference/rows.html#rowformat.unlike',
+                                                                                         'fastsmile/inference/rows.py'),
                                           'fastsmile.inference.rows.RowOptions': ( 'inference/rows.html#rowoptions',
                                                                                    'fastsmile/inference/rows.py'),
                                           'fastsmile.inference.rows.RowOptions.columns': ( 'inference/rows.html#rowoptions.columns',

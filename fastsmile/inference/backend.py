@@ -15,6 +15,7 @@ import numpy as np
 from ..core.errors import SmileError, say
 from ..core.system import is_memory_error
 from ..data.images import Preprocessing, normalize
+from ..data.unlike import flag_unlike
 from ..models.spec import Model
 
 # %% ../../nbs/inference/01_backend.ipynb #0f7985f0
@@ -112,6 +113,7 @@ class _BatchRunner(_DeviceHooks):
 class Backend(_BatchRunner):
     "Runs a model's network; a subclass says how in `_forward`"
     fp32_backend, uncertain_margin = None, 0.  # for uncertain rows of a lower precision; their margin, in logits
+    recomputes_unlike = False                  # are images that are unlike the training images uncertain?
     engine_name = ''                           # what runs it, where that is worth a word
 
     def logits(self,
@@ -132,11 +134,13 @@ class Backend(_BatchRunner):
     def uncertain_rows(self,
         probs: np.ndarray,   # (n, C), of this backend
         decisions: Callable, # probabilities -> (n, K), the decisions of a row as numbers
+        unlike: np.ndarray | None = None, # (n,): how unlike the training images they are
     ) -> np.ndarray: # (n,) bool; all False in fp32
         "Which rows lower precision could have changed, or has no number for; they are counted"
         if self.fp32_backend is None: return np.zeros(len(probs), bool)
         finite = np.isfinite(probs).all(1)
         known = np.where(finite[:, None], probs, 1)
         uncertain = ~finite | flips_within(known, decisions, self.margins(known))
+        if self.recomputes_unlike and unlike is not None: uncertain |= flag_unlike(unlike)
         with self.lock: self.recomputed += int(uncertain.sum())
         return uncertain

@@ -303,7 +303,7 @@ class OnnxBackend(Backend):
         super().__init__(model, 'int8' if int8 else 'fp32', 'cpu', max_batch)
         self.threads, self.net, self.facts = 0, model.net, None
         if int8:
-            self.net, self.facts = int8
+            (self.net, self.facts), self.recomputes_unlike = int8, True
             self.fp32_backend = OnnxBackend(model, 'fp32', device, max_batch)
 
     def margins(self, probs: np.ndarray) -> float | np.ndarray: return self.facts.row_margins(probs) if self.facts else 0.

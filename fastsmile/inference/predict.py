@@ -102,9 +102,9 @@ def _predict_loaded(job: PredictionJob, loaded: list[LoadedImage]) -> list[dict]
 def _predict_cells(job: PredictionJob, good: list[LoadedImage]) -> list[dict]:
     if not good: return []
     views = np.stack([one.views for one in good])
-    probs, raw = predict_views(job.backend, views, job.views, job.tta_mean, job.row_format.decisions)
-    out = []
-    rows = job.row_format.format(probs, raw, unpack_inputs(views[:, 0], job.backend.preps)[0])
+    unlike, out = job.row_format.unlike(unpack_inputs(views[:, 0], job.backend.preps)[0]), []
+    probs, raw = predict_views(job.backend, views, job.views, job.tta_mean, job.row_format.decisions, unlike)
+    rows = job.row_format.format(probs, raw, unlike)
     for one, cells, finite in zip(good, rows, np.isfinite(probs).all(1)):
         if not finite: cells = dict(error="the network's output is not finite")
         elif one.match: cells = apply_known_label(cells, one.match)

@@ -19,6 +19,7 @@ import onnx
 from ..core.errors import SmileError, WriteError, printable, say
 from ..core.files import atomic_write
 from ..core.system import has_fast_int8
+from ..data.unlike import flag_unlike
 from .backend import flips_within, normalize_pixels, unpack_inputs
 from .export import quiet_exporter, read_some_images
 from .onnx_backend import INT8_KEY, LEAST_INT8_SPEEDUP, ONNX_OUTPUT, Int8Facts, OnnxNet, graph_key
@@ -139,10 +140,12 @@ class _HeldOut:
     model: Model
     images: np.ndarray # (n, ...), uint8, of `pack_inputs`
     probs: np.ndarray  # (n, C), in fp32
+    unlike: np.ndarray # (n,) bool: recomputed in any case
 
     @classmethod
     def of(cls, model: Model, images: np.ndarray):
-        return cls(model, images, _probabilities(model, model.net, images))
+        pixels = unpack_inputs(images, model.preps)[0]
+        return cls(model, images, _probabilities(model, model.net, images), flag_unlike(model.metadata.unlike.unlike(pixels)))
 
     def errors(self, net: OnnxNet, n: int) -> float: # root mean square of the first `n`
         other = _probabilities(self.model, net, self.images[:n])
@@ -169,7 +172,7 @@ def _measure(
     leads, margins = _fit_margins(held_out.probs, other)
     facts = Int8Facts(list(graph_key(model.net.config)), leads, margins, len(other), 0., 0., 1., fp32)
     decisions = make_row_format(model).decisions
-    again = flips_within(other, decisions, facts.row_margins(other))
+    again = held_out.unlike | flips_within(other, decisions, facts.row_margins(other))
     if (decisions(other) != decisions(held_out.probs))[~again].any(): raise SmileError('its labels differ', '')
     recomputed = float(again.mean())
     probs = float(np.abs(other - held_out.probs)[~again].max(initial=0))
@@ -252,6 +255,7 @@ def add_int8(
     out.unlink(missing_ok=True)
     if not has_fast_int8() or len(calibration) < _LEAST_CALIBRATION or len(held_out) < _LEAST_HELD_OUT: return None
     model = load_onnx(folder)
+    if model.metadata.unlike is None: return None
     images = [read_some_images(reader, names, model.preps, n) for names, n in
               ((calibration, CALIBRATION_IMAGES), (held_out, HELD_OUT_IMAGES))]
     if len(images[0]) < _LEAST_CALIBRATION or len(images[1]) < _LEAST_HELD_OUT: return None

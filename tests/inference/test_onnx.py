@@ -365,6 +365,7 @@ def quick(tmp_path_factory):
     from fastsmile.inference.export import write_onnx
     rng, where = np.random.default_rng(3), tmp_path_factory.mktemp('int8')
     images, others = (folder(where/name, {f'{i:03}.png': noise_png(rng) for i in range(n)}) for name, n in (('measured', 180), ('others', 240)))
+    from fastsmile.data.unlike import fit_unlike_scale
     model = load_bundle(bundle(where/'model', 'resnet10t', 32, model_args=TINY))
     reader = FolderReader(images)
     pixels = np.stack(room.read_some_images(reader, sorted(reader.names()), model.preps, 180))
@@ -372,6 +373,7 @@ def quick(tmp_path_factory):
     with torch.no_grad():
         model.net.fc.weight.div_(torch.tensor(logits.std(0))[:, None])
         model.net.fc.bias.copy_((model.net.fc.bias - torch.tensor(logits.mean(0))) / torch.tensor(logits.std(0)))
+    model = replace(model, metadata=replace(model.metadata, unlike=fit_unlike_scale(pixels[:90], pixels[90:])))
     save_bundle(model, where/'model')
     write_onnx(model, json.loads((where/'model'/'config.json').read_text()), where/'model'/'model.onnx')
     names = sorted(reader.names())
@@ -408,6 +410,22 @@ def test_int8_goes_on_to_the_same_bytes_in_int8_alone(quick, tmp_path):
     with pytest.raises(SmileError, match='precision was int8'): predict(quick[1], ask_quick(quick, tmp_path/'c.csv', precision='fp32', resume=True))
     assert predict(quick[1], ask_quick(quick, tmp_path/'c.csv', precision='int8', resume=True)).resumed > 0
     assert (tmp_path/'c.csv').read_bytes() == want
+
+
+def test_pictures_unlike_the_training_images_are_recomputed(quick, tmp_path):
+    "They may be far outside of what the int8 graph was made for: their rows are fp32's to the last digit"
+    rng = np.random.default_rng(9)
+    def png(i):
+        import io
+        from PIL import Image
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(out, 'PNG')
+        return out.getvalue()
+    odd = folder(tmp_path/'odd', {f'{i:02}.png': png(i) for i in range(40)})
+    for p in ('fp32', 'int8'): done = predict(odd, ask_quick(quick, tmp_path/f'{p}.csv', precision=p))
+    a, b = (rows_of(tmp_path/f'{p}.csv') for p in ('fp32', 'int8'))
+    assert '40 uncertain rows recomputed' in done.run_info['precision'] and all(float(r['unlike']) >= 0.95 for r in a)
+    assert all(abs(v - numbers(y)[k]) < NEAR for x, y in zip(a, b) for k, v in numbers(x).items())
 
 
 def test_what_was_measured_is_in_the_int8_file(quick):
