@@ -522,8 +522,8 @@ def test_parquet_of_images_in_any_folder_and_column(tmp_path, where):
     assert source.reader.read_bytes(source.frame.path[1]) == picture(seed=1)
 
 
-@pytest.mark.parametrize('made,labels', [(np.eye(3)[[0, 2, 1, 2]], '0212'), (np.eye(2, dtype=bool)[[1, 0, 1, 0]], '1010'), (np.array([[3.], [1.], [3.], [1.]]), '3131'),
-                                         (np.array([0., 1., 0., 1.]), '0101')])
+@pytest.mark.parametrize('made,labels', [(np.eye(3)[[0, 2, 1, 2]], '0212'), (np.eye(2, dtype=bool)[[1, 0, 1, 0]], '1010'),
+                                         (np.array([[3.], [1.], [3.], [1.]]), '3131'), (np.array([0., 1., 0., 1.]), '0101')])
 def test_labels_in_arrays_one_hot_or_as_floats(tmp_path, made, labels):
     "The first column of one-hot labels would be another question"
     x = np.zeros((4, 8, 8), np.uint8)
@@ -538,7 +538,8 @@ def test_labels_in_arrays_one_hot_or_as_floats(tmp_path, made, labels):
 @pytest.mark.parametrize('where', ['annotations/{s}_labels.csv', 'metadata/{s}.csv', 'labels/labels_{s}.tsv'])
 def test_tables_in_folders_for_them(tmp_path, where):
     images = {f'images/{s}/{s}{i}.png': P for s in ('train', 'val') for i in range(4)}
-    tables = {where.format(s=s): ''.join(f'{s}{i}.png,{"ab"[i % 2]}\n'.replace(',', '\t' if 'tsv' in where else ',') for i in range(4)) for s in ('train', 'val')}
+    cut = '\t' if where.endswith('tsv') else ','
+    tables = {where.format(s=s): ''.join(f'{s}{i}.png{cut}{"ab"[i % 2]}\n' for i in range(4)) for s in ('train', 'val')}
     s = read(tmp_path, images | tables)
     assert s.kept.label.value_counts().to_dict() == dict(a=4, b=4) and s.kept.split.value_counts().to_dict() == dict(train=4, valid=4)
 
