@@ -790,6 +790,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastsmile.data.arrays._with_usage': ('data/arrays.html#_with_usage', 'fastsmile/data/arrays.py'),
                                        'fastsmile.data.arrays.check_no_packed_images': ( 'data/arrays.html#check_no_packed_images',
                                                                                          'fastsmile/data/arrays.py'),
+                                       'fastsmile.data.arrays.label_values': ('data/arrays.html#label_values', 'fastsmile/data/arrays.py'),
                                        'fastsmile.data.arrays.own_images': ('data/arrays.html#own_images', 'fastsmile/data/arrays.py'),
                                        'fastsmile.data.arrays.parquet_files': ( 'data/arrays.html#parquet_files',
                                                                                 'fastsmile/data/arrays.py'),
