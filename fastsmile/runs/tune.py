@@ -321,7 +321,7 @@ def describe_ties(
     if tied.empty: return f'No other trial is a tie with trial {complete.trial.iloc[0]} {rows}.'
     named = ', '.join(map(str, tied[:8])) + (', ...' if len(tied) > 8 else '')
     return (f'{len(tied)} of the {len(complete) - 1} other trials ({named}) are ties with trial {complete.trial.iloc[0]} '
-            f'{rows}: more rows, or --folds 5, would tell them apart.')
+            f'{rows}: more rows, or fit --folds 5 with the options of each, tell them apart.')
 
 # %% ../../nbs/runs/14_tune.ipynb #2dc3f80c
 _TRIALS_CAPTION = ('Trials of the search, the best on valid first. '
