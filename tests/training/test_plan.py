@@ -1,6 +1,5 @@
 "The plan of a training: what is given stays, the rest fits the pictures, the time and the memory."
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import folder, picture
+from forked import run_python
 
 from fastsmile.config.fit import FitConfig
 from fastsmile.core.errors import OptionError, SmileError
@@ -144,7 +144,7 @@ print(json.dumps(dict(parts=run.config['training']['micro_batches'], loss=float(
 def test_training_stays_below_a_limit_on_memory(tmp_path):
     "64 pictures of 224 px keep 2.2 GB for the backward pass; with 1.8 GB for everything they go through in parts"
     source = folder(tmp_path/'s', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(60)})
-    r = subprocess.run([sys.executable, '-c', LIMITED, str(source), str(tmp_path/'run'), '1800'], capture_output=True, text=True, timeout=300)
+    r = run_python(['-c', LIMITED, source, tmp_path/'run', '1800'], timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     result = json.loads(r.stdout.splitlines()[-1])
     assert result['parts'] > 1 and result['loss'] < 5
