@@ -74,6 +74,7 @@ _SOURCE_OR_URL = Argument('source', f'{_SOURCE.help}, or a URL (s3://...)', '.')
 
 # %% ../../nbs/cli/03_commands.ipynb #14703f8e
 @command('audit', AuditConfig, 'fastsmile audit faces --fail-on error\nfastsmile audit photographs --faces\n'
+         'fastsmile audit faces --next 50 --model runs/resnet18\n'
          'fastsmile audit s3://bucket/faces --ray 10.0.0.1:6379', _SOURCE_OR_URL)
 def _audit(source: str, config: AuditConfig) -> tuple:
     """Check the data: broken files, duplicates, doubtful labels

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .choices import MONITORED_METRICS, format_choices, parse_choices
-from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, Options, POOL_CHOICES, PRECISIONS
+from .fields import BALANCE_CHOICES, DataOptions, DecideOptions, INFERENCE_PRECISIONS, Options, POOL_CHOICES
 from .fields import SourceOptions, SplitOptions, TTA_MODES, actors_opt, batch_size_opt
 from .fields import check_ray_address, check_unused, device_opt, face_margin_opt, face_score_opt
 from .fields import faces_opt, flag, opt, parse_duration, parse_number_list
@@ -35,6 +35,12 @@ class AuditConfig(DataOptions):
         None, 'a run of `fit --folds`: its out-of-fold predictions reveal labels that look wrong', metavar='RUN')
     fail_on: str = opt(
         'never', 'exit with 1 where there is a finding of this severity or worse', choices=_FAIL_ON_SEVERITIES)
+    next: int | None = opt(
+        None, 'so many images without a label that a person should label next, first on the page: those that are most '
+        'unlike all that is labelled, or with --model the least sure ones', minimum=1, maximum=10000, metavar='N')
+    model: str | None = opt(
+        None, 'choose those that this model is least sure of: a run, a model folder or hf://user/name', requires='next',
+        metavar='RUN|MODEL')
     workers: int | None = opt(
         None, 'images examined at once (default: the number of cores; 1 in each process of --ray)',
         minimum=1, maximum=256, panel='System')
@@ -62,7 +68,7 @@ ENGINES = ('auto', 'torch', 'onnx')
 
 def _engine_opt() -> Any:
     return opt('auto', "what runs the network: onnx is the bundle's model.onnx, or another exported file, and computes on "
-               'the CPU; auto takes it there, and torch with a GPU, a lower precision or, for more than 256 images, a '
+               'the CPU; auto takes it there, and torch with a GPU, in bf16 or fp16 or, for more than 256 images, on a '
                'processor whose bf16 is fast', choices=ENGINES, panel='Model')
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ class ModelOptions(Options, panel='Decision and calibration'):
     face_margin: float | None = face_margin_opt()
     face_score: float = face_score_opt()
     precision: str = opt(
-        'auto', 'floating-point precision of inference: fp32 is exact, bf16 and fp16 are faster on some machines, auto '
-        'takes them there', choices=PRECISIONS, panel='System')
+        'auto', 'precision of inference: fp32 is exact; bf16, fp16 and int8 (on a CPU with VNNI) are faster on some '
+        'machines, and rows that they could change are recomputed in fp32; auto takes them there',
+        choices=INFERENCE_PRECISIONS, panel='System')
     device: str | None = device_opt()
 
 # %% ../../nbs/config/04_commands.ipynb #2ea44826

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OPTION_PANELS', 'FACE_MODES', 'HASH_NAMES', 'COLOUR_MODES', 'DECISION_RULES', 'TTA_MODES', 'PRECISIONS',
-           'SAMPLING_CHOICES', 'BALANCE_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES', 'INIT_CHOICES', 'POOL_CHOICES',
-           'HEADS', 'INCOMPATIBLE_OPTIONS', 'Default', 'opt', 'flag', 'default_of', 'typed_value', 'Options',
-           'check_unused', 'command_line', 'check_option_names', 'options_or', 'seed_opt', 'device_opt', 'no_onnx_opt',
-           'batch_size_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt', 'SourceOptions', 'colour_opt',
-           'DataOptions', 'SplitOptions', 'DecideOptions', 'reported_tta_opt', 'ray_opt', 'actors_opt',
-           'check_ray_address', 'parse_number_list', 'parse_rates', 'is_learning_rate', 'parse_duration', 'HeadChoice',
-           'parse_head', 'parse_word_list', 'ParsedChoices', 'Incompatible', 'check_compatible']
+           'INFERENCE_PRECISIONS', 'SAMPLING_CHOICES', 'BALANCE_CHOICES', 'AUGMENT_CHOICES', 'SCHEDULE_CHOICES',
+           'INIT_CHOICES', 'POOL_CHOICES', 'HEADS', 'INCOMPATIBLE_OPTIONS', 'Default', 'opt', 'flag', 'default_of',
+           'typed_value', 'Options', 'check_unused', 'command_line', 'check_option_names', 'options_or', 'seed_opt',
+           'device_opt', 'no_onnx_opt', 'batch_size_opt', 'faces_opt', 'face_margin_opt', 'face_score_opt',
+           'SourceOptions', 'colour_opt', 'DataOptions', 'SplitOptions', 'DecideOptions', 'reported_tta_opt', 'ray_opt',
+           'actors_opt', 'check_ray_address', 'parse_number_list', 'parse_rates', 'is_learning_rate', 'parse_duration',
+           'HeadChoice', 'parse_head', 'parse_word_list', 'ParsedChoices', 'Incompatible', 'check_compatible']
 
 # %% ../../nbs/config/01_fields.ipynb #e371383a
 import re
@@ -259,8 +259,8 @@ def device_opt() -> Any:
 
 def no_onnx_opt() -> Any:
     "The option `no_onnx` of commands that write a model"
-    return opt(False, 'write no model.onnx beside the weights; a CPU then predicts with torch, which starts and computes '
-               'more slowly', panel='Output')
+    return opt(False, 'write no model.onnx and no model.int8.onnx beside the weights; a CPU then predicts with torch, which '
+               'starts and computes more slowly', panel='Output')
 
 # %% ../../nbs/config/01_fields.ipynb #120534e8
 def batch_size_opt(
@@ -409,7 +409,8 @@ class DecideOptions(Options, panel='Decision and calibration'):
 
 # %% ../../nbs/config/01_fields.ipynb #8d2bd831
 TTA_MODES = ('none', 'flip', 'crops', 'full')  # test-time augmentation
-PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
+PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')          # of training
+INFERENCE_PRECISIONS = (*PRECISIONS, 'int8')
 
 def reported_tta_opt() -> Any:
     "The option `tta` of commands that measure on test"

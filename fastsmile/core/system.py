@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CGROUP', 'used_memory', 'free_memory', 'default_batch_size', 'is_memory_error', 'may_have_gpu', 'cpu_flags',
-           'iso_now', 'sub_seed', 'seed_everything', 'is_distributed', 'Interrupted', 'graceful_interrupt',
-           'in_notebook']
+           'has_fast_int8', 'iso_now', 'sub_seed', 'seed_everything', 'is_distributed', 'Interrupted',
+           'graceful_interrupt', 'in_notebook']
 
 # %% ../../nbs/core/03_system.ipynb #9543a9db
 import math
@@ -114,6 +114,13 @@ def cpu_flags(
     try: lines = file.read_text().splitlines()
     except OSError: return frozenset()
     return frozenset(next((line.partition(':')[2].split() for line in lines if line.startswith('flags')), ()))
+
+# %% ../../nbs/core/03_system.ipynb #09f2b175
+_FAST_INT8_FLAGS = {'avx512_vnni', 'avx_vnni', 'amx_int8'}
+
+def has_fast_int8() -> bool:
+    "Does the processor multiply 8-bit integers fast, and without saturation?"
+    return not _FAST_INT8_FLAGS.isdisjoint(cpu_flags())
 
 # %% ../../nbs/core/03_system.ipynb #41689003
 def iso_now() -> str:

@@ -165,6 +165,17 @@ def _records_by_split(data: dict) -> list[dict]:
         return entry if isinstance(entry, dict) else dict(image=entry)
     return [record(entry) | dict(split=split) for split, entries in data.items() for entry in entries]
 
+# %% ../../nbs/data/05_annotations.ipynb #6bad0b90
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and is_image_text(entry[0]) and isinstance(entry[1], str | int)
+
+def _records_of_pairs(pairs: list) -> list[dict]: return [dict(image=image, label=str(label)) for image, label in pairs]
+
+def _records_below(data: Any) -> list[dict]:
+    "The records of images in a dictionary that holds one list of them, and what is about them"
+    lists = [v for v in data.values() if _is_list_of(v, _names_an_image)] if isinstance(data, dict) else []
+    return lists[0] if len(lists) == 1 else []
+
 # %% ../../nbs/data/05_annotations.ipynb #d8336da2
 @dataclass(frozen=True)
 class JsonFormat:
@@ -194,6 +205,8 @@ JSON_FORMATS = (
                lambda d: [dict(image=k) | r for k, r in d.items()], False),
     JsonFormat('labels by image', _is_keyed_by_image, lambda d: [dict(image=k, label=v) for k, v in d.items()]),
     JsonFormat('images by split', _is_keyed_by_split, _records_by_split, False),
+    JsonFormat('pairs of image and label', lambda d: _is_list_of(d, _is_pair), _records_of_pairs),
+    JsonFormat('records under a key', lambda d: bool(_records_below(d)), _records_below, False),
     JsonFormat('a list of images', lambda d: _is_list_of(d, is_image_text), lambda d: [dict(image=v) for v in d],
                False),
     JsonFormat('images by class', lambda d: _is_list_of(_values(d), lambda v: _is_list_of(v, is_image_text)),
@@ -241,23 +254,26 @@ def _present(roles: dict[str, str], records: list[dict]) -> dict[str, str]:
     return roles | {name: name for name in ('reason', 'agreement') if name in said}
 
 # %% ../../nbs/data/05_annotations.ipynb #2f9f0149
-def _cvat_record(image: ElementTree.Element) -> dict:
-    labels = {child.get('label') for child in image if child.get('label')}
-    return label_record(image.get('name', ''), labels)
+def _xml_record(image: ElementTree.Element) -> dict:
+    "The record of an image of CVAT (label is an attribute) or dlib (it is a text)"
+    labels = [child.get('label') or child.findtext('label') or '' for child in image]
+    return label_record(image.get('name') or image.get('file', ''), filter(None, labels))
 
 def _parse_xml(text: str, name: str) -> CellTable:
-    "The table in an XML file of CVAT; raises `SmileError`"
+    "The table in an XML file of CVAT or of dlib; raises `SmileError`"
     if '<!ENTITY' in text or '<!DOCTYPE' in text:
         raise SmileError(f'{printable(name)} is XML that declares entities, which is not read.', 'Save it as CSV.')
     try: root = ElementTree.fromstring(text.encode())
     except (ElementTree.ParseError, ValueError) as e:
         raise SmileError(f'{printable(name)} cannot be read as XML: {printable(e)}.', 'Export it again.') from None
-    images = root.findall('image')
+    is_dlib = root.tag == 'dataset'
+    images = root.findall('images/image' if is_dlib else 'image')
     if not images:
-        raise SmileError(f'{printable(name)} is XML with <{printable(root.tag)}>, and not that of CVAT for images.',
-                         'Export "CVAT for images 1.1", COCO or CSV.')
-    records = [_cvat_record(i) for i in images]
-    return CellTable(_cells_of_records(records), 'CVAT XML', _present(dict(image='image', label='label'), records))
+        raise SmileError(f'{printable(name)} is XML with <{printable(root.tag)}>, and not that of CVAT for images or '
+                         'of dlib.', 'Export "CVAT for images 1.1", COCO or CSV.')
+    records = [_xml_record(i) for i in images]
+    roles = _present(dict(image='image', label='label'), records)
+    return CellTable(_cells_of_records(records), 'dlib XML' if is_dlib else 'CVAT XML', roles)
 
 # %% ../../nbs/data/05_annotations.ipynb #3957300c
 def is_annotation_text(

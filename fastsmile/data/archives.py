@@ -109,8 +109,9 @@ def _packed(name: str, ending: str, mark: bytes, command: str) -> ForeignFormat:
 
 _TAR = ForeignFormat('a tar archive', ('.tar', '.tgz', '.tbz', '.tbz2', '.txz', '.tar.gz', '.tar.bz2', '.tar.xz'),
                      'Unpack it first: python -m tarfile -e $file $stem', marks=(b'ustar',), at=257)
+_GZIP = _packed('a gzip file', '.gz', b'\x1f\x8b', 'python -m gzip -d $file')
 _PACKED_FORMATS = (
-    _packed('a gzip file', '.gz', b'\x1f\x8b', 'python -m gzip -d $file'),
+    _GZIP,
     _packed('a bzip2 file', '.bz2', b'BZh', 'bzip2 -dk $file'),
     _packed('an xz file', '.xz', b'\xfd7zXZ\0', 'xz -dk $file'),
     _packed('a Zstandard file', '.zst', b'(\xb5/\xfd', 'zstd -d $file'),
@@ -143,7 +144,8 @@ _ARRAY_FORMATS = (
     ForeignFormat('an HDF5 file', ('.h5', '.hdf5', '.hdf'),
                   f"{_IN_PYTHON}import h5py, numpy as np; d = h5py.File($file); {_SAVE_NPZ}",
                   f"{_TABLE_IN_PYTHON}import h5py, pandas as pd; d = h5py.File($file); "
-                  + _SAVE_CSV.replace('d[k]', 'd[k].asstr()[:]'), marks=(b'\x89HDF\r\n',)),
+                  + _SAVE_CSV.replace('d[k]', '(d[k].asstr() if h5py.check_string_dtype(d[k].dtype) else d[k])[:]'),
+                  marks=(b'\x89HDF\r\n',)),
     ForeignFormat('a MATLAB 7.3 file', (), f"{_IN_PYTHON}import h5py, numpy as np; d = h5py.File($file); "
                   + _SAVE_NPZ.replace("']", "'][:].T"), marks=(b'MATLAB 7.3',)),
     ForeignFormat('a MATLAB file', ('.mat',),
@@ -163,6 +165,15 @@ FOREIGN_FORMATS = (_TAR, *_PACKED_FORMATS, *_COLUMN_FORMATS, *_ARRAY_FORMATS)
 
 # %% ../../nbs/data/02_archives.ipynb #c01c5f4e
 _PART_NUMBER = re.compile(r'-\d+(-of-\d+)?$')
+_RENAMED_ZIP = ForeignFormat('a zip under another ending', (), 'Give it its own: mv $file $zip')
+_RENAMED_GZIP = ForeignFormat('a gzip file under another ending', (), 'Give it its own and unpack it: '
+                              'mv $file $gz; python -m gzip -d $gz')
+
+def _begins_with_tar(head: bytes) -> bool:
+    "Is what these first bytes of a gzip file unpack to a tar?"
+    try: return zlib.decompressobj(31).decompress(head, 512).startswith(_TAR.marks, _TAR.at)  # 31: gzip's header
+    except zlib.error: return False
+
 HEAD_BYTES = 1024  # of a file: enough to recognise its format
 
 def foreign_format(
@@ -173,8 +184,10 @@ def foreign_format(
     lower = _PART_NUMBER.sub('', name.lower())
     by_ending = next((f for f in FOREIGN_FORMATS if lower.endswith(f.endings)), None)
     by_bytes = next((f for f in FOREIGN_FORMATS if f.marks and head.startswith(f.marks, f.at)), None)
-    is_packed_tar = by_ending == _TAR and by_bytes in _PACKED_FORMATS
-    return by_ending if is_packed_tar or by_bytes is None else by_bytes
+    is_packed = by_ending == _TAR or by_ending in _PACKED_FORMATS
+    if head.startswith(b'PK\3\4') and (is_packed or not PurePosixPath(name).suffix): return _RENAMED_ZIP
+    if by_bytes == _GZIP and not lower.endswith(_GZIP.endings): return _TAR if _begins_with_tar(head) else _RENAMED_GZIP
+    return by_ending if by_ending == _TAR and by_bytes in _PACKED_FORMATS or by_bytes is None else by_bytes
 
 # %% ../../nbs/data/02_archives.ipynb #c0133d09
 def format_error(
@@ -187,8 +200,8 @@ def format_error(
     file = what.rpartition('/')[2] if is_url(name) else what
     endings = [e for e in found.endings if file.lower().endswith(e)] or [PurePosixPath(file).suffix]
     stem = file[:len(file) - len(max(endings, key=len))]
-    endings = {ending: f'{stem}.{ending}' for ending in ('npz', 'csv', 'parquet')}
-    names = dict(file=file, stem=stem, folder=f'{stem}/', **endings)
+    endings = {ending: f'{stem}.{ending}' for ending in ('npz', 'csv', 'parquet', 'zip')}
+    names = dict(file=file, stem=stem, folder=f'{stem}/', gz=f'{file}.gz', **endings)
     way = Template(found.table if is_table and found.table else found.images)
     return SmileError(f'{what} is {found.name}, which is not read.',
                       ('Download it. ' if is_url(name) else '') + way.substitute({k: repr(v) for k, v in names.items()}))

@@ -25,8 +25,8 @@ from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url
 from ..core.system import free_memory
 from .archives import open_zip
-from .cells import (detect_separator, image_bytes_column, images_in_table, open_text, parse_table,
-                                  pixel_column, read_table_bytes)
+from .cells import (detect_separator, image_bytes_column, images_in_table, open_text, parquet_below,
+                                  parse_table, pixel_column, read_table_bytes)
 from .images import ImageError, ImageNotFoundError
 from .layouts import (TABLE_COLUMNS, Layout, ReadSource, SourcePlace, TableFile, files_in, is_table_name,
                                     labels_path, rows_of_cells, table_in)
@@ -268,7 +268,7 @@ def _read_pixels(place: SourcePlace) -> ReadSource:
     "The rows of a table with pixels, with its own labels or those of `--labels`"
     path, *more = _pixel_tables(place)
     if more:
-        names = f'{printable(path.name)}, {printable(more[0].name)}'
+        names = ', '.join(printable(p.name) for p in [path, *more][:6])
         raise SmileError(f'{printable(place.source)} has several tables with pixels: {names}.',
                          'Pass one as the source.')
     reader, cells = PixelTableReader(path), read_pixel_table(path)[1]
@@ -360,11 +360,10 @@ class ParquetImageReader(FileReader):
 
 # %% ../../nbs/data/11_arrays.ipynb #05562c5b
 def parquet_files(
-    root: Path, # a Parquet file, or a folder of them, or with `data/` of them
+    root: Path, # a Parquet file, or a folder of them
 ) -> list[Path]:
     "The Parquet files of a source that hold images"
-    files = [root] if root.is_file() else sorted([*root.glob('*.parquet'), *root.glob('data/*.parquet')])
-    return [p for p in files if image_bytes_column(p)]
+    return [p for p in ([root] if root.is_file() else parquet_below(root)) if image_bytes_column(p)]
 
 def _name_below(path: Path, root: Path) -> str: return path.name if path == root else path.relative_to(root).as_posix()
 
@@ -397,7 +396,7 @@ def _read_parquet_images(place: SourcePlace) -> ReadSource:
     for path in parquet_files(root):
         name = _name_below(path, root)
         read = rows_of_cells(reader, _parquet_cells(path, name), name, replace(place.options, image_col='image'))
-        split = split_of(PurePosixPath(name).stem)
+        split = next(filter(None, map(split_of, PurePosixPath(name).with_suffix('').parts)), '')
         frames.append(read.frame.assign(split=read.frame.split.where(read.frame.split != '', split)))
         notes += read.notes
     return ReadSource(reader, pd.concat(frames, ignore_index=True).fillna(''), tuple(notes))
@@ -405,7 +404,10 @@ def _read_parquet_images(place: SourcePlace) -> ReadSource:
 def _detect_parquet_images(place: SourcePlace) -> str:
     if is_url(place.source) or place.options.labels or place.options.layout in ('folders', 'csv'): return ''
     if not place.is_folder and place.extension != '.parquet': return ''
-    return ', '.join(p.name for p in parquet_files(Path(place.source)))
+    root = Path(place.source)
+    files = parquet_files(root)
+    is_deep = any(p.parent not in (root, root/'data') for p in files) and place.is_folder
+    return '' if is_deep and place.names else ', '.join(p.name for p in files)
 
 PARQUET_IMAGES = Layout('images in Parquet', 'array', 'Parquet with images', _detect_parquet_images,
                         _read_parquet_images, decisive=True)

@@ -24,11 +24,12 @@ from .domain import Domain, grey_share
 from .faces import crop_faces, frame_of_margin, measure_face_frame
 from .findings import Finding, SEVERITIES, audit_record, class_findings, face_findings, file_findings
 from .findings import finding_rows, make_finding, sort_by_severity, suspect_finding, table_findings
+from .images import parse_region
 from .leaks import colour_finding, leak_finding
 from .plan import apply_plan, merge_plans, note_overridden_actions, override_plan, plan_copies
 from .plan import plan_single_images, read_plan
 from .scan import IMAGE_HASHES, ImageScanner, ScanResult, VerifiedReader, data_fingerprint, scan_images
-from .source import Source, UNLABELLED, used_or_unlabelled, used_rows
+from .source import Source, UNLABELLED, used_or_unlabelled, used_rows, with_unlabelled_rows
 from .splits import TRAINING_FINGERPRINTS_FILE, TrainingSource, assign_splits, find_training_copies
 from .splits import read_training_fingerprints, run_options, stratified_group_split, training_fingerprints
 from .splits import write_training_fingerprints
@@ -88,6 +89,7 @@ def run_audit(
 ) -> AuditedSource:
     "Scan every file, find what is wrong, make and obey the plan; raises `SmileError` for one that cannot be obeyed"
     edited = read_plan(config.plan) if config.plan else None
+    if edited is not None: source = with_unlabelled_rows(source, {parse_region(path)[0] for path in edited.path})
     source = crop_faces(source, config, workers, progress, cluster_map=cluster_map)
     scanner = ImageScanner(config.hash, config.mirror)
     scan = scan_images(source.reader, _scannable(source.frame, edited), scanner, workers, progress, cluster_map)

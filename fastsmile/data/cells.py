@@ -6,7 +6,7 @@
 __all__ = ['FALLBACK_ENCODINGS', 'MAX_TABLE_BYTES', 'MAX_TABLE_COLUMNS', 'MAX_TABLE_CELLS', 'MAX_LINE_CHARS', 'decode_text',
            'decode_table', 'detect_separator', 'is_plain_csv', 'read_table_bytes', 'parse_table', 'open_text',
            'bounded_lines', 'csv_rows', 'parquet_rows', 'pixel_column', 'image_bytes_column', 'images_in_table',
-           'has_own_images']
+           'parquet_below', 'has_own_images']
 
 # %% ../../nbs/data/04_cells.ipynb #3af80c86
 import codecs
@@ -398,8 +398,22 @@ def _is_bytes_column(field: Any) -> bool:
     "Does a column of this type hold images: bytes, or bytes and a path?"
     from pyarrow import types
     if types.is_struct(field.type): return field.type.get_field_index('bytes') >= 0
-    return (types.is_binary(field.type) or types.is_large_binary(field.type)) and 'image' in field.name.lower()
+    return _is_binary(field) and 'image' in field.name.lower()
 
+def _is_binary(field: Any) -> bool:
+    from pyarrow import types
+    return types.is_binary(field.type) or types.is_large_binary(field.type)
+
+_IMAGE_STARTS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF', b'BM')
+
+def _begins_with_images(file: Any, field: Any) -> bool:
+    "Is the first value of a column of bytes, whatever it is called, an image?"
+    if not _is_binary(field) or 'thumb' in field.name.lower(): return False
+    some = next(file.iter_batches(batch_size=20, columns=[field.name]), None)
+    values = some.column(0).drop_null() if some is not None else ()
+    return len(values) > 0 and values[0].as_py().startswith(_IMAGE_STARTS)
+
+# %% ../../nbs/data/04_cells.ipynb #f07c660f
 def image_bytes_column(
     path: Path,
 ) -> str: # empty where there is none
@@ -408,10 +422,11 @@ def image_bytes_column(
 
 def _bytes_column(source: Path | BinaryIO) -> str:
     if find_spec('pyarrow') is None: return ''
-    from pyarrow.parquet import read_schema
-    try: schema = read_schema(source)
+    from pyarrow.parquet import ParquetFile
+    try:
+        file = ParquetFile(source)
+        return next((f.name for f in file.schema_arrow if _is_bytes_column(f) or _begins_with_images(file, f)), '')
     except Exception: return ''  # a broken file is named by the reader of tables
-    return next((f.name for f in schema if _is_bytes_column(f)), '')
 
 def images_in_table(
     name: str,   # of a file
@@ -424,9 +439,16 @@ def images_in_table(
     return 'Parquet with images' if ending == 'parquet' and _bytes_column(io.BytesIO(data)) else ''
 
 # %% ../../nbs/data/04_cells.ipynb #05786d66
+def parquet_below(
+    folder: Path,
+) -> list[Path]: # sorted
+    "The Parquet files of a folder: at its top and in `data`, or else one or two folders below, as the hub converts sets"
+    found = [*folder.glob('*.parquet'), *folder.glob('data/*.parquet')]
+    return sorted(found or [*folder.glob('*/*.parquet'), *folder.glob('*/*/*.parquet')])
+
 def has_own_images(
-    path: Path, # a file, or a folder of which the files at the top and in `data` count
+    path: Path, # a file, or a folder of which the files at the top and Parquet below count
 ) -> bool:
     "Does a table hold the images themselves?"
-    if path.is_dir(): return any(map(has_own_images, [*path.glob('*.*'), *path.glob('data/*.parquet')]))
+    if path.is_dir(): return any(map(has_own_images, [*path.glob('*.*'), *parquet_below(path)]))
     return pixel_column(path) is not None or bool(image_bytes_column(path))

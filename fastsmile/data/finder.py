@@ -137,12 +137,22 @@ class _NearNames:
 
 # %% ../../nbs/data/06_finder.ipynb #4d727512
 _FITTING_SHARE = 0.9  # of the cells that found nothing
+_ROW_NUMBER = re.compile(r'[0-9]{1,15}(\.0)?')  # of a table
 
 def _fits(near: _NearNames, cells: list[str], split: str) -> bool:
     "Does the rule give nearly every cell an image, and no two the same one?"
     found = [near.look_up(cell, split) for cell in cells]
     single = [names[0] for names in found if len(names) == 1]
-    return len(single) >= _FITTING_SHARE * len(cells) and len(set(single)) == len(single)
+    is_fit = len(single) >= _FITTING_SHARE * len(cells) and len(set(single)) == len(single)
+    return is_fit and not _are_one_off(near, cells)
+
+def _are_one_off(near: _NearNames, cells: list[str]) -> bool:
+    "Do the numbers of the cells begin one below those of as many images, so that each would be given to the next?"
+    if not all(map(_ROW_NUMBER.fullmatch, cells)): return False
+    stems = [re.search('[0-9]+$', PurePosixPath(key).stem) for key in near.by_key]
+    there = [int(m[0]) for m in stems if m]
+    numbers = [int(float(cell)) for cell in cells]
+    return len(there) >= len(numbers) and (min(there), max(there)) == (min(numbers) + 1, max(numbers) + 1)
 
 def _affixes(names: list[str], cells: list[str], steps: int) -> Iterator[NameRule]:
     "The commonest text before and after the cells in the names of images, and the other way round"

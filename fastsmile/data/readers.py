@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cached_property
 from hashlib import blake2b
+from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -135,17 +136,19 @@ def _is_file(entry: os.DirEntry) -> bool:
 
 # %% ../../nbs/data/03_readers.ipynb #5a3adc3e
 def _walk_folder(root: Path, aside: Counter, accepts: Callable = is_image_name) -> Iterator[str]:
-    "The images below a folder, as the file system has them"
-    todo, seen = [''], set()
-    while todo:
-        folder = todo.pop()
+    "The images below a folder, as the file system has them; a folder that is linked, too, under its own name alone"
+    todo, links, seen = [''], [], set()
+    while todo or links:
+        folder = todo.pop() if todo else heappop(links)
         real = os.path.realpath(root/folder)
-        if real in seen: continue  # a link that leads back up
+        if real in seen: continue  # a link to a folder that was listed
         seen.add(real)
         for entry in _scan_folder(root, folder):
             name = f'{folder}/{entry.name}' if folder else entry.name
             if _is_folder(entry) and not _has_image_extension(entry.name):
-                if not _is_hidden(entry.name): todo.append(name)
+                if _is_hidden(entry.name): continue
+                if entry.is_symlink(): heappush(links, name)
+                else: todo.append(name)
             elif accepts(name): yield name
             else: count_if_left_aside(name, aside)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'SOURCE_KINDS', 'COLUMN_OPTIONS', 'UNLABELLED', 'REPEATED_ROW', 'CLASS_LEFT_OUT', 'detect_layout',
-           'unify_labels', 'used_rows', 'used_or_unlabelled', 'has_no_image', 'read_label_map', 'Source', 'read_source']
+           'unify_labels', 'used_rows', 'used_or_unlabelled', 'has_no_image', 'read_label_map', 'Source', 'read_source',
+           'with_unlabelled_rows']
 
 # %% ../../nbs/data/12_source.ipynb #2dd0bd01
 import json
@@ -12,10 +13,11 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -30,7 +32,8 @@ from .arrays import ARRAY, NPZ, PARQUET_IMAGES, PIXEL_TABLE
 from .cells import read_table_bytes
 from .finder import NO_FILE_NAME, NO_SUCH_FILE
 from .folders import CLASS_FOLDERS, LABELS_IN_PATHS, folders_are_people, name_code_hint, path_values
-from .label_files import LABEL_FILES, SIDECAR_FILES, find_split_lists, with_split_lists
+from .label_files import (LABEL_FILES, SIDECAR_FILES, find_split_lists, unread_label_file,
+                                        with_split_lists)
 from .layouts import Layout, ReadSource, SourcePlace, TABLES, TABLE_FILE, find_tables
 from .readers import FolderReader, Reader, left_aside_note
 from .tables import NO_SPLIT_COLUMN, TABLE_EXTENSIONS
@@ -64,12 +67,16 @@ def detect_layout(
     place: SourcePlace,
 ) -> Layout:
     "The layout of a source; raises `SmileError` where there is none, or where two fit"
-    found = []
+    found, unclear = [], None  # class folders whose levels are not clear
     for layout in LAYOUTS:
         if layout.fallback and found: break
-        how = layout.detect(place)
+        try: how = layout.detect(place)
+        except SmileError as e:
+            if layout != CLASS_FOLDERS: raise
+            how, unclear = '', e
         if how and layout.decisive: return layout
         if how: found.append((layout, how))
+    if unclear and not found: raise unclear
     if [layout for layout, _ in found] == [CLASS_FOLDERS] and folders_are_people(place):
         found = [(layout, how) for layout in LAYOUTS if layout.fallback and (how := layout.detect(place))][:1] or found
     if len(found) == 1 or _say_the_same(place, [layout for layout, _ in found]): return found[-1][0]
@@ -153,6 +160,18 @@ def _map_of_cells(cells: pd.DataFrame) -> dict[str, str]:
     codes = [column.str.fullmatch('-?[0-9]+').sum() for column in (first, second)]
     return dict(zip(first, second) if codes[0] >= codes[1] else zip(second, first))
 
+# %% ../../nbs/data/12_source.ipynb #86ecc600
+def _yaml_names(data: bytes, path: str) -> Any:
+    "The value of `names` in YAML, as YOLO has it; raises `SmileError`"
+    import yaml
+    try: found = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise SmileError(f'--label-map {printable(path)} cannot be read as YAML: {printable(e)[:200]}.',
+                         'Pass JSON, a CSV or a list of names.') from None
+    names = found.get('names') if isinstance(found, dict) else None
+    return {str(k): v for k, v in names.items()} if isinstance(names, dict) else names
+
+# %% ../../nbs/data/12_source.ipynb #e36fab33
 def read_label_map(
     path: str, # `--label-map`
 ) -> dict[str, str]: # label in the source -> name
@@ -160,7 +179,7 @@ def read_label_map(
     if not Path(path).is_file():
         raise SmileError(f'--label-map {printable(path)} does not exist.', 'Pass JSON, a CSV or a list of names.')
     data = read_table_bytes(Path(path))
-    try: found = json.loads(data)
+    try: found = _yaml_names(data, path) if Path(path).suffix.lower() in ('.yaml', '.yml') else json.loads(data)
     except ValueError: return _map_of_cells(read_cells(data, Path(path).name).cells)
     if isinstance(found, list): return {str(i): str(name) for i, name in enumerate(found)}
     if not isinstance(found, dict) or any(isinstance(v, dict | list) for v in found.values()):
@@ -169,6 +188,7 @@ def read_label_map(
     by_name = all(isinstance(v, int) for v in found.values()) and not all(re.fullmatch('-?[0-9]+', k) for k in found)
     return {str(v): k for k, v in found.items()} if by_name else {k: str(v) for k, v in found.items()}
 
+# %% ../../nbs/data/12_source.ipynb #8f85cd41
 def _mapped_labels(labels: pd.Series, path: str) -> pd.Series:
     "The labels under their names; an `OptionError` where the map lacks one"
     names = {label_key(k): v for k, v in read_label_map(path).items()}
@@ -339,19 +359,8 @@ def _why_no_classes(names: list[str]) -> str:
     return (f': all of its images are in {printable(min(folders))}, one folder tells nothing apart, and no table is '
             'next to it')
 
+# %% ../../nbs/data/12_source.ipynb #7ec71205
 _MAX_FILES_LOOKED_AT = 1000
-
-def _check_formats(reader: Reader, source: str | Path):
-    "A `SmileError` for a file of a format that is not read: it may hold the images, or their labels"
-    has_images = bool(reader.names())
-    if isinstance(reader, FolderReader): files = list(islice(_files_below(reader.root), _MAX_FILES_LOOKED_AT))
-    else: files = [f'{source}/{name}' for name in reader.root_files()]
-    for file in files:
-        if found := foreign_format(file, _head(file)): raise format_error(file, found, is_table=has_images)
-    zips = [printable(file) for file in files if file.lower().endswith('.zip')]
-    if zips and not has_images:
-        raise SmileError(f'{printable(source)} holds no images, but zips: {", ".join(zips[:4])}.',
-                         f"Unpack them first (python -m zipfile -e '{zips[0]}' FOLDER), or pass one as the source.")
 
 def _files_below(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
@@ -364,8 +373,25 @@ def _head(file: str) -> bytes:
         with open(file, 'rb') as f: return f.read(HEAD_BYTES)
     except (OSError, ValueError): return b''
 
-def _check_has_labels(read: ReadSource, source: str | Path):
+# %% ../../nbs/data/12_source.ipynb #0109aa3d
+def _check_formats(reader: Reader, source: str | Path):
+    "A `SmileError` for a file of a format that is not read: it may hold the images, or their labels"
+    has_images = bool(reader.names())
+    if isinstance(reader, FolderReader): files = list(islice(_files_below(reader.root), _MAX_FILES_LOOKED_AT))
+    else: files = [f'{source}/{name}' for name in reader.root_files()]
+    for file in files:
+        if found := foreign_format(file, _head(file)): raise format_error(file, found, is_table=has_images)
+    zips = [printable(file) for file in files if file.lower().endswith('.zip')]
+    if zips and not has_images:
+        here = isinstance(reader, FolderReader)
+        first, way = (zips[0], ', or pass one as the source') if here else (printable(source), ', then those in it')
+        raise SmileError(f'{printable(source)} holds no images, but zips: {", ".join(zips[:4])}.',
+                         f"Unpack them first (python -m zipfile -e '{first}' FOLDER){way}.")
+
+# %% ../../nbs/data/12_source.ipynb #062e9ab7
+def _check_has_labels(read: ReadSource, place: SourcePlace):
     "A `SmileError` where no row was found, or none with a label"
+    source = place.source
     if (read.frame.label != '').any(): return
     if len(read.frame) and (read.frame.reason == '').any():
         raise SmileError(f'None of the {len(read.frame)} rows of {printable(source)} has a label.',
@@ -375,8 +401,8 @@ def _check_has_labels(read: ReadSource, source: str | Path):
     if len(read.frame): return  # each with its reason
     _check_formats(read.reader, source)
     hint = name_code_hint(names) or 'A class in the names of the files is taken with --label-from REGEX.'
-    aside = left_aside_note(read.reader)
-    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.{" " * bool(aside)}{aside}',
+    aside = ''.join(f' {text}' for text in (left_aside_note(read.reader), unread_label_file(place)) if text)
+    raise SmileError(f'{printable(source)} has no labelled images{_why_no_classes(names)}.{aside}',
                      'Accepted: class folders (--label-level -1 where their names are unusual), a CSV next to the '
                      f'images (--labels FILE), or an array with labels. {hint}')
 
@@ -384,9 +410,12 @@ def _check_has_labels(read: ReadSource, source: str | Path):
 _MAP_NAME = re.compile('classes|labels?[_-]?(map|names)|class[_-]?(names|map|labels)|categories|'
                        '(id|idx|index)2?_?(to_?)?label', re.IGNORECASE)
 _CODES = {
-    'fer2013': '0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral',
+    'ckextended': '0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral, 7 contempt',
+    **dict.fromkeys(('fer2013', 'column emotion, split in column usage', 'label.lst: image in column image, label'),
+                    '0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral'),
     'list_patition_label': '1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral',
-    'subdirectory_filepath': '0 neutral, 1 happy, 2 sad, 3 surprise, 4 fear, 5 disgust, 6 anger, 7 contempt'}
+    'subdirectory_filepath': '0 neutral, 1 happy, 2 sad, 3 surprise, 4 fear, 5 disgust, 6 anger, 7 contempt, 8 none, '
+                             '9 uncertain, 10 no face (--drop-class leaves one out)'}
 
 def _number_notes(frame: pd.DataFrame, place: SourcePlace, notes: tuple[str, ...]) -> list[str]:
     "What may name classes that are numbers"
@@ -398,7 +427,7 @@ def _number_notes(frame: pd.DataFrame, place: SourcePlace, notes: tuple[str, ...
     folder = Path(place.options.labels or place.source)
     folder = folder if folder.is_dir() else folder.parent
     files = [] if is_url(place.source) else sorted(filter(Path.is_file, folder.iterdir()))
-    maps = [p.name for p in files if _MAP_NAME.fullmatch(p.stem)]
+    maps = [p.name for p in files if _MAP_NAME.fullmatch(p.stem) or p.name in ('data.yaml', 'data.yml', 'dataset.yaml')]
     return [f'The classes are numbers, which {printable(n)} may name: --label-map {printable(folder/n)}.'
             for n in maps[:1]]
 
@@ -424,8 +453,9 @@ def read_source(
     place = SourcePlace(str(source) if is_url(source) else Path(source), options)
     layout = detect_layout(place)
     read = with_split_lists(layout.read(place), place, layout)
+    if read.frame.empty: _check_has_labels(read, place)
     _check_layout_options(place, layout)
-    _check_has_labels(read, place.source)
+    _check_has_labels(read, place)
     used = {parse_region(path)[0] for path in read.frame.path}
     without_row = sorted(set(read.reader.names()) - used) if read.reader.stores_files else []
     frame, spellings = _clean_rows(read.frame, options)
@@ -435,3 +465,16 @@ def read_source(
     notes += filter(None, [left_aside_note(read.reader)])
     notes += _number_notes(frame, place, read.notes)
     return Source(str(place.source), layout.kind, read.reader, frame, without_row, spellings, notes)
+
+# %% ../../nbs/data/12_source.ipynb #4e1a2466
+def with_unlabelled_rows(
+    source: Source,
+    names: Collection[str] | None = None, # of images; all that have no row where None
+) -> Source:
+    "The source with a row for images that have none: without a label"
+    added = [n for n in source.images_without_row if names is None or n in names]
+    if not added: return source
+    empty = dict.fromkeys(source.frame.columns, '') | dict(reason=UNLABELLED)
+    rows = pd.DataFrame([empty | dict(path=name) for name in added])
+    left = [n for n in source.images_without_row if n not in set(added)]
+    return replace(source, frame=pd.concat([source.frame, rows], ignore_index=True), images_without_row=left)

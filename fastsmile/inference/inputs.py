@@ -32,7 +32,8 @@ from ..data.finder import ListedReader, literal_name
 from ..data.images import ImageError, Preprocessing, decode_image, parse_region, upright_rgb
 from ..data.readers import FolderReader, Reader, ZipReader, content_digest, find_images_at_url
 from ..data.readers import left_aside_note, reader_below, remote_reader
-from ..data.tables import LIST_EXTENSIONS, TABLE_EXTENSIONS, is_whole_table, open_image_column
+from ..data.tables import (LIST_EXTENSIONS, TABLE_EXTENSIONS, folder_or_zip_reader, is_whole_table,
+                                   open_image_column, reader_beside)
 from ..data.video import VIDEO_EXTENSIONS, VideoReader, check_video_extra, is_video_name, parse_frame
 
 # %% ../../nbs/inference/07_inputs.ipynb #e7f1a62e
@@ -79,6 +80,8 @@ def _open_folder(root: Path, image_col: str | None, below: str | None) -> ImageI
     reader = FolderReader(root)
     total, names = external_sort(reader.walk())
     if total == 0 and has_own_images(root): return _open_own_images(root)
+    packed = folder_or_zip_reader(root) if total == 0 else reader
+    if isinstance(packed, ZipReader): return _open_zip_file(packed.root, image_col, below)
     return ImageInputs(reader, names, total, f'the folder {printable(root)}')
 
 def _open_own_images(path: Path) -> ImageInputs:
@@ -189,7 +192,7 @@ def _as_path_text(stream: TextIO) -> TextIO:
 # %% ../../nbs/inference/07_inputs.ipynb #6ef83658
 def _open_table(path: Path, image_col: str | None, below: str | None) -> ImageInputs:
     if has_own_images(path): return _open_own_images(path)
-    reader = ListedReader(reader_below(below, path.parent), search_below=True)
+    reader = ListedReader(reader_below(below, '') if below else reader_beside(path), search_below=True)
     column = open_image_column(path, reader.finder, image_col)
     total = sum(1 for _ in column.cells())
     names = (literal_name(reader.finder, cell) for cell in column.cells())

@@ -46,21 +46,22 @@ _FEW_IMAGES = 256  # that onnxruntime predicts before torch is imported and its 
 def _onnx_suits(
     path: str | Path,    # a run folder or a bundle; other things suit neither
     device: str | None,
-    precision: str,      # one of `PRECISIONS`
+    precision: str,      # one of `INFERENCE_PRECISIONS`
     images: int | None,  # how many, where that is known
 ) -> bool:
     "Is there a file for onnxruntime, and nothing that torch would do better?"
-    if not Path(path).is_dir() or not onnx_path(path).is_file() or precision not in ('auto', 'fp32'): return False
+    if not Path(path).is_dir() or not onnx_path(path).is_file(): return False
+    if precision not in ('auto', 'fp32', 'int8'): return False
     is_few = images is not None and images <= _FEW_IMAGES
     if precision == 'auto' and not is_few and 'amx_bf16' in cpu_flags(): return False
-    return device == 'cpu' or device is None and not may_have_gpu()
+    return device == 'cpu' or device is None and (precision == 'int8' or not may_have_gpu())
 
 # %% ../../nbs/inference/04_load.ipynb #024c8e79
 def choose_backend(
     path: str | Path | None,   # a run folder, a bundle, an .onnx file or hf://user/name; None: the newest run
     engine: str = 'auto',      # one of `ENGINES`
     device: str | None = None, # None: the best there is
-    precision: str = 'auto',   # one of `PRECISIONS`
+    precision: str = 'auto',   # one of `INFERENCE_PRECISIONS`
     images: int | None = None, # how many will be predicted, where that is known
 ) -> str: # a name in `BACKENDS`
     "What will run the network; raises `OptionError` where that cannot be"
@@ -78,7 +79,7 @@ def load_model(
     path: str | Path | None = None, # a run folder, a bundle, an .onnx file, hf://user/name; None: the newest run
     engine: str = 'auto',           # one of `ENGINES`
     device: str | None = None,      # where it will predict; None: the best there is
-    precision: str = 'auto',        # in which it will predict, one of `PRECISIONS`
+    precision: str = 'auto',        # in which it will predict, one of `INFERENCE_PRECISIONS`
     images: int | None = None,      # how many it will predict, where that is known
 ) -> Model: # for `auto`, what `choose_backend` takes; its `net` is a torch module under torch alone
     "Load a model that predicts; raises `SmileError` where there is none, or it is not valid"
@@ -104,7 +105,7 @@ def backend_of(model: Model) -> str: # a name in `BACKENDS`
 
 def make_backend(
     model: Model,              # from `load_model`
-    precision: str = 'fp32',   # one of `PRECISIONS`
+    precision: str = 'fp32',   # one of `INFERENCE_PRECISIONS`
     device: str | None = None, # None: the best there is
 ) -> Backend:
     "What runs the network of `model`; raises `OptionError` for a device or a precision that is not available"

@@ -23,7 +23,7 @@ from PIL import Image
 from ..config.commands import PredictConfig
 from ..config.fields import TTA_MODES
 from ..core.cluster import cluster_mapper
-from ..core.errors import check_choice
+from ..core.errors import OptionError, check_choice
 from ..core.files import import_pandas
 from ..core.system import default_batch_size
 from ..data.faces import FaceDetector, make_face_detector
@@ -102,9 +102,9 @@ def _predict_loaded(job: PredictionJob, loaded: list[LoadedImage]) -> list[dict]
 def _predict_cells(job: PredictionJob, good: list[LoadedImage]) -> list[dict]:
     if not good: return []
     views = np.stack([one.views for one in good])
-    probs, raw = predict_views(job.backend, views, job.views, job.tta_mean, job.row_format.decisions)
-    out = []
-    rows = job.row_format.format(probs, raw, unpack_inputs(views[:, 0], job.backend.preps)[0])
+    unlike, out = job.row_format.unlike(unpack_inputs(views[:, 0], job.backend.preps)[0]), []
+    probs, raw = predict_views(job.backend, views, job.views, job.tta_mean, job.row_format.decisions, unlike)
+    rows = job.row_format.format(probs, raw, unlike)
     for one, cells, finite in zip(good, rows, np.isfinite(probs).all(1)):
         if not finite: cells = dict(error="the network's output is not finite")
         elif one.match: cells = apply_known_label(cells, one.match)
@@ -180,7 +180,7 @@ def predict_rows(
     bs: int | None = None,       # images in a group; by size and memory where None
     device: str | None = None,
     threads: int | None = None,  # the number of cores where None
-    precision: str = 'fp32',     # one of `PRECISIONS`
+    precision: str = 'fp32',     # one of `INFERENCE_PRECISIONS`
     mean: str = 'probs',         # over views: of probabilities or of logits
     row_format: RowFormat | None = None, # of `make_row_format`
     total: int | None = None,    # how many names there are, where that is known
@@ -250,7 +250,7 @@ def predict_table(
     bs: int | None = None,
     device: str | None = None,
     threads: int | None = None,
-    precision: str = 'auto',   # one of `PRECISIONS`
+    precision: str = 'auto',   # one of `INFERENCE_PRECISIONS`
     mean: str = 'probs',       # over views: of probabilities or of logits
     request: RowOptions = RowOptions(),  # calibrated probabilities, another rule, abstention, sets
     known: object = None,                # a labelled source or a run: images that are among its images take its label
@@ -272,6 +272,21 @@ def predict_table(
 Model.predict = predict_table  # our own class; `models` knows no images
 
 # %% ../../nbs/inference/10_predict.ipynb #772fc69c
+_FEW_IMAGES = 32  # that are predicted in fp32 before the int8 graph is read
+
+def _job_precision(
+    config: PredictConfig,
+    model: Model,
+    images: int | None, # how many, where that is known
+) -> str: # one of `INFERENCE_PRECISIONS`
+    "The requested precision; of an exported model fp32 under `auto` for a few images, and with other class shares"
+    if backend_of(model) != 'onnx' or config.precision not in ('auto', 'int8'): return config.precision
+    if config.prior != 'data' and config.precision == 'int8':
+        raise OptionError(f'--precision int8 with --prior {config.prior}: labels are decided when all rows are there, and '
+                          'those of int8 could then be others than those of fp32.', 'Take --precision fp32.')
+    is_few = images is not None and images <= _FEW_IMAGES
+    return 'fp32' if config.precision == 'auto' and (is_few or config.prior != 'data') else config.precision
+
 def open_prediction_job(
     config: PredictConfig,
     reader: object,                   # where the images are
@@ -285,7 +300,7 @@ def open_prediction_job(
     detector = make_face_detector(config, model.metadata.domain.face)
     request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
     row_format = make_row_format(model, config.raw, request, known, detector is not None)
-    backend = make_backend(model, config.precision, config.device)
+    backend = make_backend(model, _job_precision(config, model, images), config.device)
     return PredictionJob(backend, reader, TTA_VIEWS[config.tta], config.tta_mean, row_format, detector)
 
 # %% ../../nbs/inference/10_predict.ipynb #bb4e9f1a

@@ -306,12 +306,16 @@ class RowFormat:
     @property
     def columns(self) -> list[str]: return _format_columns(self)
 
+    def unlike(self,
+        pixels: np.ndarray, # (n, size, size, 3), uint8: the inputs of the network
+    ) -> np.ndarray | None: # (n,); None where there is no scale
+        return None if self.scale is None else self.scale.unlike(pixels)
+
     def format(self,
         probs: np.ndarray,     # (n, C) under the data's prior
         raw_probs: np.ndarray, # (n, C) as the network gives them
-        pixels: np.ndarray | None = None, # (n, size, size, 3), uint8: the inputs; needed where there is a scale
+        unlike: np.ndarray | None = None, # (n,), of `unlike`
     ) -> list[dict]:
-        unlike = None if self.scale is None else self.scale.unlike(pixels)
         flagged = None if unlike is None else flag_unlike(unlike)
         rows = _format_rows(probs, self.classes, self.calibration, self.request, flagged)
         if unlike is not None:

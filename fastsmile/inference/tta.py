@@ -102,11 +102,12 @@ def predict_views(
     views: list[TtaView],
     mean: str,           # of probs or logits
     decisions: Callable, # probabilities -> (n, K), the decisions of a row as numbers
+    unlike: np.ndarray | None = None, # (n,): how unlike the training images they are, where that is known
 ) -> tuple[np.ndarray, np.ndarray]: # as `mean_over_views`
     "The mean over the views; uncertain rows are recomputed in fp32"
     with np.errstate(invalid='ignore', over='ignore'):
         p, q = mean_over_views(backend.model, view_logits(backend, images, views), mean)
-    again = backend.uncertain_rows(p, decisions)
+    again = backend.uncertain_rows(p, decisions, unlike)
     if again.any():
         logits = view_logits(backend.fp32_backend, images[again], views)
         p[again], q[again] = mean_over_views(backend.model, logits, mean)

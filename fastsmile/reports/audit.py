@@ -20,10 +20,12 @@ from ..config.fields import DataOptions, command_line, options_or
 from ..core.cluster import cluster_mapper, ray_cluster
 from ..core.errors import say
 from ..core.files import check_run_folder_free, folder_lock, jsonable, new_run_folder, write_text
+from ..data.active_learning import ToLabel, next_diverse, next_uncertain, unlabelled_images
 from ..data.audit import AuditResult, AuditedSource, print_findings, run_audit, write_audit
 from ..data.findings import FINDING_KINDS, Finding, audit_record, read_out_of_fold
 from ..data.images import ImageError
-from ..data.source import read_source, used_rows
+from ..data.scan import IMAGE_HASHES
+from ..data.source import read_source, used_rows, with_unlabelled_rows
 from .html import Thumbnails, jpeg_data_url, render_template
 
 # %% ../../nbs/reports/05_audit.ipynb #1e28b360
@@ -88,6 +90,30 @@ def _finding_groups(
         pair = _pair_comparison(thumbnails, *group) if len(group) == 2 else dict(likeness='', difference='')
         out.append(dict(images=images, more=len(group) - len(images)) | pair)
     return out
+
+# %% ../../nbs/reports/05_audit.ipynb #e8c4e82b
+def _choose_next(audited: AuditedSource, config: AuditConfig) -> list[ToLabel]:
+    "The images of `--next`; a `SmileError` where all have labels"
+    table, scan = audited.table, audited.scan
+    names = unlabelled_images(table, scan)
+    if not config.model: chosen = next_diverse(table, scan, config.next)
+    else:
+        from fastsmile.inference.load import load_model
+        from fastsmile.inference.predict import predict_frame
+        model = load_model(config.model, images=len(names))
+        near = IMAGE_HASHES[config.hash].max_distance if config.near is None else config.near
+        predicted = predict_frame(model, audited.source.reader, names, total=len(names))
+        chosen = next_uncertain(predicted, scan, near, config.next)
+    say(f'{len(chosen)} of {len(names)} images without a label are chosen to be labelled next: on the page')
+    return chosen
+
+_LABELLED_SIZE = 192 # pixels of an image that a person is to label
+
+def _cards_to_label(to_label: Iterable[ToLabel], audited: AuditedSource) -> list[dict]:
+    thumbnails = Thumbnails(audited.source.reader, _LABELLED_SIZE)
+    action = dict(zip(audited.plan.path, audited.plan.action))
+    return [dict(path=one.path, image=thumbnails.url(one.path), label='', split='', why=one.why, new_label='',
+                 action=action.get(one.path, 'keep')) for one in to_label]
 
 # %% ../../nbs/reports/05_audit.ipynb #f11a212e
 def _page_sections(
@@ -178,6 +204,7 @@ class _AuditPage:
     hints: list[str]     # options that would help
     classes: list[dict]
     sizes: str           # SVG
+    to_label: list[dict] # images that a person should label next
     sections: list[dict] # of findings with images
     labels: list[str]    # that an image can be given
     plan: list[dict]     # rows of plan.csv
@@ -191,6 +218,7 @@ def write_audit_page(
     path: Path,       # the file
     command: str,     # that made it
     fit: str,         # that trains on it
+    to_label: Iterable[ToLabel] = (), # what a person should label next
 ):
     "Write audit.html"
     thumbnails = Thumbnails(audited.source.reader, _THUMBNAIL_SIZE)
@@ -200,7 +228,8 @@ def write_audit_page(
         notes=[note for note in audited.source.notes if note not in hints], hints=hints,
         classes=_class_summaries(audited, thumbnails),
         sizes=_image_size_chart(audited.scan.info),
-        sections=_page_sections(audited, thumbnails), labels=sorted(c for c in audited.table.label.unique() if c),
+        to_label=_cards_to_label(to_label, audited), sections=_page_sections(audited, thumbnails),
+        labels=sorted(c for c in audited.table.label.unique() if c),
         plan=jsonable(audited.plan.to_dict('records')), command=command, fit=fit)
     write_text(path, render_template('audit.html.j2', vars(page)))
 
@@ -225,14 +254,16 @@ def audit(
     check_run_folder_free(config.out)
     read = read_source(source, config)
     oof = read_out_of_fold(config.suspects) if config.suspects else None
+    if config.next: read = with_unlabelled_rows(read)
     for note in read.notes: say(note)
     tick = progress(read.frame.path.nunique() * (1 + (config.faces != 'none'))) if progress else None
     with ray_cluster(config.ray) if config.ray else nullcontext():
         audited = run_audit(read, config, oof, config.workers, tick, cluster_mapper(config))
     print_findings(audited.findings)
+    to_label = _choose_next(audited, config) if config.next else []
     path = new_run_folder(config.out, Path(source).stem or 'audit', 'audits')
     with folder_lock(path):
         write_audit(audited, path)
         command = command_line('audit', [source], config)
-        write_audit_page(audited, path/'audit.html', command, fit_command(source, config))
+        write_audit_page(audited, path/'audit.html', command, fit_command(source, config), to_label)
     return AuditResult(path, audited.table, audited.findings, audited.plan)

@@ -87,7 +87,8 @@ def _resume_key(
 ) -> dict:
     "What must be the same for a file to be resumed"
     backend, known, faces = job.backend, job.row_format.known, job.faces
-    return dict(model=file_sha256(_model_file(backend.model)), engine=backend_of(backend.model),
+    int8 = dict(int8_file=file_sha256(backend.net.path)) if backend.precision == 'int8' else {}
+    return dict(**int8, model=file_sha256(_model_file(backend.model)), engine=backend_of(backend.model),
                 precision=backend.precision,
                 device=_compute_device(job, config),
                 ray=bool(config.ray), workers=threads, bs=bs, columns=prediction_columns((), job.row_format),

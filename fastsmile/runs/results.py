@@ -33,6 +33,7 @@ from ..inference.backend import Backend
 from ..inference.export import add_onnx
 from ..inference.load import make_backend
 from ..inference.predict import predict_frame
+from ..inference.quantize import add_int8
 from ..metrics.predictions import calibration_settings, fit_run_calibration, summary_metrics, write_metrics
 from ..metrics.predictions import write_prediction_table
 from ..models.bundle import save_bundle
@@ -180,6 +181,16 @@ def _development_images(data: SplitData) -> list[str]:
     "The images that are not of test: a file for another runtime may be compared with its network on them"
     return data.rows[data.rows.split != 'test'].path.tolist()
 
+def _int8_images(data: SplitData) -> tuple[list[str], list[str]]: # for the ranges of activations; to measure on
+    "Half of calib (of train, where there is no calib), and its other half with valid"
+    of = {split: rows.path.tolist() for split, rows in data.rows.groupby('split')}
+    first = of.get('calib') or of.get('train', [])
+    return first[::2], first[1::2] + of.get('valid', [])
+
+def _add_exported(path: Path, model: Model, data: SplitData):
+    "The files beside a bundle's weights that a CPU predicts with"
+    if add_onnx(path, model, data.reader, _development_images(data)): add_int8(path, data.reader, *_int8_images(data))
+
 # %% ../../nbs/runs/03_results.ipynb #63c0919e
 def calibrate_and_save(
     model: Model, # not yet calibrated
@@ -196,7 +207,7 @@ def calibrate_and_save(
                     unlike=measure_unlike_scale(model, data, config.seed), origin=_model_origin(data, config.as_dict()))
     model = replace(model, metadata=facts)
     save_bundle(model, path/'model')
-    if not config.no_onnx: add_onnx(path/'model', model, data.reader, _development_images(data))
+    if not config.no_onnx: _add_exported(path/'model', model, data)
     explain_for_report(model, data, path, config.device, config.seed)
 
 # %% ../../nbs/runs/03_results.ipynb #3f78abc1

@@ -195,11 +195,14 @@ def _method_choice(methods: tuple[str, ...]) -> Any: # an element of FastHTML's
 
 # %% ../../nbs/serving/02_page.ipynb #f325a71d
 def _camera_dialog() -> Any: # an element of FastHTML's
-    "The picture of the camera, and a button to take it"
-    from fasthtml.common import Button, Dialog, Div, Video
+    "The picture of the camera; buttons that take it, and that label it every second"
+    from fasthtml.common import Button, Dialog, Div, P, Progress, Video
     film = Video(id='film', autoplay=True, muted=True, playsinline=True, aria_label='What the camera sees')
+    now = Div(P(id='now-label', aria_live='polite'), Progress(id='now-bar', max='1', value='0', aria_label='Probability'),
+              id='now', hidden=True)
     take, close = Button('Take the picture', type='button', id='take'), Button('Close', type='button', id='close')
-    return Dialog(film, Div(take, close, cls='row'), id='booth', aria_label='Camera')
+    live = Button('Label live', type='button', id='live')
+    return Dialog(film, now, Div(take, live, close, cls='row'), id='booth', aria_label='Camera')
 
 # %% ../../nbs/serving/02_page.ipynb #8e4c34db
 def _labels_text(labels: tuple[str, ...]) -> str:

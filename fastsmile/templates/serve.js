@@ -101,7 +101,7 @@ document.addEventListener('paste', e => ask(e.clipboardData.files))
 
 // The camera, where the browser gives one to a page: from this machine, or over https
 let film
-function shut() { film?.getTracks().forEach(t => t.stop()); film = null; $('booth').close() }
+function shut() { halt(); film?.getTracks().forEach(t => t.stop()); film = null; $('booth').close() }
 if (navigator.mediaDevices?.getUserMedia) $('camera').hidden = false
 $('camera').addEventListener('click', async () => {
   try { film = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'user' } }) }
@@ -111,11 +111,44 @@ $('camera').addEventListener('click', async () => {
 })
 $('close').addEventListener('click', shut)
 $('booth').addEventListener('cancel', shut)
-$('take').addEventListener('click', () => {
-  const c = document.createElement('canvas'), v = $('film')
-  if (!v.videoWidth) return
-  c.width = v.videoWidth; c.height = v.videoHeight
-  c.getContext('2d').drawImage(v, 0, 0)
-  c.toBlob(b => ask([new File([b], `camera ${new Date().toLocaleTimeString()}.jpg`, { type: 'image/jpeg' })]), 'image/jpeg', .92)
+function still(most, quality) {  // a JPEG of what the camera sees, at most so many pixels wide and high
+  const c = document.createElement('canvas'), v = $('film'), scale = Math.min(1, most / Math.max(v.videoWidth, v.videoHeight))
+  if (!v.videoWidth) return null
+  c.width = Math.round(v.videoWidth * scale); c.height = Math.round(v.videoHeight * scale)
+  c.getContext('2d').drawImage(v, 0, 0, c.width, c.height)
+  return new Promise(done => c.toBlob(done, 'image/jpeg', quality))
+}
+$('take').addEventListener('click', async () => {
+  const picture = await still(Infinity, .92)
+  if (!picture) return
+  ask([new File([picture], `camera ${new Date().toLocaleTimeString()}.jpg`, { type: 'image/jpeg' })])
   shut()
 })
+
+// Live: a frame every second, the next one not before the answer to the last; the button, Close and a hidden tab end it
+let live = 0, watching = false
+function halt() { live++; watching = false; $('live').textContent = 'Label live'; $('now').hidden = true }
+function showNow(rows, problem) {
+  const row = rows?.[0], share = row?.confidence || 0
+  const unlike = row?.unlike >= .95 ? ', unlike the training images' : '', others = rows?.length > 1 ? `, the largest of ${rows.length} faces` : ''
+  const error = problem || row.error
+  const words = error ? error[0].toUpperCase() + error.slice(1) : `${row.label || `Not sure: ${row.withheld}`} ${Math.round(100 * share)}%${unlike}${others}`
+  if ($('now-label').textContent !== words) $('now-label').textContent = words
+  $('now-bar').value = error ? 0 : share
+  $('now').hidden = false
+}
+async function watch() {
+  const turn = ++live
+  watching = true
+  $('live').textContent = 'Stop'
+  while (turn === live) {
+    const start = performance.now(), frame = await still(640, .85)
+    const answer = frame && await send('/predict', frame, { 'content-type': 'image/jpeg' }).catch(() => null)
+    const body = answer && await answer.json().catch(() => null)
+    if (turn !== live) return
+    if (frame) showNow(body?.predictions, body?.predictions ? '' : body?.error ?? 'The server does not answer')
+    await wait(Math.max(.05, 1 - (performance.now() - start) / 1000))
+  }
+}
+$('live').addEventListener('click', () => watching ? halt() : watch())
+document.addEventListener('visibilitychange', () => { if (document.hidden) halt() })

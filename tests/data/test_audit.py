@@ -1,6 +1,8 @@
 "Duplicates, the cleaning plan, the audit's page: what the notebooks do not show."
 import csv
+import io
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -13,17 +15,19 @@ from conftest import folder, picture
 from forked import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fastsmile.reports.audit import audit
 from fastsmile.data.findings import odd_images
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
-from fastsmile.data.audit import remaining_classes, run_audit
+from fastsmile.data.audit import audit_and_split, remaining_classes, run_audit
 from fastsmile.data.duplicates import find_look_alikes, near_groups
 from fastsmile.data.scan import IMAGE_HASHES, pack_bits
 from fastsmile.data.readers import FolderReader
 from fastsmile.config.commands import AuditConfig, SampleConfig
 from fastsmile.config.fields import DataOptions
+from fastsmile.config.fit import FitConfig
 from fastsmile.data.plan import PLAN_COLUMNS, read_plan
 from fastsmile.data.sample import sample
 from fastsmile.data.scan import ImageScanner, scan_images
@@ -277,6 +281,79 @@ def test_a_row_without_a_side_follows_those_of_its_group_that_stay(rows):
     assert left[left.g != ''].groupby('g').s.nunique().le(1).all() and (left.s != '').all()
 
 
+@pytest.fixture(scope='session')
+def half_labelled(tmp_path_factory):
+    "Class folders, a folder of near copies without a label, and two other images in it"
+    rng = np.random.default_rng(0)
+    def png(pixels): out = io.BytesIO(); Image.fromarray(pixels).save(out, 'PNG'); return out.getvalue()
+    def shade(colour): return png(np.full((48, 48, 3), colour, np.uint8) + rng.integers(0, 20, (48, 48, 3), dtype=np.uint8))
+    files = {f'{c}/{i}.png': shade(60 + 90 * (c == 'yes')) for c in ('no', 'yes') for i in range(10)}
+    files |= {f'unlabelled/{i:02}.png': shade((60, 150)[i % 2]) for i in range(12)}
+    stripes = np.where(np.indices((48, 48)).sum(0)[..., None] % 12 < 6, 250, 5).astype(np.uint8).repeat(3, 2)
+    red = np.stack([np.full((48, 48), v, np.uint8) for v in (250, 0, 0)], 2)
+    return folder(tmp_path_factory.mktemp('half')/'s', files | {'unlabelled/red.png': png(red), 'unlabelled/stripes.png': png(stripes)})
+
+
+def test_next_is_what_is_unlike_the_labelled_or_what_a_model_is_least_sure_of(half_labelled, tmp_path):
+    from fastsmile.inference.predict import load_model
+    from fastsmile.models.bundle import save_bundle
+    from fastsmile.models.factory import build_network, make_spec
+    from fastsmile.models.spec import Model, ModelMetadata
+    def chosen(**options):
+        html = (audit(half_labelled, AuditConfig(out=str(tmp_path/str(len(options))), next=3, **options)).path/'audit.html').read_text()
+        part = html[html.index('<h2 id="next">'):html.index('<h2 id="findings">')]
+        return re.findall(r"class=\"card\" tabindex=\"-1\" data-path='\"([^\"]+)\"'", part)
+    assert set(chosen()[:2]) == {'unlabelled/red.png', 'unlabelled/stripes.png'} and len(chosen(hash='dhash')) == 3
+    spec = make_spec('smilepixels', ['no', 'yes'], size=16)
+    save_bundle(Model(spec, ModelMetadata([.5, .5], [0.] * 2, [0.] * 2, 'argmax'), build_network(spec)), tmp_path/'model')
+    names = sorted(p.relative_to(half_labelled).as_posix() for p in (half_labelled/'unlabelled').iterdir())
+    frame = load_model(tmp_path/'model').predict([str(half_labelled/n) for n in names])
+    margin = dict(zip(names, (frame.p_no - frame.p_yes).abs()))
+    got = chosen(model=str(tmp_path/'model'), near=0)
+    assert got == sorted(names, key=margin.get)[:3]
+
+
+def test_what_next_and_its_model_need(tmp_path):
+    labelled = folder(tmp_path/'f', {f'{c}/{i}.png': picture(seed=i + 9 * (c == 'b')) for c in 'ab' for i in range(6)})
+    with pytest.raises(SmileError, match='every image that can be read has a label'): audit(labelled, AuditConfig(out=str(tmp_path/'a'), next=5))
+    with pytest.raises(SmileError, match='--model'): AuditConfig(model='runs/x')
+
+
+def test_a_plan_labels_images_that_have_no_row(half_labelled, tmp_path):
+    "In fit as in audit: only those that the plan names"
+    plan = tmp_path/'plan.csv'
+    plan.write_text('path,action,reason,group,new_label\nunlabelled/03.png,keep,,,yes\nunlabelled/red.png,keep,,,no\n')
+    data = audit_and_split(read_source(half_labelled), FitConfig(plan=str(plan), valid=0.2, test=0.2))
+    rows = data.rows.set_index('path')
+    assert len(rows) == 22 and rows.label['unlabelled/03.png'] == 'yes' and rows.split['unlabelled/red.png']
+    plan.write_text('path,action,reason,group,new_label\nunlabelled/99.png,keep,,,yes\n')
+    with pytest.raises(SmileError, match='not in the source'): run_audit(read_source(half_labelled), DataOptions(plan=str(plan)))
+
+
+def label_by_keys(page, tmp_path):
+    "Keys on a page of `--next`: a label goes on to the next image, undo takes it back; gives what the download holds"
+    files = {f'{c}/{i}.png': picture(seed=i + 20 * (c == 'yes')) for c in ('no', 'yes') for i in range(5)}
+    where = folder(tmp_path/'next', files | {f'unlabelled/{i}.png': picture(seed=50 + i) for i in range(4)})
+    done = audit(where, AuditConfig(out=str(tmp_path/'b'), next=4))
+    page.goto((done.path/'audit.html').as_uri())
+    names = [json.loads(n) for n in page.locator('#next + p + .many .card').evaluate_all('c => c.map(x => x.dataset.path)')]
+    assert len(names) == 4 and '1 no' in page.locator('.keys').inner_text() and page.locator('#undo').is_disabled()
+    def current(): return json.loads(page.locator('.card.current').get_attribute('data-path'))
+    for key in '122': page.keyboard.press(key)
+    assert current() == names[3] and '3 images changed' in page.locator('#changes').text_content()
+    page.keyboard.press('u')
+    assert current() == names[2] and '2 images changed' in page.locator('#changes').text_content()
+    page.keyboard.press('1')
+    page.keyboard.press('k')  # what has no label cannot be kept
+    page.keyboard.press('Control+z')
+    page.keyboard.press('ArrowLeft')
+    assert current() == names[2] and page.locator('#next + p + .many .card.changed').count() == 3
+    with page.expect_download() as got: page.click('#download')
+    got.value.save_as(tmp_path/'labels.csv')
+    table = run_audit(read_source(where), DataOptions(plan=str(tmp_path/'labels.csv'))).table.set_index('path')
+    assert [table.label[n] for n in names[:3]] == ['no', 'yes', 'no'] and table.reason[names[3]] == 'unlabelled'
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')
 def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
@@ -297,6 +374,7 @@ def test_a_conflict_settled_in_the_page_reaches_fit(tmp_path):
         with page.expect_download() as got: page.click('#download')
         got.value.save_as(tmp_path/'plan.csv')
         assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
+        label_by_keys(page, tmp_path)
         browser.close()
     assert not said and all(u.startswith(('file:', 'data:', 'blob:')) for u in asked)
     rows = list(csv.DictReader((tmp_path/'plan.csv').open(newline='')))
@@ -313,7 +391,7 @@ def test_labels_and_names_that_attack_the_page_are_text(tmp_path):
     rows = ''.join(f'{i},{(evil, "</script>b")[i % 2]}\n' for i in range(8))
     root = folder(tmp_path/'f', files | {'l.csv': f'id,label\n{rows}<img src=x onerror=alert(2)>,a\n'})
     html = (audit(root, AuditConfig(out=str(tmp_path/'a'))).path/'audit.html').read_text()
-    assert evil not in html and '<img src=x' not in html and html.count('</script>') == 2
+    assert evil not in html and '<img src=x' not in html and html.count('</script>') == 3
 
 
 def test_fail_on_and_json_from_the_shell(tmp_path):

@@ -149,3 +149,54 @@ def test_labels_in_names_are_named_in_the_error(tmp_path, stems, labels):
     s = read(tmp_path/'s', [], label_from=regex)
     assert set(s.kept.label) == labels and s.notes[0].startswith('Read as labels in names')
     assert set(read(tmp_path/'s', [], label_from=regex, rename=(f'{min(labels)}=x',)).kept.label) == labels - {min(labels)} | {'x'}
+
+
+@pytest.mark.parametrize('name', ['unlabeled', 'Unlabelled', 'images', 'no_label', 'train/unlabeled'])
+def test_a_folder_that_says_no_class_is_none_beside_classes(tmp_path, name):
+    top = 'train/{c}/{i}.png' if name.startswith('train') else '{c}/{i}.png'
+    s = read(tmp_path, [*names(top), *names(name + '/{i}.png')])
+    assert set(s.kept.label) == set(CLASSES) and len(s.images_without_row) == 2
+    assert any('2 images below' in n and 'are not used' in n for n in s.notes)
+
+
+def test_words_of_few_letters_are_splits(tmp_path):
+    for at, words in enumerate([('tr', 'va', 'te'), ('trn', 'vld', 'tst'), ('train_v2', 'val_v2', 'test_v2')]):
+        s = read(tmp_path/str(at), names('{s}/{c}/{i}.png', s=words))
+        assert set(s.kept.label) == set(CLASSES) and sorted(set(s.kept.split)) == ['test', 'train', 'valid']
+        with pytest.raises(SmileError, match='are folders of splits'): read(tmp_path/f'bare{at}', names('{s}/{i}.png', s=words))
+
+
+def test_a_class_folder_without_images_is_said(tmp_path):
+    files = {'angry/.gitkeep': '', 'docs/notes.txt': 'x', '.git/x': ''}
+    s = read(tmp_path, names('{c}/{i}.png'), files)
+    assert [n for n in s.notes if 'beside the class folders' in n] == ['angry is beside the class folders, without any file.']
+    assert not any('beside the class' in n for n in read(tmp_path/'b', names('{c}/{i}.png')).notes)
+
+
+def test_links_to_folders_do_not_take_their_images_away(tmp_path):
+    folder(tmp_path, dict.fromkeys(names('{c}/{i}.png'), P))
+    for at, to in (('neutral/loop', '../smile'), ('smile/itself', '.'), ('aaa', 'smile')):
+        try: (tmp_path/at).symlink_to(to, target_is_directory=True)
+        except OSError: pytest.skip('this system makes no links')
+    s = read_source(tmp_path)
+    assert s.kept.label.value_counts().to_dict() == dict(smile=2, neutral=2) and not s.images_without_row
+
+
+def test_three_levels_are_named(tmp_path):
+    with pytest.raises(SmileError, match='either may be the class') as e: read(tmp_path, names('{v}/{p}/{c}/{i}.png', v=('s1', 's2'), p=('p1', 'p2')))
+    assert '--label-level 3 --group-level 2 where neutral, smile below them are' in e.value.hint
+    assert set(read(tmp_path, [], label_level=3, group_level=2).kept.label) == set(CLASSES)
+
+
+@pytest.mark.parametrize('pattern,where', [('{c}{i}.png', 'begin with'), ('img{i}_{c}.png', 'end with'), ('train_{c}_{i}.png', 'hold')])
+def test_words_in_names_are_shown_with_the_option_that_takes_them(tmp_path, pattern, where):
+    with pytest.raises(SmileError, match='no labelled images') as e: read(tmp_path, names(pattern))
+    assert f'The names {where} neutral, smile: --label-from' in e.value.hint
+    option = e.value.hint.split("--label-from '")[1].split("'")[0]
+    assert set(read(tmp_path, [], label_from=option).kept.label) == set(CLASSES)
+
+
+def test_a_table_decides_where_the_levels_of_folders_are_not_clear(tmp_path):
+    own = names('{p}/{c}/{i}.png', p=('ann', 'ben'))
+    rows = 'path,label\n' + ''.join(f'{n},{"yes" if "smile" in n else "no"}\n' for n in own)
+    assert set(read(tmp_path, own, {'labels.csv': rows}).kept.label) == {'yes', 'no'}

@@ -259,3 +259,31 @@ def test_a_cell_of_which_no_name_is_left_names_no_image(tmp_path, cell):
     for n in 'abcd': (tmp_path/f'{n}.jpg').write_bytes(picture(seed=ord(n)))
     source = read_source(tmp_path, SourceOptions(image_col='1', label_col='2'))
     assert sorted(source.kept.path) == ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg'] and len(source.frame) == 5
+
+
+def test_what_has_another_ending_is_named_with_the_line_that_mends_it(tmp_path, monkeypatch):
+    "A zip called .tar, a zip without an ending, a gzipped table called .csv, a tgz called .zip: each line is run, and then the faces are read"
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path/'in', PICTURES)
+    def zipped(path):
+        with zipfile.ZipFile(path, 'w') as z:
+            for name, data in PICTURES.items(): z.writestr(name, data)
+    zipped('a.tar'), zipped('b')
+    packed_tar(tmp_path/'c.tgz', tmp_path/'in').rename(tmp_path/'c.zip')
+    for name, after in (('a.tar', 'a.zip'), ('b', 'b.zip'), ('c.zip', 'c')):
+        for read in (read_source, open_inputs):
+            with pytest.raises(SmileError, match='is a zip under another ending|is a tar archive') as e: read(name)
+        line = e.value.hint.partition(': ')[2].replace('python ', f'{sys.executable} ')
+        subprocess.run(line, shell=True, check=True)
+        assert sorted(labels_of(after).values()) == sorted(LABELS)
+    rows = 'file,label\n' + ''.join(f'{n},{n.split("/")[1]}\n' for n in PICTURES)
+    (tmp_path/'in/l.csv').write_bytes(gzip.compress(rows.encode()))
+    with pytest.raises(SmileError, match='l.csv is a gzip file') as e: labels_of('in', labels='in/l.csv')
+    subprocess.run(e.value.hint.partition(': ')[2].replace('python ', f'{sys.executable} '), shell=True, check=True)
+    assert list(labels_of('in', labels='in/l.csv').values()) == LABELS
+
+
+def test_a_zip_in_a_zip_is_named_with_the_outer_one(tmp_path):
+    with zipfile.ZipFile(tmp_path/'out.zip', 'w') as z: z.writestr('faces.zip', b'PK\3\4')
+    with pytest.raises(SmileError, match='holds no images, but zips') as e: read_source(tmp_path/'out.zip')
+    assert f"-e '{tmp_path}/out.zip' FOLDER), then those in it" in e.value.hint

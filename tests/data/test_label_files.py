@@ -410,3 +410,113 @@ def test_a_table_in_another_encoding_is_named_with_the_line_that_saves_it(tmp_pa
     monkeypatch.chdir(tmp_path)
     exec(e.value.hint[e.value.hint.index('from pathlib'):], {})
     assert read_source(tmp_path).frame.label.tolist() == ['x', name] * 4
+
+
+# more of the field's own files, and of what people make of their labels
+
+TABLES = dict(
+    words_of_ticks=({'l.csv': 'file,smile,neutral\n' + ''.join(f'img{i}.jpg,{v == "smile"},{v != "smile"}\n' for i, v in zip(IDS, LABELS))}, LABELS),
+    crosses=({'l.csv': 'file,smile,neutral\n' + ''.join(f'img{i}.jpg,{"x" * (v == "smile")},{"x" * (v != "smile")}\n' for i, v in zip(IDS, LABELS))}, LABELS),
+    pairs=({'l.json': json.dumps([[f'img{i}.jpg', v] for i, v in zip(IDS, LABELS)])}, LABELS),
+    below_a_key=({'l.json': json.dumps(dict(info='of May', data=json_of(lambda n, v: dict(file=n, label=v))))}, LABELS),
+    dlib=({'l.xml': '<dataset><images>' + lines('<image file="img{i}.jpg"><box top="1"><label>{label}</label></box></image>') + '</images></dataset>'}, LABELS),
+    expw=({'label.lst': lines('img{i}.jpg {n} 10 20 60 70 81.5 {yes}\n')}, '01'))
+
+
+@pytest.mark.parametrize('how', TABLES)
+def test_tables_of_other_tools_are_read_without_being_named(tmp_path, how):
+    files, labels = TABLES[how]
+    s = read(tmp_path, FILES | files)
+    want = LABELS if labels == LABELS else [labels[v == 'smile'] for v in LABELS]
+    assert dict(zip(s.kept.path, s.kept.label)) == {f'files/img{i}.jpg': v for i, v in zip(IDS, want)}
+
+
+def test_celeba_in_its_folders(tmp_path):
+    "Img, Anno and Eval, as its makers pack it: the table is found, its splits and people are in other folders"
+    files = {f'Img/img_align_celeba/img{i}.jpg': P for i in IDS} | {
+        'Anno/list_attr_celeba.txt': lines('img{i}.jpg {sign} 1\n', f'{N}\nSmiling Male\n'), 'Anno/identity_CelebA.txt': lines('img{i}.jpg p{yes}\n'),
+        'Eval/list_eval_partition.txt': ''.join(f'img{i}.jpg {k // 3}\n' for k, i in enumerate(IDS))}
+    for options in (dict(), dict(labels='Anno/list_attr_celeba.txt')):
+        s = read(tmp_path, files, label_col='Smiling', **options)
+        assert s.kept.label.tolist() == ['1' if v == 'smile' else '-1' for v in LABELS] and s.kept.group.nunique() == 2
+        assert s.kept.split.tolist() == ['train'] * 3 + ['valid'] * 3 + ['test'] * 2
+    with pytest.raises(SmileError, match='not clear which column'): read(tmp_path, {})
+
+
+def test_an_option_of_tables_where_no_table_is(tmp_path):
+    with pytest.raises(SmileError, match='no labelled images.*one folder tells nothing apart'): read(tmp_path, FILES, label_col='Smiling')
+
+
+def test_ck_plus_labels_the_last_image_of_a_sequence(tmp_path):
+    frames = {f'cohn-kanade-images/S{p:03}/{s:03}/S{p:03}_{s:03}_{f:08}.png': P for p in (5, 6, 7) for s in (1, 2) for f in (1, 2)}
+    texts = {f'Emotion/S{p:03}/{s:03}/S{p:03}_{s:03}_{2:08}_emotion.txt': f'   {2 * s + 1}.0000000e+00\n' for p in (5, 6, 7) for s in (1, 2)}
+    with pytest.raises(SmileError, match='either may be the class'): read(tmp_path, frames)
+    s = read(tmp_path, texts, group_from=r'^(S\d+)_')
+    assert s.kept.label.value_counts().to_dict() == dict(disgust=3, happy=3) and len(s.images_without_row) == 6 and s.kept.group.nunique() == 3
+
+
+def test_people_who_wrote_a_class_each(tmp_path):
+    rows = ['smile,smile,neutral', 'neutral,,neutral', 'smile,neutral,', ',,']
+    files = FILES | {'l.csv': 'image,ann,ben,cat\n' + ''.join(f'img{i}.jpg,{rows[k % 4]}\n' for k, i in enumerate(IDS))}
+    s = read(tmp_path, files, label_col='ann,ben,cat')
+    assert s.frame.label[:4].tolist() == ['smile', 'neutral', '', ''] and s.frame.reason[:4].tolist() == ['', '', 'tie of votes: smile, neutral', 'unlabelled']
+    assert s.frame.agreement[:2].tolist() == ['0.667', '1.0'] and 'by the majority of' in s.notes[1]
+    assert read(tmp_path, {}, label_col='ann,ben,cat', min_agreement=.7).frame.reason[0] == 'agreement below 0.7'
+
+
+@pytest.mark.parametrize('columns,cell,said', [('split,x', 'A,1', 'column split may say splits'), ('partition,x', '1,9', 'column partition may say splits'),
+                                               ('test,x', 'yes,1', 'column test looks like a split')])
+def test_columns_that_may_be_splits_are_said(tmp_path, columns, cell, said):
+    other = cell.translate(str.maketrans('A1y', 'B2n')).replace('nes', 'no')
+    rows = ''.join(f'img{i}.jpg,{v},{cell if k % 2 else other}\n' for k, (i, v) in enumerate(zip(IDS, LABELS)))
+    assert any(said in n for n in read(tmp_path, FILES | {'l.csv': f'file,label,{columns}\n' + rows}).notes)
+
+
+def test_numbers_that_begin_one_too_low_are_no_names(tmp_path):
+    "Row 0 is of image 1: each label would be given to the next image, but for the last"
+    rows = ''.join(f'{k},{v}\n' for k, v in enumerate(LABELS))
+    images = {f'files/{i}.jpg': P for i in IDS}
+    with pytest.raises(SmileError, match='names an image that is there: they say 0, 1, 2') as e: read(tmp_path, images | {'l.csv': 'id,label\n' + rows})
+    assert 'count the rows' in e.value.hint
+    s = read(tmp_path, {'l.csv': 'id,label\n' + ''.join(f'{k + 1},{v}\n' for k, v in enumerate(LABELS))})
+    assert s.kept.label.tolist() == LABELS
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_column_for_each_pixel_is_refused_with_the_line_that_converts_it(tmp_path, monkeypatch, channels):
+    n = 64 * channels
+    rows = [f'{k % 2},{",".join(str((k + j) % 256) for j in range(n))}' for k in range(6)]
+    files = {'mnist.csv': f'label,{",".join(f"pixel{j}" for j in range(n))}\n' + '\n'.join(rows)}
+    with pytest.raises(SmileError, match=f'a column for each of {n} pixels') as e: read_source(folder(tmp_path, files)/'mnist.csv')
+    monkeypatch.chdir(tmp_path)
+    exec(e.value.hint[e.value.hint.index('import numpy'):], {})
+    s = read_source('mnist.npz')
+    pixels = np.asarray(s.reader.read_image('2')).reshape(-1)[[0, 3]].tolist()
+    assert s.kept.label.tolist() == ['0', '1'] * 3 and pixels == ([2, 3] if channels == 1 else [2, 5])
+
+
+def test_names_in_the_yaml_of_yolo(tmp_path):
+    files = {f'train/images/{i}.jpg': P for i in range(6)} | {f'train/labels/{i}.txt': f'{i % 2} 0.5 0.5 0.1 0.1\n' for i in range(6)}
+    s = read(tmp_path, files | {'data.yaml': 'nc: 2\nnames: [neutral, smile]\n'})
+    assert any('--label-map' in n and 'data.yaml' in n for n in s.notes)
+    assert read(tmp_path, {}, label_map='data.yaml').kept.label.tolist() == ['neutral', 'smile'] * 3
+    (tmp_path/'data.yaml').write_text('names: [a')
+    with pytest.raises(SmileError, match='cannot be read as YAML'): read(tmp_path, {}, label_map='data.yaml')
+
+
+def test_json_that_is_not_known_is_named_where_nothing_else_is_there(tmp_path):
+    with pytest.raises(SmileError, match='d.json is JSON of a layout that is not known: an object with info, items'):
+        read(tmp_path, FILES | {'d.json': '{"info": {}, "items": [{"id": 1}]}'})
+
+
+@pytest.mark.parametrize('where', ['default/{s}/0000.parquet', '{s}/part-0.parquet', 'data/{s}-00000-of-00001.parquet'])
+def test_parquet_of_images_in_any_folder_and_column(tmp_path, where):
+    pa = pytest.importorskip('pyarrow', reason='the extra parquet is not installed')
+    from pyarrow import parquet
+    for s in ('train', 'validation'):
+        path = tmp_path/where.format(s=s)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table(dict(png=[None, picture(seed=1), picture(seed=2)], hash=[b'1', b'2', b'3'], label=['x', 'x', 'y'])), path)
+    source, inputs = read_source(tmp_path), open_inputs(tmp_path)
+    assert source.frame.split.value_counts().to_dict() == dict(train=3, valid=3) and list(inputs.names) == sorted(source.frame.path)
+    assert source.reader.read_bytes(source.frame.path[1]) == picture(seed=1)

@@ -233,3 +233,14 @@ def test_a_folder_is_listed_only_where_a_name_is_missing(tmp_path, monkeypatch):
         walks.clear()
         inputs = open_inputs(tmp_path/name)
         assert len(list(read_all(inputs))) == found and len(walks) == n, name
+
+
+@pytest.mark.parametrize('packed', ['labels.zip', 'faces.zip'])
+def test_a_zip_beside_a_table_is_found_by_both(tmp_path, packed):
+    (folder(tmp_path, {'labels.csv': csv_of([(name, label) for name, label in ROWS[:4]])})/packed).write_bytes(b'')
+    with zipfile.ZipFile(tmp_path/packed, 'w') as z:
+        for name, data in FLAT.items(): z.writestr(name, data)
+    for place in (tmp_path, tmp_path/'labels.csv'):
+        source, inputs = read_source(place), open_inputs(place)
+        assert len(source.kept) == 4 and set(source.kept.path) <= set(inputs.names)
+        assert all(inputs.reader.read_bytes(p) == source.reader.read_bytes(p) for p in source.kept.path)

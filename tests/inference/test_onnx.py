@@ -309,13 +309,20 @@ def test_a_file_of_other_weights_is_not_used_and_auto_says_so(made, tmp_path, ca
     with pytest.raises(SmileError, match='checksum'): load_model(path, precision='fp32')
 
 
-def test_fit_writes_the_file_and_calibrate_keeps_it_right(faces, tiny, tmp_path, album):
+def test_fit_writes_the_file_and_calibrate_keeps_it_right(faces, tiny, tmp_path, album, monkeypatch):
     "No file with --no-onnx; else rows are torch's, from the folder and from the file alone, also after calibrate"
     from fastsmile.config.commands import CalibrateConfig
     from fastsmile.runs.calibrate import calibrate
     from fastsmile.runs.fit import fit
+    quantized = []
+    monkeypatch.setattr('fastsmile.runs.results.add_int8', lambda *a: quantized.append(a))
     assert not (fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'plain'))).path/'model'/'model.onnx').exists()
+    assert not quantized
     run = fit(faces, replace(tiny, epochs=1, tta='none', no_onnx=False, out=str(tmp_path/'run'))).path
+    (_, _, calibration, held_out), = quantized  # pictures for int8: no row of test, and none twice
+    split = {r['path']: r['split'] for r in rows_of(run/'table.csv')}
+    assert {split[p] for p in calibration} == {'calib'} and {split[p] for p in held_out} == {'calib', 'valid'}
+    assert not set(calibration) & set(held_out)
     for decide in (None, 'balanced'):
         if decide: calibrate(run, CalibrateConfig(decide=decide))
         tables = []
@@ -337,3 +344,143 @@ def test_what_cannot_be_exported_trains_all_the_same(faces, tiny, tmp_path, caps
     run = fit(faces, replace(tiny, epochs=1, tta='none', no_onnx=False, out=str(tmp_path/'run')))
     assert run.config['status'] == 'finished' and not (run.path/'model'/'model.onnx').exists()
     assert 'torch predicts with it' in capsys.readouterr().err
+
+
+# int8
+
+def noise_png(rng):
+    "A picture of a few random patches"
+    import io
+    from PIL import Image
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (*rng.integers(2, 7, 2), 3), dtype=np.uint8)).resize((40, 40)).save(out, 'PNG')
+    return out.getvalue()
+
+
+@pytest.fixture(scope='module')
+def quick(tmp_path_factory):
+    "A tiny network whose classes are close to each other on noise, its int8 copy, and a folder of other noise; as on a processor with VNNI"
+    import fastsmile.inference.onnx_backend as backends
+    import fastsmile.inference.quantize as quantize
+    from fastsmile.inference.export import write_onnx
+    rng, where = np.random.default_rng(3), tmp_path_factory.mktemp('int8')
+    images, others = (folder(where/name, {f'{i:03}.png': noise_png(rng) for i in range(n)}) for name, n in (('measured', 180), ('others', 240)))
+    from fastsmile.data.unlike import fit_unlike_scale
+    model = load_bundle(bundle(where/'model', 'resnet10t', 32, model_args=TINY))
+    reader = FolderReader(images)
+    pixels = np.stack(room.read_some_images(reader, sorted(reader.names()), model.preps, 180))
+    logits = TorchBackend(model, device='cpu').logits(pixels)
+    with torch.no_grad():
+        model.net.fc.weight.div_(torch.tensor(logits.std(0))[:, None])
+        model.net.fc.bias.copy_((model.net.fc.bias - torch.tensor(logits.mean(0))) / torch.tensor(logits.std(0)))
+    model = replace(model, metadata=replace(model.metadata, unlike=fit_unlike_scale(pixels[:90], pixels[90:])))
+    save_bundle(model, where/'model')
+    write_onnx(model, json.loads((where/'model'/'config.json').read_text()), where/'model'/'model.onnx')
+    names = sorted(reader.names())
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (backends, quantize): patch.setattr(module, 'has_fast_int8', lambda: True)
+        facts = quantize.add_int8(where/'model', reader, names[:60], names[60:], least_speedup=0.)
+        yield where/'model', others, facts
+
+
+def ask_quick(quick, out, **options):
+    return PredictConfig(overwrite=True, model=str(quick[0]), out=str(out), device='cpu', bs=16, workers=2, **options)
+
+
+@pytest.mark.parametrize('options', [{}, dict(tta='flip', threshold='balanced'), dict(threshold='positive smile=0.4')])
+def test_int8_labels_are_those_of_fp32(quick, tmp_path, options):
+    "And probabilities are near; how many rows were recomputed is in the summary"
+    done = {p: predict(quick[1], ask_quick(quick, tmp_path/f'{p}.csv', precision=p, **options)) for p in ('fp32', 'int8')}
+    assert done['int8'].run_info['precision'].startswith('int8 on cpu by onnxruntime, ') and 'recomputed in fp32' in done['int8'].run_info['precision']
+    assert 'recomputed' not in done['fp32'].run_info['precision']
+    a, b = (rows_of(tmp_path/f'{p}.csv') for p in ('fp32', 'int8'))
+    assert [r['label'] for r in a] == [r['label'] for r in b] and len({r['label'] for r in a}) == 3
+    off = [abs(v - numbers(y)[k]) for x, y in zip(a, b) for k, v in numbers(x).items()]
+    assert 0 < max(off) < 0.1
+
+
+def test_int8_goes_on_to_the_same_bytes_in_int8_alone(quick, tmp_path):
+    from unittest.mock import patch
+    from fastsmile.inference.outputs import PredictionFile
+    predict(quick[1], ask_quick(quick, tmp_path/'a.csv', precision='int8'))
+    want = (tmp_path/'a.csv').read_bytes()
+    with patch.object(PredictionFile, 'finish', side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        predict(quick[1], ask_quick(quick, tmp_path/'c.csv', precision='int8'))
+    with open(tmp_path/'c.csv.part', 'r+b') as f: f.truncate(len(want) // 2)
+    with pytest.raises(SmileError, match='precision was int8'): predict(quick[1], ask_quick(quick, tmp_path/'c.csv', precision='fp32', resume=True))
+    assert predict(quick[1], ask_quick(quick, tmp_path/'c.csv', precision='int8', resume=True)).resumed > 0
+    assert (tmp_path/'c.csv').read_bytes() == want
+
+
+def test_pictures_unlike_the_training_images_are_recomputed(quick, tmp_path):
+    "They may be far outside of what the int8 graph was made for: their rows are fp32's to the last digit"
+    rng = np.random.default_rng(9)
+    def png(i):
+        import io
+        from PIL import Image
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(out, 'PNG')
+        return out.getvalue()
+    odd = folder(tmp_path/'odd', {f'{i:02}.png': png(i) for i in range(40)})
+    for p in ('fp32', 'int8'): done = predict(odd, ask_quick(quick, tmp_path/f'{p}.csv', precision=p))
+    a, b = (rows_of(tmp_path/f'{p}.csv') for p in ('fp32', 'int8'))
+    assert '40 uncertain rows recomputed' in done.run_info['precision'] and all(float(r['unlike']) >= 0.95 for r in a)
+    assert all(abs(v - numbers(y)[k]) < NEAR for x, y in zip(a, b) for k, v in numbers(x).items())
+
+
+def test_what_was_measured_is_in_the_int8_file(quick):
+    from fastsmile.inference.onnx_backend import load_int8
+    model = load_onnx(quick[0])
+    net, facts = load_int8(model)
+    assert facts == quick[2] and facts.images == 120 and 0 < facts.recomputed < 0.5 and facts.margins == sorted(facts.margins)
+    assert OnnxBackend(model, 'int8').precision == 'int8' and OnnxBackend(model, 'fp32').fp32_backend is None
+
+
+def test_auto_takes_int8_where_it_pays(quick, tmp_path, monkeypatch, capsys):
+    import fastsmile.inference.onnx_backend as backends
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    model, net = load_onnx(quick[0]), backends.load_int8(load_onnx(quick[0]))[0]
+    for speedup, precision in ((1.05, 'fp32'), (1.5, 'int8')):
+        monkeypatch.setattr(backends, 'load_int8', lambda m, s=speedup: (net, replace(quick[2], speedup=s)))
+        assert OnnxBackend(model, 'auto').precision == precision
+    done = predict(quick[1], ask_quick(quick, tmp_path/'p.csv'))
+    assert done.run_info['precision'].startswith('int8')
+    done = predict(str(quick[1]/'000.png'), ask_quick(quick, tmp_path/'p.csv'))  # a single picture: not worth reading another file
+    assert done.run_info['precision'].startswith('fp32')
+    done = predict(quick[1], ask_quick(quick, tmp_path/'p.csv', prior='uniform'))
+    assert done.run_info['precision'].startswith('fp32')
+    monkeypatch.setattr(backends, 'has_fast_int8', lambda: False)
+    assert OnnxBackend(model, 'auto').precision == 'fp32'
+
+
+def test_int8_is_refused_where_it_cannot_be(quick, made, tmp_path, monkeypatch, capsys):
+    import fastsmile.inference.onnx_backend as backends
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    def refused(match, **options):
+        with pytest.raises(OptionError, match=match): predict(quick[1], replace(ask_quick(quick, tmp_path/'p.csv', precision='int8'), **options))
+    refused('model.int8.onnx does not exist', model=str(made[0]))
+    refused('needs a model.int8.onnx, and torch has none', engine='torch')
+    refused('with --prior uniform', prior='uniform')
+    refused('computes on the CPU', engine='onnx', device='cuda')
+    copy = shutil.copytree(quick[0], tmp_path/'copy')
+    monkeypatch.setattr(backends, 'has_fast_int8', lambda: True)
+    for data, match in ((b'cut off', 'cannot be read as ONNX'), ((made[0]/'model'/'model.onnx').read_bytes(), 'is not an int8 file of fastsmile')):
+        (copy/'model.int8.onnx').write_bytes(data)
+        refused(match, model=str(copy))
+        assert OnnxBackend(load_onnx(copy), 'auto').precision == 'fp32' and 'It is computed in fp32' in capsys.readouterr().err
+    monkeypatch.setattr(backends, 'has_fast_int8', lambda: False)
+    refused('needs a processor with VNNI')
+    from fastsmile.config.fit import FitConfig
+    with pytest.raises(OptionError, match='precision'): FitConfig(precision='int8')
+
+
+def test_what_cannot_be_quantized_has_no_file_and_says_so(quick, tmp_path, monkeypatch, capsys):
+    "A network without convolutions but the first; int8 that is not faster; too few pictures"
+    import fastsmile.inference.quantize as quantize
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    copy = shutil.copytree(quick[0], tmp_path/'copy')
+    reader = FolderReader(quick[1])
+    names = sorted(reader.names())
+    assert quantize.add_int8(copy, reader, names[:60], names[60:], least_speedup=1e9) is None and not (copy/'model.int8.onnx').exists()
+    assert 'no int8 file' in capsys.readouterr().err
+    assert quantize.add_int8(copy, reader, names[:60], names[60:100]) is None  # too few to measure on

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -694,6 +695,11 @@ def test_the_page_in_a_browser(server, faces, tmp_path, width, scheme):
 def service_error(service, path): return asyncio.run(service.load([Upload('x', path.read_bytes())]))[0][0].error
 
 
+def hide(tab):
+    "Another tab is in front"
+    tab.evaluate("() => { Object.defineProperty(document, 'hidden', {value: true}); document.dispatchEvent(new Event('visibilitychange')) }")
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')
 def test_keyboard_paste_drop_camera_and_limits(server):
@@ -720,6 +726,19 @@ def test_keyboard_paste_drop_camera_and_limits(server):
             tab.get_by_role('article', name=f'{kind}.png: ').wait_for()
         tab.get_by_role('button', name='Use the camera').click()
         tab.wait_for_function('() => document.getElementById("film").videoWidth > 0')
+        def live_requests(): return sum(u.endswith('/predict') for u in tab.asked)
+        def status_of_live(): return [tab.locator('#now').is_visible(), tab.locator('#live').inner_text()]
+        tab.get_by_role('button', name='Label live').click()
+        tab.wait_for_function('() => document.getElementById("now-bar").value > 0')
+        with tab.expect_request('**/predict'): pass  # the next second's
+        assert re.fullmatch(r'(NOT smile|positive smile|negative smile) [0-9]+%.*', tab.locator('#now-label').inner_text())
+        assert contrast(tab, '#now-label') >= 4.5
+        for stop in (lambda tab: tab.get_by_role('button', name='Stop').click(), hide):
+            if stop is hide: tab.get_by_role('button', name='Label live').click()
+            stop(tab)
+            seen = live_requests()
+            tab.wait_for_timeout(1500)
+            assert live_requests() == seen and status_of_live() == [False, 'Label live']
         tab.get_by_role('button', name='Take the picture').click()
         tab.get_by_role('article', name='camera ').wait_for()
         assert not tab.get_by_role('dialog').is_visible()
