@@ -174,7 +174,7 @@ def test_the_three_formats_say_the_same(album, ask, tmp_path):
 
 
 def test_raw_probabilities_have_columns_of_their_own(album, ask):
-    done = predict(album, replace(ask, raw=True))
+    done = predict(album, replace(ask, raw=True, uncalibrated=True))
     assert 'raw_ columns as the network gives them' in done.run_info['probabilities'] and 'corrected' in done.run_info['probabilities']
     row, model = rows_of(ask.out)[0], load_model(ask.model)
     raw, p = (np.array([float(row[f'{k}_{c}']) for c in model.spec.classes]) for k in ('raw', 'p'))
@@ -245,7 +245,7 @@ def test_resume_refuses_another_call(album, ask):
         (album/'other').rmdir()
     interrupted()
     with pytest.raises(SmileError, match='threshold was None'): predict(album, replace(ask, resume=True, threshold='balanced'))
-    with pytest.raises(SmileError, match='columns was'): predict(album, replace(ask, resume=True, calibrated=True))
+    with pytest.raises(SmileError, match='columns was'): predict(album, replace(ask, resume=True, sets=True))
     assert predict(album, ask).resumed == 0  # without --resume from the start
     assert predict(album, replace(ask, resume=True)).resumed == 0  # nothing to go on with
 
@@ -295,15 +295,16 @@ def test_names_that_are_hard_to_write(run, ask, tmp_path):
     assert [json.loads(r)['path'] for r in open(tmp_path/'p.jsonl', errors='surrogateescape')] == sorted(names)
 
 
-@pytest.mark.parametrize('asked', ['calibrated', 'sets', 'abstain'])
+@pytest.mark.parametrize('asked', ['sets', 'abstain'])
 def test_what_was_never_fitted_is_refused(album, ask, tmp_path, asked):
-    "A model without rows in calib has no calibrated probabilities, sets or threshold to give"
+    "A model without rows in calib has no sets or threshold to give; its probabilities are said to be as they were"
     from fastsmile.models.bundle import save_bundle
     from fastsmile.metrics.calibration import unfitted_calibration
     model = load_model(ask.model)
     save_bundle(replace(model, metadata=model.metadata.calibrated(unfitted_calibration(model.metadata.prior, 'argmax'))), tmp_path/'plain')
     with pytest.raises(OptionError, match=f'--{asked}: this model was not calibrated'):
         predict(album, replace(ask, model=str(tmp_path/'plain'), **{asked: True}))
+    assert 'not calibrated' in predict(album, replace(ask, model=str(tmp_path/'plain'))).run_info['probabilities']
 
 
 def test_the_input_is_never_replaced(album, ask, tmp_path):
@@ -315,7 +316,7 @@ def test_the_input_is_never_replaced(album, ask, tmp_path):
 
 def test_every_column_has_its_type_in_parquet(album, ask, tmp_path):
     pq, pa = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('pyarrow')
-    all_ = dict(raw=True, calibrated=True, abstain=True, sets=True)
+    all_ = dict(raw=True, abstain=True, sets=True)
     for kind in ('csv', 'parquet'): predict(album, replace(ask, out=str(tmp_path/f'p.{kind}'), **all_))
     table, rows = pq.read_table(tmp_path/'p.parquet'), rows_of(tmp_path/'p.csv')
     text = {'path', 'label', 'most_probable', 'withheld', 'set', 'error'}
@@ -418,7 +419,7 @@ def test_what_a_class_threshold_is_compared_with_is_said(run):
     from fastsmile.inference.rows import RowOptions, make_row_format
     name = run.model.spec.classes[0]
     words = make_row_format(run.model, request=RowOptions(threshold=f'{name}=0.8')).description
-    assert f'{name}=0.8 is compared with the calibrated probability, which --calibrated shows' in words
+    assert f'{name}=0.8 is compared with the calibrated probability' in words
     assert 'compared' not in make_row_format(run.model, request=RowOptions(threshold='argmax')).description
 
 

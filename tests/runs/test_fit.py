@@ -16,6 +16,7 @@ from fastsmile.core.files import read_safe_csv
 from fastsmile.data.audit import audit_and_split
 from fastsmile.models.factory import build_network, make_spec
 from fastsmile.inference.load import load_model
+from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import load_run
 from fastsmile.training.learner import build_learner
@@ -44,7 +45,7 @@ def test_the_run_folder_is_whole(run):
 
 def test_predict_gives_the_validation_rows_again(run, faces):
     valid = pd.read_csv(run.path/'predictions_valid.csv')
-    again = run.predict(faces, bs=5, precision='fp32').set_index('path').loc[valid.path].reset_index()
+    again = run.predict(faces, bs=5, precision='fp32', request=RowOptions(uncalibrated=True)).set_index('path').loc[valid.path].reset_index()
     p = [c for c in valid if c.startswith('p_')]
     assert np.abs(again[p].astype(float).to_numpy() - valid[p].to_numpy()).max() < 1e-4
     assert again.label.tolist() == valid.label.tolist()

@@ -13,6 +13,7 @@ from forked import run_python
 from fastsmile.config.fit import FitConfig
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
+from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
 from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _with_schedule, activation_bytes,
                                      choose_network, default_lr, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
@@ -158,7 +159,7 @@ def test_the_best_preset_averages_three_trainings(faces, tiny, tmp_path):
     assert fits == ['mean', 'weighted-seed42', 'weighted-seed43', 'weighted-seed44'] and len(run.comparison) == 3
     assert run.model.spec.arch == 'ensemble' and run.config['compared']['options']['seeds'] == 3
     test = pd.read_csv(run.path/'predictions_test.csv')
-    again = run.predict(faces, precision='fp32').set_index('path').loc[test.path].reset_index()
+    again = run.predict(faces, precision='fp32', request=RowOptions(uncalibrated=True)).set_index('path').loc[test.path].reset_index()
     columns = [c for c in test if c.startswith('p_')]
     assert abs(again[columns].astype(float).to_numpy() - test[columns].to_numpy()).max() < 1e-4
     assert 'the mean of theirs' in run.report.read_text()
