@@ -629,6 +629,49 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ['tmp']
 
 
+def test_the_container_of_the_guide_serves_under_its_name(model):
+    "What its Dockerfile installs and starts, read from the docs; no container is built"
+    import configparser
+    from fastsmile.cli.commands import app
+    from typer.main import get_command
+    root = Path(__file__).resolve().parents[2]
+    text = (root/"docs"/"predicting.md").read_text(encoding="utf-8")
+    recipe, head = (re.search(f'```{kind}\n(.*?)```', text, re.S)[1].replace('\\\n', ' ') for kind in ('dockerfile', 'yaml'))
+    settings = configparser.ConfigParser()
+    settings.read(root/'settings.ini')
+    extra, where = re.search(r'"fastsmile\[(\w+)\] @ (\S+)"', recipe).groups()
+    assert f'{extra}_requirements' in settings['DEFAULT'] and where.startswith(settings['DEFAULT']['git_url'])
+    program, name, source, *options = json.loads(re.search(r'CMD (\[.*\])', recipe)[1])
+    assert (program, name) == ('fastsmile', 'serve') and source.startswith('hf://')
+    typed = get_command(app).commands['serve'].make_context('serve', [source, *options]).params
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in typed.items() if k in ServeConfig.__dataclass_fields__}
+    config = ServeConfig(**fields)
+    assert 'sdk: docker' in head and f'app_port: {config.port}' in head and f'EXPOSE {config.port}' in recipe
+    with started(model.path, replace(config, port=0, explain='none')) as (address, _):
+        port, space = address.rpartition(':')[2], dict(host='USER-NAME.hf.space') | {'sec-fetch-site': 'same-origin'}
+        status, headers, _ = ask(f'127.0.0.1:{port}', '/', None, space)
+        assert status == 200 and headers['content-security-policy'].endswith('frame-ancestors https://huggingface.co')
+        assert ask(f'127.0.0.1:{port}', '/predict', picture(), IMAGE | space)[0] == 200
+        assert ask(f'127.0.0.1:{port}', '/', None, dict(host='else.where'))[0] == 421
+
+
+def test_docs_and_health(server):
+    where, _ = server
+    assert ask(where, '/health')[2] == ask(where, '/healthz')[2]
+    status, headers, page = ask(where, '/docs')
+    page = page if isinstance(page, str) else page.decode()
+    spec = ask(where, '/openapi.json')[2]
+    assert status == 200 and headers['content-type'].startswith('text/html') and '<script' not in page
+    assert all(f'<code>{method.upper()} {path}</code>' in page for path, calls in spec['paths'].items() for method in calls)
+    assert f'curl -F files=@face.jpg -F files=@another.jpg http://{where}/predict' in page
+    assert headers['content-security-policy'].endswith("frame-ancestors 'none'")
+
+
+@pytest.mark.parametrize('site', ['huggingface.co', 'https://a/b', "https://a; script-src *"])
+def test_only_sites_embed_the_page(site):
+    with pytest.raises(OptionError, match='is no site'): ServeConfig(embed=(site,))
+
+
 # the page
 
 @contextmanager
