@@ -132,10 +132,10 @@ def test_standard_input(album, run, tmp_path):
     ('*.nothing', {}, 'holds no images'), (['-', 'a'], {}, 'goes with nothing else'),
     ('.', dict(root='.'), 'does not go with'),
     ('.', dict(image_col='x'), 'does not go with'), ('t.csv', dict(image_col='7'), 'begins with who, face'), ('t.csv', {}, 'is needed'),
-    ('empty.txt', {}, 'holds no images'), ('bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
+    ('empty.txt', {}, 'holds no images'), ('z/bad.zip', {}, 'cannot be read as a zip'), ('t.csv', dict(root='nowhere'), 'neither a folder nor a zip'),
     ('t.csv', dict(root='a' * 300, image_col='1'), 'neither a folder nor a zip')])
 def test_inputs_that_cannot_be_used(tmp_path, monkeypatch, where, kw, words):
-    folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'bad.zip': b'PK\x03\x04 no zip'})
+    folder(tmp_path, {'t.csv': 'who,face\nAnn,a\n', 'empty.txt': '\n', 'z/bad.zip': b'PK\x03\x04 no zip'})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SmileError, match=words): open_inputs(where, **kw)
 
