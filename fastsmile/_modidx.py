@@ -3364,6 +3364,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastsmile/models/weights.py'),
                                           'fastsmile.models.weights.match_names': ( 'models/weights.html#match_names',
                                                                                     'fastsmile/models/weights.py'),
+                                          'fastsmile.models.weights.no_weights_reason': ( 'models/weights.html#no_weights_reason',
+                                                                                          'fastsmile/models/weights.py'),
                                           'fastsmile.models.weights.numbered_names': ( 'models/weights.html#numbered_names',
                                                                                        'fastsmile/models/weights.py'),
                                           'fastsmile.models.weights.read_tensors': ( 'models/weights.html#read_tensors',

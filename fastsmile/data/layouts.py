@@ -565,7 +565,8 @@ def with_companions(
         if role is None or (frame[role] != '').any() or place.options.split_col and role == 'split': continue
         cells = table.cells().cells.iloc[:, :2]
         values = dict(zip(cells[0].str.strip(), cells[1].str.strip()))
-        meanings = split_meanings('partition', values.values())
+        own = {PurePosixPath(p).name for p in frame.path}
+        meanings = split_meanings('partition', [v for k, v in values.items() if k in own])  # no header
         if role == 'split': values = {k: meanings.get(v, '') for k, v in values.items()}
         frame[role] = [values.get(PurePosixPath(p).name, '') for p in frame.path]
         notes.append(f'{printable(table.name)}: the {role} of {(frame[role] != "").sum()} rows.')

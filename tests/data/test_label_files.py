@@ -443,6 +443,14 @@ def test_celeba_in_its_folders(tmp_path):
     with pytest.raises(SmileError, match='not clear which column'): read(tmp_path, {})
 
 
+def test_celeba_in_csv_as_kaggle_has_it(tmp_path):
+    files = {f'img_align_celeba/img_align_celeba/img{i}.jpg': P for i in IDS} | {
+        'list_attr_celeba.csv': lines('img{i}.jpg,{sign},1\n', 'image_id,Smiling,Male\n'), 'list_bbox_celeba.csv': lines('img{i}.jpg,1\n', 'image_id,x_1\n'),
+        'list_eval_partition.csv': 'image_id,partition\n' + ''.join(f'img{i}.jpg,{k // 3}\n' for k, i in enumerate(IDS))}
+    s = read(tmp_path, files, label_col='Smiling')
+    assert s.kept.split.tolist() == ['train'] * 3 + ['valid'] * 3 + ['test'] * 2 and any('the split of 8 rows' in n for n in s.notes)
+
+
 def test_an_option_of_tables_where_no_table_is(tmp_path):
     with pytest.raises(SmileError, match='no labelled images.*one folder tells nothing apart'): read(tmp_path, FILES, label_col='Smiling')
 
