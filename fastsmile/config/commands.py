@@ -78,8 +78,8 @@ class ModelOptions(Options, panel='Decision and calibration'):
     engine: str = _engine_opt()
     tta: str = opt('none', 'test-time augmentation: the mean over views; --tta alone is flip', choices=TTA_MODES,
                    panel='Common')
-    calibrated: bool = opt(
-        False, 'add the calibrated probabilities as columns calibrated_CLASS; confidence is then theirs')
+    uncalibrated: bool = opt(
+        False, 'p_ columns and confidence before calibration, as predictions_*.csv of a run hold them')
     threshold: str | None = opt(
         None, 'another decision rule of the model (argmax, balanced, macro_f1, ...), or CLASS=P: that label needs the '
         'calibrated probability P', metavar='RULE|CLASS=P')

@@ -174,7 +174,8 @@ def read_npz(
         raise SmileError(f'{printable(path)} holds no images.',
                          'They are an array of uint8, of shape N x H x W or N x H x W x C.')
     labels = [label_values(arrays[_labels_key(k, arrays, path)], path.name) for k in keys]
-    parts = [pd.DataFrame(dict(label=list(map(str, values)), split=split_in_name(k))) for k, values in zip(keys, labels)]
+    texts = [list(map(str, values)) for values in labels]
+    parts = [pd.DataFrame(dict(label=own, split=split_in_name(k))) for k, own in zip(keys, texts)]
     rows = pd.concat(parts, ignore_index=True)
     frame = rows.assign(path=[str(i) for i in range(len(rows))], group='', reason='')[TABLE_COLUMNS].astype(str)
     return ReadSource(ArrayReader(path, keys=keys), frame)

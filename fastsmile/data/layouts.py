@@ -547,7 +547,8 @@ def _siblings(place: SourcePlace) -> list[TableFile]:
     if is_url(labels) or is_url(place.source): return []
     if not labels: return [table_in(place, n) for n in files_in(place)]
     own = Path(labels).parent
-    folders = [own, *(own.parent/name for name in ('Anno', 'Eval') if own.name in ('Anno', 'Eval') and name != own.name)]
+    beside = {'Anno': 'Eval', 'Eval': 'Anno'}.get(own.name)
+    folders = [own, own.parent/beside] if beside else [own]
     files = [p for folder in filter(Path.is_dir, folders) for p in sorted(folder.iterdir()) if p.is_file()]
     return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in files]
 

@@ -124,7 +124,8 @@ def read_weights(
         return torch.load(path, map_location='cpu', weights_only=True)
 
 # %% ../../nbs/models/04_weights.ipynb #29c8c36d
-_SAVE_STATE = "Of a network that you trust, in Python: import torch; torch.save(torch.jit.load({file!r}).state_dict(), 'weights.pth')"
+_SAVE_STATE = ('Of a network that you trust, in Python: import torch; '
+               "torch.save(torch.jit.load({file!r}).state_dict(), 'weights.pth')")
 _FETCH_AGAIN = 'Download the file itself, and not its page.'
 _NO_WEIGHTS = (  # how such a file begins; what it is; what helps
     (b'version https://git-lfs', 'a pointer of Git LFS', 'Fetch the file that it stands for: git lfs pull.'),

@@ -220,7 +220,7 @@ _COLUMN_TEXTS = dict(
 # %% ../../nbs/serving/04_app.ipynb #a1e68ec1
 def _column_schema(column: str, classes: Sequence[str]) -> dict:
     "One column of a row as a JSON schema"
-    numbers = {'confidence', 'face_score', 'unlike', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
+    numbers = {'confidence', 'face_score', 'unlike', *(f'p_{c}' for c in classes)}
     if column in ('path', 'error'): schema = dict(type='string')
     elif column in ('label', 'most_probable'): schema = dict(type=['string', 'null'], enum=[*classes, None])
     elif column in numbers: schema = dict(type=['number', 'null'], minimum=0, maximum=1)

@@ -64,7 +64,6 @@ class _RowText:
     detail: str = ''     # what it means, or what to do
     percent: str = ''    # the probability of the label
     probs: tuple = ()    # (class, probability), the most probable first
-    caption: str = 'Probabilities'
     predicted: bool = True
 
 # %% ../../nbs/serving/02_page.ipynb #ea1f5908
@@ -97,16 +96,15 @@ def _row_text(
 ) -> _RowText:
     "A row in words: its label, a label that is withheld, or an error"
     if row['error']: return _error_text(row['error'])
-    probs, is_calibrated = _class_probabilities(row)
-    caption = 'Calibrated probabilities' if is_calibrated else 'Probabilities'
+    probs = _class_probabilities(row)
     percent = format_percent(row['confidence'])
     several = f"It could be {' or '.join(row['set'].split('|'))}. " if row.get('set') else ''
     warning, rule = _UNLIKE_TEXT if is_unlike(row) else '', _decision_text(row, probs)
-    if row['label']: return _RowText(row['label'], f'{several}{rule}{warning}'.strip(), percent, probs, caption)
+    if row['label']: return _RowText(row['label'], f'{several}{rule}{warning}'.strip(), percent, probs)
     reason = warning or 'That is less than this model wants before it gives a label.'
     likely = f"The label would be {row['withheld']} with {percent}. {rule}" if rule else \
         f"The most probable label is {row['withheld']} with {percent}. "
-    return _RowText('Not sure', f'{several}{likely}{reason}', '', probs, caption)
+    return _RowText('Not sure', f'{several}{likely}{reason}', '', probs)
 
 def _decision_text(row: dict[str, Any], probs: tuple) -> str:
     "Why the label is not the most probable class; empty where it is"
@@ -116,12 +114,10 @@ def _decision_text(row: dict[str, Any], probs: tuple) -> str:
             'this model weighs more than the probability. ')
 
 # %% ../../nbs/serving/02_page.ipynb #f6540640
-def _class_probabilities(row: dict[str, Any]) -> tuple[tuple, bool]: # (class, probability)...; are they calibrated?
-    "Probabilities of the classes, the most probable first; the calibrated ones where there are any"
-    is_calibrated = any(k.startswith('calibrated_') for k in row)
-    prefix = 'calibrated_' if is_calibrated else 'p_'
-    probs = [(k.removeprefix(prefix), v) for k, v in row.items() if k.startswith(prefix)]
-    return tuple(sorted(probs, key=lambda pair: -pair[1])), is_calibrated
+def _class_probabilities(row: dict[str, Any]) -> tuple: # (class, probability)...
+    "Probabilities of the classes, the most probable first"
+    probs = [(k.removeprefix('p_'), v) for k, v in row.items() if k.startswith('p_')]
+    return tuple(sorted(probs, key=lambda pair: -pair[1]))
 
 # %% ../../nbs/serving/02_page.ipynb #f718fbe5
 _MAX_CLASS_ROWS = 12  # classes that are shown; the others are in the API's response
@@ -138,7 +134,7 @@ def _probability_table(text: _RowText) -> Any: # an element of FastHTML's
     from fasthtml.common import Caption, Table, Tbody, Td, Th, Tr
     rows = [Tr(Th(printable(c), scope='row'), Td(_probability_bar(p)), Td(format_percent(p)))
             for c, p in text.probs[:_MAX_CLASS_ROWS]]
-    return Table(Caption(text.caption), Tbody(*rows))
+    return Table(Caption('Probabilities'), Tbody(*rows))
 
 # %% ../../nbs/serving/02_page.ipynb #24351906
 def _result_article(

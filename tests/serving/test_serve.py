@@ -133,7 +133,7 @@ def rough(rows): return [{k: round(v, 4) if isinstance(v, float) else v for k, v
 
 # the same rows
 
-@pytest.mark.parametrize('options', [{}, dict(tta='full'), dict(calibrated=True), dict(threshold='negative smile=0'), dict(abstain=True), dict(sets=True)],
+@pytest.mark.parametrize('options', [{}, dict(tta='full'), dict(uncalibrated=True), dict(threshold='negative smile=0'), dict(abstain=True), dict(sets=True)],
                          ids=lambda o: next(iter(o), 'plain'))
 def test_rows_are_those_of_predict(model, tmp_path, options):
     "And no option does nothing: each row differs from the plain one"
@@ -175,7 +175,7 @@ def test_64_clients_get_their_own_answers(server, model):
     expected, engine = {}, TorchBackend(model, device='cpu')
     for n, d in mine.items():
         x = resize_and_crop(decode_image(d, prep=model.spec.prep), model.spec.prep)[None].copy()
-        expected[n] = model.probabilities_and_labels(engine.logits(x))[0][0]
+        expected[n] = model.metadata.calibration.apply(model.probabilities_and_labels(engine.logits(x))[0])[1][0]
     assert len({p.round(5).tobytes() for p in expected.values()}) > 48  # rows can be told apart
     before, start = service.batcher.batches, threading.Barrier(64)
     def client(name):
@@ -567,7 +567,7 @@ def test_no_bytes_break_the_form(data):
 def test_the_api_is_what_its_description_says(model):
     validate = pytest.importorskip('openapi_spec_validator').validate
     jsonschema = pytest.importorskip('jsonschema')
-    with started(model.path, replace(PLAIN, abstain=True, calibrated=True, sets=True)) as (where, service):
+    with started(model.path, replace(PLAIN, abstain=True, sets=True)) as (where, service):
         spec = ask(where, '/openapi.json')[2]
         validate(spec)
         assert spec['openapi'] == '3.1.0'
@@ -807,7 +807,7 @@ def test_the_page_without_javascript_and_not_sure(model):
 
 def test_options_that_predict_shares_are_the_same():
     ours, theirs = ServeConfig.__dataclass_fields__, PredictConfig.__dataclass_fields__
-    for n in ('engine', 'tta', 'calibrated', 'threshold', 'abstain', 'sets', 'faces', 'face_margin', 'face_score', 'precision', 'device'):
+    for n in ('engine', 'tta', 'uncalibrated', 'threshold', 'abstain', 'sets', 'faces', 'face_margin', 'face_score', 'precision', 'device'):
         assert ours[n].default == theirs[n].default and ours[n].metadata == theirs[n].metadata
 
 
