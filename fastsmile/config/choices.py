@@ -91,7 +91,7 @@ class Score:
     main: bool = False             # in short tables, comparison.csv and a bundle's metrics
     card: bool = False             # on the model card
     monitor: str = ''              # its name under `--monitor` and in history.csv; empty: not monitored
-    auto_rule: str = ''            # of `--decide auto` when it is monitored; empty: class weights that are fitted for it
+    auto_rule: str = ''            # of `--decide auto` when it is monitored; empty: class weights fitted for it
     prior_weight: float = 0.0      # of labels: the part of the offset of `balanced` that serves it unfitted
     always_fitted: bool = False    # its class weights are fitted with every calibration
     one_vs_rest: bool = False      # of labels: measured for each class against the rest, too, where the class has rows

@@ -68,8 +68,8 @@ class ArchsConfig(Options):
 ENGINES = ('auto', 'torch', 'onnx')
 
 def _engine_opt() -> Any:
-    return opt('auto', "what runs the network: onnx is the bundle's model.onnx, or another exported file, and computes on "
-               'the CPU; auto takes it there, and torch with a GPU, in bf16 or fp16 or, for more than 256 images, on a '
+    return opt('auto', "what runs the network: onnx is the bundle's model.onnx, or another exported file, and computes "
+               'on the CPU; auto takes it there, and torch with a GPU, in bf16 or fp16 or, for more than 256 images, on a '
                'processor whose bf16 is fast', choices=ENGINES, panel='Model')
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class ModelOptions(Options, panel='Decision and calibration'):
 class OutputOptions(Options, panel='Output'):
     "What `predict` reads and writes"
     model: str | None = opt(
-        None, 'a run folder, a model folder, an exported .onnx file, or hf://user/name[@REVISION] on the Hugging Face Hub '
-        '(default: the newest finished run under ./runs)', metavar='RUN|MODEL', panel='Common')
+        None, 'a run folder, a model folder, an exported .onnx file, or hf://user/name[@REVISION] on the Hugging Face '
+        'Hub (default: the newest finished run under ./runs)', metavar='RUN|MODEL', panel='Common')
     out: str = opt(
         'predictions.csv', 'output file: .csv, .jsonl for JSON lines, or .parquet (needs the extra parquet)',
         metavar='FILE', panel='Common')
@@ -118,8 +118,8 @@ class OutputOptions(Options, panel='Output'):
         None, 'folder or zip that the paths in a list or a CSV start from (default: its own folder; the current one '
         'for standard input)', metavar='DIR|ZIP', panel='Data')
     every: str | None = opt(
-        None, 'time between the frames of a video that get a row, e.g. 0.5s (default: 1s for a video that is named; those '
-        'in a folder only with this option)', metavar='TIME', panel='Data')
+        None, 'time between the frames of a video that get a row, e.g. 0.5s (default: 1s for a video that is named; '
+        'those in a folder only with this option)', metavar='TIME', panel='Data')
     raw: bool = opt(
         False, "add columns raw_CLASS: the network's own probabilities, before the shift to the data's class prior")
     html: str | None = opt(

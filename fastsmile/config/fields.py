@@ -259,8 +259,8 @@ def device_opt() -> Any:
 
 def no_onnx_opt() -> Any:
     "The option `no_onnx` of commands that write a model"
-    return opt(False, 'write no model.onnx and no model.int8.onnx beside the weights; a CPU then predicts with torch, which '
-               'starts and computes more slowly', panel='Output')
+    return opt(False, 'write no model.onnx and no model.int8.onnx beside the weights; a CPU then predicts with torch, '
+               'which starts and computes more slowly', panel='Output')
 
 # %% ../../nbs/config/01_fields.ipynb #120534e8
 def batch_size_opt(

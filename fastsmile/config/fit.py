@@ -68,8 +68,8 @@ class ScheduleOptions(Options, panel='Optimisation'):
                       minimum=2, maximum=20)
     spread: float | None = opt(None, "the first group's rate is the head's divided by this (default: 10 with "
                                'pretrained weights, 1 without)', minimum=1, maximum=10000)
-    schedule: str = opt('one-cycle', f'the learning rate over time: {format_choices(SCHEDULE_CHOICES)}; plateau:N divides '
-                        'it by 10 after N epochs without improvement', metavar='WORD[:N]')
+    schedule: str = opt('one-cycle', f'the learning rate over time: {format_choices(SCHEDULE_CHOICES)}; plateau:N '
+                        'divides it by 10 after N epochs without improvement', metavar='WORD[:N]')
     patience: int | None = opt(None, 'early stopping: end after so many epochs without improvement on valid',
                                minimum=1, maximum=10000)
 

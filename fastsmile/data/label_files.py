@@ -364,7 +364,7 @@ def with_split_lists(
     others = [f for f in found if options.labels and f.has_more]  # they have labels of their own, and are not named
     if others:
         names = ', '.join(printable(f.name) for f in others)
-        note = f'{names}: other tables of labels; their splits are not taken. The named one can have a column of splits.'
+        note = f'{names}: other tables of labels; their splits are not taken. The named one can have such a column.'
         read, found = replace(read, notes=(*read.notes, note)), [f for f in found if not f.has_more]
     if not found: return read
     if layout.name == 'class folders' and options.layout != 'folders': _check_same_labels(found, frame)

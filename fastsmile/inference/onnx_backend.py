@@ -306,7 +306,8 @@ class OnnxBackend(Backend):
             (self.net, self.facts), self.recomputes_unlike = int8, True
             self.fp32_backend = OnnxBackend(model, 'fp32', device, max_batch)
 
-    def margins(self, probs: np.ndarray) -> float | np.ndarray: return self.facts.row_margins(probs) if self.facts else 0.
+    def margins(self, probs: np.ndarray) -> float | np.ndarray:
+        return self.facts.row_margins(probs) if self.facts else 0.
 
     def _forward(self, packed: np.ndarray) -> np.ndarray:
         inputs = zip(onnx_inputs(len(self.preps)), unpack_inputs(packed, self.preps), self.preps)

@@ -223,7 +223,8 @@ def frame_from_logits(
     logits: list[np.ndarray], # of each view, (n, C)
 ) -> 'pd.DataFrame': # `prediction_columns`, a row per name
     "The rows that these logits of every view give"
-    row_format = replace(make_row_format(model, request=RowOptions(uncalibrated=True)), scale=None)  # there are no pixels
+    plain = RowOptions(uncalibrated=True)
+    row_format = replace(make_row_format(model, request=plain), scale=None)  # there are no pixels
     cells = row_format.format(*mean_over_views(model, logits))
     rows = [dict(path=name, **c, error='') for name, c in zip(names, cells)]
     return import_pandas().DataFrame(rows, columns=prediction_columns((), row_format))

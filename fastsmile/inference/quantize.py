@@ -47,7 +47,8 @@ class _NetworkInputs:
         images: np.ndarray, # (n, ...), uint8, of `pack_inputs`
         preps: tuple,
     ):
-        self.preps, self.batches = preps, iter(np.split(images, range(_CALIBRATION_BATCH, len(images), _CALIBRATION_BATCH)))
+        ends = range(_CALIBRATION_BATCH, len(images), _CALIBRATION_BATCH)
+        self.preps, self.batches = preps, iter(np.split(images, ends))
 
     def get_next(self) -> dict | None:
         pixels = next(self.batches, None)
@@ -145,7 +146,8 @@ class _HeldOut:
     @classmethod
     def of(cls, model: Model, images: np.ndarray):
         pixels = unpack_inputs(images, model.preps)[0]
-        return cls(model, images, _probabilities(model, model.net, images), flag_unlike(model.metadata.unlike.unlike(pixels)))
+        flagged = flag_unlike(model.metadata.unlike.unlike(pixels))
+        return cls(model, images, _probabilities(model, model.net, images), flagged)
 
     def errors(self, net: OnnxNet, n: int) -> float: # root mean square of the first `n`
         other = _probabilities(self.model, net, self.images[:n])

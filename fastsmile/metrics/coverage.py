@@ -21,7 +21,7 @@ class Population:
     shares: tuple            # (C,) of the classes
     strength: float          # how far apart the classes are, in standard deviations of the noise
     rows_per_person: int = 1
-    likeness: float = 0.0    # the part of the noise's variance that is the person's, and of rows with the person's class
+    likeness: float = 0.0    # the person's part of the noise's variance, and of rows with the person's class
 
     def draw(self,
         n: int,

@@ -212,7 +212,8 @@ def _interpretation_text(options: dict, calibration: dict) -> str:
 
 # %% ../../nbs/reports/03_card.ipynb #208fad70
 CARD_SCORES = {name: SCORES[name].title for name in scores_where(lambda score: score.card)}
-RULE_SCORES = {name: title for name, title in CARD_SCORES.items() if SCORES[name].kind == 'labels'}  # of a decision rule
+# those of a decision rule
+RULE_SCORES = {name: title for name, title in CARD_SCORES.items() if SCORES[name].kind == 'labels'}
 
 # %% ../../nbs/reports/03_card.ipynb #ddcdd0ba
 def _starting_point_text(

@@ -38,8 +38,8 @@ def _escape_mathtext(text: object) -> str:
 # %% ../../nbs/reports/01_charts.ipynb #2274a8c7
 INK, BLUE, ORANGE = '#010203', '#3b82f6', '#ea8a2e'
 _CHART_STYLE = dict.fromkeys(['text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'], INK) | {
-    'svg.fonttype': 'none', 'svg.hashsalt': 'fastsmile', 'axes.spines.top': False, 'axes.spines.right': False, 'axes.facecolor': 'none',
-    'font.size': 9, 'font.family': 'sans-serif'}
+    'svg.fonttype': 'none', 'svg.hashsalt': 'fastsmile', 'axes.spines.top': False, 'axes.spines.right': False,
+    'axes.facecolor': 'none', 'font.size': 9, 'font.family': 'sans-serif'}
 _MAX_BARS = 24 # classes of a chart that has a bar for each
 
 # %% ../../nbs/reports/01_charts.ipynb #e15e3092

@@ -251,7 +251,8 @@ def _write_member_table(members: _EnsembleMembers, path: Path):
 
 # %% ../../nbs/runs/07_ensemble.ipynb #da7c88c6
 def _member_row(name: str, model: Model, saved: SavedPredictions, paths: pd.Series) -> dict:
-    saved = replace(saved, table=saved.table[saved.table.path.isin(set(paths))].reset_index(drop=True), class_row_weights=())
+    table = saved.table[saved.table.path.isin(set(paths))].reset_index(drop=True)
+    saved = replace(saved, table=table, class_row_weights=())
     label, _ = model.metadata.calibration.apply(saved.probs)
     m = evaluate_predictions(saved.y, label, saved.probs, saved.classes, saved.groups)
     row = dict(model=name, arch=model.spec.arch, pixels=' and '.join(str(p.size) for p in model.preps), rows=m['rows'])

@@ -199,7 +199,8 @@ def _begin(
     "Audit, divide, build the network, plan, and make the run folder; a run that is resumed has its plan and its folder"
     if into is None: check_run_folder_free(config.out)
     choice, audited, spec, net = _choose_and_audit(source, config, device)
-    splits = cross_validation_splits(audited, choice.config) if config.folds else [split_audited(audited, choice.config)]
+    if config.folds: splits = cross_validation_splits(audited, choice.config)
+    else: splits = [split_audited(audited, choice.config)]
     if into: return _Begun(config, spec, net, splits, into)
     plan = _plan_and_say(choice, splits[0], spec, net, device)
     if config.dry_run: return None

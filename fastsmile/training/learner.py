@@ -426,7 +426,7 @@ def _train_phase(
 def run_phases(
     learn: MemorySafeLearner,
     phases: list[TrainingPhase],
-    lr: str | float | list,                # the highest, or one for each phase; auto: the default, find: each phase searches
+    lr: str | float | list,                # the highest, or one for each phase; auto: the default, find: searched in each
     seed: int,
     schedule: tuple = ('one-cycle', None), # one of `SCHEDULES`, and its value
     load: str = 'best',                    # the weights that are loaded at the end: best or last

@@ -136,7 +136,8 @@ def choose_network(
     if config.weights == 'none': return _from_random(config, '--weights none')
     if config.weights == 'hub': return _from_hub(config, candidates)
     arch = _arch_of_weights(Path(config.weights))
-    return NetworkChoice(config.planned_as(arch=arch), (PlanRow('arch', arch, f'{printable(config.weights)} is of it'),))
+    row = PlanRow('arch', arch, f'{printable(config.weights)} is of it')
+    return NetworkChoice(config.planned_as(arch=arch), (row,))
 
 # %% ../../nbs/training/10_plan.ipynb #ac08993a
 def activation_bytes(
