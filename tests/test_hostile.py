@@ -139,8 +139,16 @@ def test_the_pages_of_the_server_hold_them_as_text(made):
     bad = dict(row, label='', error=LABELS[0])
     about = PageInfo(LABELS[0], LABELS, LABELS[1], ('gradcam',), True, 3, 100)
     text = to_xml(full_page(about, *result_articles([[row], [bad]]), error_article(LABELS[0], LABELS[2])))
-    page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', ''))
+    page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', '')
+                .replace('href="/docs"', ''))
     assert [b for b in page.bad if b[0] != 'link'] == [] and all(w in page.text for w in LABELS[:2]) and [c for _, c in page.scripts] == ['']
+    from fastsmile.config.commands import ServeConfig
+    from fastsmile.serving.app import openapi_description
+    from fastsmile.serving.page import api_page
+    page = Page(to_xml(api_page(openapi_description(list(row), LABELS, ServeConfig(), ('gradcam',)), 'http://<b>')))
+    ours = [('a', 'href', '/openapi.json'), ('a', 'href', '/')]
+    assert [b for b in page.bad if b[0] != 'link' and b not in ours] == []
+    assert all(f'p_{w}' in page.text for w in LABELS[:2]) and not page.scripts
 
 
 def test_a_study_and_the_folds_hold_them_as_text(tmp_path):
