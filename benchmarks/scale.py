@@ -209,7 +209,7 @@ def decode(model: str, sizes: list[int]):
     from fastsmile.config.commands import SampleConfig
     from fastsmile.data.sample import sample
     with tempfile.TemporaryDirectory() as tmp:
-        faces = sorted(p for p in (sample(Path(tmp)/'faces', SampleConfig(n=1000))/'happy_images').iterdir())
+        faces = sorted(p for p in (sample(Path(tmp)/'faces', SampleConfig(n=min(1000, max(60, *sizes))))/'happy_images').iterdir())
         print('| pictures | from | seconds | pictures a second | peak memory |\n|---|---|---|---|---|')
         for n in sizes:
             folder, packed = Path(tmp)/f'{n}', Path(tmp)/f'{n}.zip'

@@ -14,7 +14,7 @@ IMPORTED = ['torch', 'timm', 'fastai.vision.all', 'pandas', 'sklearn.ensemble', 
 
 
 def _main(program: list[str], files: Path, cwd: str, env: dict[str, str]):
-    "In the fork: what `python -m fastsmile ARGS`, or `python SCRIPT ARGS`, does"
+    "In the fork: what `python -m fastsmile ARGS`, `python -c CODE ARGS` or `python SCRIPT ARGS` does"
     for n, name in enumerate(('stdin', 'stdout', 'stderr')):
         fd = os.open(files/name, os.O_WRONLY | os.O_CREAT if n else os.O_RDONLY)
         os.dup2(fd, n)
@@ -29,6 +29,9 @@ def _main(program: list[str], files: Path, cwd: str, env: dict[str, str]):
         if program[0] == '-m':
             sys.argv = program[1:]
             runpy.run_module(program[1], run_name='__main__', alter_sys=True)
+        elif program[0] == '-c':
+            sys.argv = ['-c', *program[2:]]
+            exec(compile(program[1], '<code>', 'exec'), dict(__name__='__main__'))
         else:
             sys.path.insert(0, str(Path(program[0]).parent))
             runpy.run_path(program[0], run_name='__main__')
@@ -43,7 +46,7 @@ def _server() -> multiprocessing.context.BaseContext:
 
 
 def run_python(program: list, cwd=None, env=None, stdin: str = '', timeout: float = 600) -> subprocess.CompletedProcess:
-    "Exit code and output of a program: `-m` and a module, or a script, and its arguments"
+    "Exit code and output of a program: `-m` and a module, `-c` and code, or a script, and its arguments"
     program = list(map(str, program))
     with tempfile.TemporaryDirectory() as tmp:
         files = Path(tmp)

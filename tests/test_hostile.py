@@ -96,7 +96,8 @@ def test_the_pages_of_a_run_hold_them_as_text(hostile, made, tmp_path):
     assert '49' not in re.findall(r'\{\{.{0,20}', page.text)
     audit(hostile/'labels.csv', AuditConfig(out=str(tmp_path/'audit')))
     page = harmless(tmp_path/'audit'/'audit.html', *LABELS[:2], NAMES[0])
-    assert any('alert(5)' in code for _, code in page.scripts[:1])  # the plan, as JSON that is not run
+    held = [kind for kind, code in page.scripts if 'alert(5)' in code]  # the plan, as JSON that is not run
+    assert held and set(held) == {'application/json'}
     predict(hostile/'pics', PredictConfig(model=str(made.path), out=str(tmp_path/'p.csv'), html=str(tmp_path/'g.html')))
     harmless(tmp_path/'g.html', NAMES[0], '{{7*7}}{% raw %}')
     explain(made.path, (str(hostile/'pics'),), ExplainConfig(methods=('sensitivity',), out=str(tmp_path/'e')))
@@ -139,8 +140,16 @@ def test_the_pages_of_the_server_hold_them_as_text(made):
     bad = dict(row, label='', error=LABELS[0])
     about = PageInfo(LABELS[0], LABELS, LABELS[1], ('gradcam',), True, 3, 100)
     text = to_xml(full_page(about, *result_articles([[row], [bad]]), error_article(LABELS[0], LABELS[2])))
-    page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', ''))
+    page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', '')
+                .replace('href="/docs"', ''))
     assert [b for b in page.bad if b[0] != 'link'] == [] and all(w in page.text for w in LABELS[:2]) and [c for _, c in page.scripts] == ['']
+    from fastsmile.config.commands import ServeConfig
+    from fastsmile.serving.app import openapi_description
+    from fastsmile.serving.page import api_page
+    page = Page(to_xml(api_page(openapi_description(list(row), LABELS, ServeConfig(), ('gradcam',)), 'http://<b>')))
+    ours = [('a', 'href', '/openapi.json'), ('a', 'href', '/')]
+    assert [b for b in page.bad if b[0] != 'link' and b not in ours] == []
+    assert all(f'p_{w}' in page.text for w in LABELS[:2]) and not page.scripts
 
 
 def test_a_study_and_the_folds_hold_them_as_text(tmp_path):

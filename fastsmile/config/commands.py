@@ -11,6 +11,7 @@ __all__ = ['ENGINES', 'SERVED_EXPLANATIONS', 'EXPLAIN_METHODS', 'KNN_DISTANCES',
            'LRFindConfig', 'StudyConfig', 'SampleConfig', 'DemoConfig']
 
 # %% ../../nbs/config/04_commands.ipynb #646d1697
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +78,8 @@ class ModelOptions(Options, panel='Decision and calibration'):
     engine: str = _engine_opt()
     tta: str = opt('none', 'test-time augmentation: the mean over views; --tta alone is flip', choices=TTA_MODES,
                    panel='Common')
-    calibrated: bool = opt(
-        False, 'add the calibrated probabilities as columns calibrated_CLASS; confidence is then theirs')
+    uncalibrated: bool = opt(
+        False, 'p_ columns and confidence before calibration, as predictions_*.csv of a run hold them')
     threshold: str | None = opt(
         None, 'another decision rule of the model (argmax, balanced, macro_f1, ...), or CLASS=P: that label needs the '
         'calibrated probability P', metavar='RULE|CLASS=P')
@@ -182,6 +183,11 @@ class RequestLimits(Options, panel='System'):
 # %% ../../nbs/config/04_commands.ipynb #465acba4
 SERVED_EXPLANATIONS = ('gradcam', 'sensitivity', 'none')
 
+def _check_site(site: str):
+    "Raise an `OptionError` where this is no origin of a web page"
+    if re.fullmatch(r'https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?', site): return
+    raise OptionError(f'--embed {site!r} is no site.', 'Accepted: https://NAME, without a path.')
+
 @dataclass(frozen=True)
 class ServerOptions(Options):
     "Where the server listens, and what the page shows"
@@ -193,12 +199,19 @@ class ServerOptions(Options):
     allow_host: tuple[str, ...] = opt(
         (), 'a name by which browsers may call this server, besides localhost and IP addresses; repeatable',
         metavar='NAME', panel='System')
+    embed: tuple[str, ...] = opt(
+        (), 'a site that may show the page in a frame, e.g. https://huggingface.co; repeatable', metavar='SITE',
+        panel='System')
     explain: str = opt(
         'gradcam', 'explanation that the page shows first; none turns explanations off', choices=SERVED_EXPLANATIONS)
     max_batch: int | None = opt(
         None, 'images of all clients in one batch (default: by size and memory)', minimum=1, maximum=8192,
         panel='System')
     max_wait: int = opt(5, 'milliseconds that a batch waits for more images', minimum=0, maximum=10000, panel='System')
+
+    def __post_init__(self):
+        super().__post_init__()
+        for site in self.embed: _check_site(site)
 
 # %% ../../nbs/config/04_commands.ipynb #d5007dcb
 @dataclass(frozen=True)

@@ -442,7 +442,7 @@ def images_in_table(
 def parquet_below(
     folder: Path,
 ) -> list[Path]: # sorted
-    "The Parquet files of a folder: at its top and in `data`, or else one or two folders below, as the hub converts sets"
+    "The Parquet files of a folder: at its top and in `data`, or else up to two folders below, as the hub converts sets"
     found = [*folder.glob('*.parquet'), *folder.glob('data/*.parquet')]
     return sorted(found or [*folder.glob('*/*.parquet'), *folder.glob('*/*/*.parquet')])
 

@@ -349,7 +349,7 @@ def frame_of_crop(
     return FaceFrame(w / longer, h / longer, min(max(0., x / w), 1.), min(max(0., y / h), 1.))
 
 # %% ../../nbs/data/13_faces.ipynb #4795519e
-_SAMPLED, _FOUND_SHARE = 64, 0.3  # images; of them with a face
+_SAMPLED, _FOUND_SHARE = 32, 0.3  # images; of them with a face
 
 def _read_frames(reader, find: FaceDetector, names: list[str]) -> list[FaceFrame]:
     "The frames of the images in which a face is found"

@@ -121,7 +121,8 @@ def _check_crossed(folders: list[list[str]], classes: list[tuple[str, str, int]]
     if group_level == level + 1: return
     outer = ', '.join(map(printable, sorted({label for label, _, _ in classes if label})[:4]))
     inner = ', '.join(map(printable, sorted(above)[:4]))
-    below = ', '.join(map(printable, sorted({own[level - skip + 1] for own in folders if len(own) > level - skip + 1})[:4]))
+    at = level - skip + 1
+    below = ', '.join(map(printable, sorted({own[at] for own in folders if len(own) > at})[:4]))
     deepest = f', --label-level {level + 2} --group-level {level + 1} where {below} below them are' if below else ''
     raise SmileError(f'The folders {outer} ... hold the same folders, {inner} ...: either may be the class.',
                      f'Say which: --label-level {level + 1} --group-level {level} where {inner} are the classes, '
@@ -181,8 +182,8 @@ def _folder_notes(names: list[str], grouped: bool = False) -> list[str]:
     for own, (label, _, _) in zip(folders, classes):
         if own and not label: bare[own[0]] += 1
     kind = {top: ', a folder of a split,' if split_of(top) else '' for top in bare}
-    notes = [f'{n} images below {printable(top)}{kind[top]} are in no class folder: they have no label and are not used.'
-             for top, n in bare.items()]
+    notes = [f'{n} images below {printable(top)}{kind[top]} are in no class folder: they have no label and are not '
+             'used.' for top, n in bare.items()]
     above = _subfolders(folders, classes)
     if not grouped and len(above) > len({label for labels in above.values() for label in labels}):
         level = skip + max(level for _, _, level in classes) + 2

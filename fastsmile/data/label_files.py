@@ -30,7 +30,7 @@ from .layouts import (Layout, ReadSource, SourcePlace, TABLE_COLUMNS, TableFile,
                                     may_be_by_position, one_per_split, only_table, read_tables, shared_folder,
                                     split_folders, table_in, with_companions)
 from .readers import Reader, ZipReader
-from .tables import LIST_EXTENSIONS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS
+from .tables import LIST_EXTENSIONS, NO_SPLIT_COLUMN, TABLE_EXTENSIONS, is_table_name
 from .words import (SPLIT_PRIORITY, SPLITS, label_key, looks_like_split, split_in_name,
                                   split_meanings, split_of)
 
@@ -170,15 +170,17 @@ _JSON_ENDINGS = ('.json', '.ndjson', '.manifest', '.xml')
 def _is_json(table: TableFile) -> bool: return PurePosixPath(table.name).suffix.lower() in _JSON_ENDINGS
 
 def _likely_files(place: SourcePlace) -> list[TableFile]:
-    "The lists, JSON and XML where labels may be"
+    "The lists, JSON, XML and, in folders for them, tables where labels may be"
     found = []
     folders = list(dict.fromkeys([*_list_folders(place), *split_folders(place)]))
     for name in [n for folder in folders for n in files_in(place, folder)]:
         path, folder = PurePosixPath(name), name.rpartition('/')[0]
-        is_likely = path.suffix.lower() in (*LIST_EXTENSIONS, *_JSON_ENDINGS) and not path.name.startswith('.')
-        if not is_likely or _NO_LABELS.fullmatch(path.stem): continue
+        is_list = path.suffix.lower() in (*LIST_EXTENSIONS, *_JSON_ENDINGS) and not path.name.startswith('.')
+        if not (is_list or is_table_name(path.name)) or _NO_LABELS.fullmatch(path.stem): continue
+        table = table_in(place, name)
         split = split_of(PurePosixPath(folder).name) or split_of(path.stem)
-        found.append(replace(table_in(place, name), split=split))
+        if _is_json(table): split = split or split_in_name(path.stem)  # instances_train2017
+        found.append(replace(table, split=split))
     return found
 
 # %% ../../nbs/data/09_label_files.ipynb #606ab50a

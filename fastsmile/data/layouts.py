@@ -547,7 +547,8 @@ def _siblings(place: SourcePlace) -> list[TableFile]:
     if is_url(labels) or is_url(place.source): return []
     if not labels: return [table_in(place, n) for n in files_in(place)]
     own = Path(labels).parent
-    folders = [own, *(own.parent/name for name in ('Anno', 'Eval') if own.name in ('Anno', 'Eval') and name != own.name)]
+    beside = {'Anno': 'Eval', 'Eval': 'Anno'}.get(own.name)
+    folders = [own, own.parent/beside] if beside else [own]
     files = [p for folder in filter(Path.is_dir, folders) for p in sorted(folder.iterdir()) if p.is_file()]
     return [TableFile(p.name, lambda p=p: read_table_bytes(p)) for p in files]
 
@@ -565,7 +566,8 @@ def with_companions(
         if role is None or (frame[role] != '').any() or place.options.split_col and role == 'split': continue
         cells = table.cells().cells.iloc[:, :2]
         values = dict(zip(cells[0].str.strip(), cells[1].str.strip()))
-        meanings = split_meanings('partition', values.values())
+        own = {PurePosixPath(p).name for p in frame.path}
+        meanings = split_meanings('partition', [v for k, v in values.items() if k in own])  # no header
         if role == 'split': values = {k: meanings.get(v, '') for k, v in values.items()}
         frame[role] = [values.get(PurePosixPath(p).name, '') for p in frame.path]
         notes.append(f'{printable(table.name)}: the {role} of {(frame[role] != "").sum()} rows.')

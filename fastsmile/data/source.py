@@ -407,8 +407,9 @@ def _check_has_labels(read: ReadSource, place: SourcePlace):
                      f'images (--labels FILE), or an array with labels. {hint}')
 
 # %% ../../nbs/data/12_source.ipynb #14f03d2b
-_MAP_NAME = re.compile('classes|labels?[_-]?(map|names)|class[_-]?(names|map|labels)|categories|'
-                       '(id|idx|index)2?_?(to_?)?label', re.IGNORECASE)
+_MAP_NAME = re.compile('classes|categories|labels?[_-]?(map|names)|class[_-]?(names|map|labels|indices|index|ids?)|'
+                       '(class|label)[_-]?(2|to)[_-]?(id|idx|index)|(id|idx|index)2?_?(to_?)?(label|class)',
+                       re.IGNORECASE)
 _CODES = {
     'ckextended': '0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral, 7 contempt',
     **dict.fromkeys(('fer2013', 'column emotion, split in column usage', 'label.lst: image in column image, label'),

@@ -115,7 +115,8 @@ def is_named_for_splits(
     column: str,
 ) -> bool:
     "Does the name of a column promise splits, whatever its values are?"
-    return re.sub(r'[\W_]+', '', column.lower()) in ('split', 'partition', 'evalpartition', 'usage', 'mluse', 'traintest')
+    key = re.sub(r'[\W_]+', '', column.lower())
+    return key in ('split', 'partition', 'evalpartition', 'usage', 'mluse', 'traintest')
 
 # %% ../../nbs/data/00_words.ipynb #395f7b21
 COLUMN_NAMES = dict(

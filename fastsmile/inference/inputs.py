@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -217,6 +217,7 @@ def as_picture(
     if isinstance(item, np.ndarray): return _image_of_array(item)
     if isinstance(item, bytes | bytearray | memoryview): return bytes(item)
     if hasattr(item, 'read'):
+        if getattr(item, 'closed', False): raise SmileError('The file is closed.', 'Pass it open, or its path.')
         if hasattr(item, 'seek'): item.seek(0)
         data = item.read()
         if isinstance(data, bytes): return data
@@ -254,7 +255,10 @@ class PictureReader(FolderReader):
 # %% ../../nbs/inference/07_inputs.ipynb #c3f0f950
 def _items(source: object) -> list: # a list of one where it is a single picture or path
     "What was given, one by one"
-    if isinstance(source, np.ndarray): return list(source) if source.ndim == 4 or source.dtype == object else [source]
+    if isinstance(source, np.ndarray):
+        return list(source) if source.ndim == 4 or source.dtype.kind in 'OU' else [source]
+    if isinstance(source, Mapping) or hasattr(source, 'columns'):
+        raise SmileError(f'{type(source).__name__} is no list of pictures.', 'Pass its values, or a column of paths.')
     is_one = isinstance(source, str | os.PathLike | Image.Image | bytes | bytearray | memoryview)
     return [source] if is_one or hasattr(source, 'read') or not isinstance(source, Iterable) else list(source)
 

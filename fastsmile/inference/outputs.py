@@ -86,7 +86,7 @@ def read_prediction_rows(
 
 # %% ../../nbs/inference/08_outputs.ipynb #b4a36b52
 def _is_text(column: str) -> bool:
-    is_number = column in ('confidence', 'unlike', *FACE_COLUMNS) or column.startswith(('p_', 'raw_', 'calibrated_'))
+    is_number = column in ('confidence', 'unlike', *FACE_COLUMNS) or column.startswith(('p_', 'raw_'))
     return not is_number
 
 # %% ../../nbs/inference/08_outputs.ipynb #48394495

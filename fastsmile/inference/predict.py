@@ -223,7 +223,7 @@ def frame_from_logits(
     logits: list[np.ndarray], # of each view, (n, C)
 ) -> 'pd.DataFrame': # `prediction_columns`, a row per name
     "The rows that these logits of every view give"
-    row_format = replace(make_row_format(model), scale=None)  # there are no pixels
+    row_format = replace(make_row_format(model, request=RowOptions(uncalibrated=True)), scale=None)  # there are no pixels
     cells = row_format.format(*mean_over_views(model, logits))
     rows = [dict(path=name, **c, error='') for name, c in zip(names, cells)]
     return import_pandas().DataFrame(rows, columns=prediction_columns((), row_format))
@@ -238,6 +238,7 @@ def _move_table(
     "The same rows under other class shares"
     probs = table.loc[table.error == '', [f'p_{c}' for c in row_format.classes]].to_numpy(dtype=float)
     if not len(probs): return table
+    probs = row_format.before_temperature(probs)
     if shares is None: shares = estimate_shares(probs, model.metadata.prior, row_format.calibration).shares
     moved = move_row_format(row_format, np.array(model.metadata.prior), shares, probs)
     rows = relabel_rows(table.to_dict('records'), *moved)
@@ -252,7 +253,7 @@ def predict_table(
     threads: int | None = None,
     precision: str = 'auto',   # one of `INFERENCE_PRECISIONS`
     mean: str = 'probs',       # over views: of probabilities or of logits
-    request: RowOptions = RowOptions(),  # calibrated probabilities, another rule, abstention, sets
+    request: RowOptions = RowOptions(),  # another rule, abstention, sets, probabilities before calibration
     known: object = None,                # a labelled source or a run: images that are among its images take its label
     faces: FaceDetector | None = None,   # cut the faces out of each image first: a row per face
     prior: str = 'data',                 # class shares: data, estimate (of these images), uniform, or a file
@@ -298,7 +299,7 @@ def open_prediction_job(
     if config.known:
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
     detector = make_face_detector(config, model.metadata.domain.face)
-    request = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
+    request = RowOptions(config.uncalibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
     row_format = make_row_format(model, config.raw, request, known, detector is not None)
     backend = make_backend(model, _job_precision(config, model, images), config.device)
     return PredictionJob(backend, reader, TTA_VIEWS[config.tta], config.tta_mean, row_format, detector)

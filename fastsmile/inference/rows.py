@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..config.fields import SourceOptions, flag
+from ..config.fields import SourceOptions
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.files import is_url, read_safe_csv
 from ..data.faces import FACE_COLUMNS
@@ -46,7 +46,7 @@ def _parse_class_threshold(text: str, classes: tuple) -> tuple[int, float] | Non
 @dataclass(frozen=True)
 class RowOptions:
     "What a row holds beyond label and probabilities"
-    calibrated: bool = False     # add calibrated_CLASS; confidence is then theirs
+    uncalibrated: bool = False   # p_CLASS and confidence without the temperature
     threshold: str | None = None # a rule, or CLASS=P
     abstain: bool = False        # no label below the model's threshold; the column `withheld` holds it
     sets: bool = False           # add `set`, labels joined by |
@@ -55,12 +55,10 @@ class RowOptions:
     @property
     def withholds(self) -> bool: return self.abstain or self.abstain_unlike
 
-    def columns(self,
-        classes: tuple,
-    ) -> list[str]:
+    @property
+    def columns(self) -> list[str]:
         "The columns that come after the usual ones"
-        calibrated = [f'calibrated_{c}' for c in classes if self.calibrated]
-        return calibrated + ['withheld'] * self.withholds + ['set'] * self.sets
+        return ['withheld'] * self.withholds + ['set'] * self.sets
 
     def parse_threshold(self,
         classes: tuple,
@@ -105,11 +103,10 @@ def _format_rows(
     probs = np.asarray(probs)
     label, p, unsure, sets = _apply_decision(probs, classes, calibration, request, flagged)
     names, at = np.array(classes, dtype=object)[label], np.arange(len(p))
-    confidence = p if request.calibrated else probs
-    out = dict(label=np.where(unsure, '', names), confidence=confidence[at, label])
-    out |= {f'p_{c}': probs[:, i] for i, c in enumerate(classes)}
+    shown = probs if request.uncalibrated else p
+    out = dict(label=np.where(unsure, '', names), confidence=shown[at, label])
+    out |= {f'p_{c}': shown[:, i] for i, c in enumerate(classes)}
     out['most_probable'] = most_probable_classes(probs, label, classes)
-    if request.calibrated: out |= {f'calibrated_{c}': p[:, i] for i, c in enumerate(classes)}
     if request.withholds: out['withheld'] = np.where(unsure, names, '')
     if request.sets: out['set'] = np.array([_join_set(classes, row) for row in sets], dtype=object)
     columns = [values.tolist() for values in out.values()]
@@ -131,7 +128,7 @@ def _check_calibrated(
     calibration: Calibration,
 ):
     "An `OptionError` where an option needs a calibration that was never fitted"
-    refused = [flag(n) for n in ('calibrated', 'sets') if getattr(request, n) and not sum(calibration.calib_rows)]
+    refused = ['--sets'] if request.sets and not sum(calibration.calib_rows) else []
     if request.abstain and not calibration.min_confidence: refused.append('--abstain')
     if refused:
         raise OptionError(f'{", ".join(refused)}: this model was not calibrated, for its run had no rows in calib.',
@@ -160,7 +157,7 @@ def _known_label_cells(row: dict, label: str) -> dict:
     "The cells that follow from a known label"
     probs = {k[2:]: v for k, v in row.items() if k.startswith('p_')}
     most_probable = max(probs, key=probs.get)
-    cells = dict(label=label, confidence=row.get(f'calibrated_{label}', probs[label]),
+    cells = dict(label=label, confidence=probs[label],
                  most_probable=most_probable if probs[label] < probs[most_probable] else '')
     return cells | dict(withheld='') if 'withheld' in row else cells
 
@@ -287,7 +284,7 @@ def prediction_columns(
 
 def _format_columns(f: 'RowFormat') -> list[str]:
     columns = prediction_columns(f.classes)[1:-1] + [f'raw_{c}' for c in f.classes if f.raw]
-    columns += f.request.columns(f.classes) + ['unlike'] * (f.scale is not None)
+    columns += f.request.columns + ['unlike'] * (f.scale is not None)
     return columns + _KNOWN_COLUMNS * (f.known is not None) + FACE_COLUMNS * f.faces
 
 # %% ../../nbs/inference/06_rows.ipynb #bde23f0d
@@ -325,6 +322,11 @@ class RowFormat:
                 row |= {f'raw_{c}': v for c, v in zip(self.classes, values)}
         return rows
 
+    def before_temperature(self,
+        probs: np.ndarray, # (n, C), of the p_ columns
+    ) -> np.ndarray: # (n, C) under the data's prior, as `format` takes them
+        return probs if self.request.uncalibrated else self.calibration.before_temperature(probs)
+
     def decisions(self,
         probs: np.ndarray,  # (n, C)
     ) -> np.ndarray: # (n, 3 + C): label, most probable class, withheld or not, in the set or not
@@ -338,12 +340,12 @@ def describe_columns(
 ) -> str:
     "What the columns of probabilities hold, for people"
     request, calibration = made.request, made.calibration
-    parts = [f'p_ columns {shares}, not calibrated']
+    how = f'calibrated at temperature {calibration.temperature:.3f}'
+    if not sum(calibration.calib_rows): how = 'not calibrated, for the run had no rows in calib'
+    elif request.uncalibrated: how = 'before calibration'
+    parts = [f'p_ columns {shares}, {how}']
     if request.parse_threshold(made.classes, calibration.rules)[1] is not None:
-        shown = '' if request.calibrated else ', which --calibrated shows'
-        parts.append(f'{request.threshold} is compared with the calibrated probability{shown}')
-    if request.calibrated:
-        parts.append(f'calibrated_ columns and confidence at temperature {calibration.temperature:.3f}')
+        parts.append(f'{request.threshold} is compared with the calibrated probability')
     if made.raw: parts.append('raw_ columns as the network gives them')
     if made.scale:
         parts.append('unlike is the share of held-out images that are less unlike the training images; from '
@@ -356,7 +358,7 @@ def describe_columns(
 def make_row_format(
     model: Model,
     raw: bool = False,                  # columns of the network's own probabilities, too
-    request: RowOptions = RowOptions(), # calibrated probabilities, another rule, abstention, sets
+    request: RowOptions = RowOptions(), # another rule, abstention, sets, probabilities before calibration
     known: KnownImages | None = None,   # labelled images, whose labels are used
     faces: bool = False,                # columns of where a face is in its photograph
 ) -> RowFormat:
@@ -379,7 +381,7 @@ def relabel_rows(
     "The rows under other class shares"
     good = [row for row in rows if not row['error']]
     if not good: return rows
-    probs = np.array([[float(row[f'p_{c}']) for c in made.classes] for row in good])
+    probs = made.before_temperature(np.array([[float(row[f'p_{c}']) for c in made.classes] for row in good]))
     flagged = flag_unlike([row.get('unlike', 0) for row in good])
     cells = iter(_format_rows(move_probabilities(probs, factor), made.classes, made.calibration, made.request, flagged))
     return [row if row['error'] else _merge_moved(row, next(cells)) for row in rows]

@@ -403,6 +403,13 @@ def apply(self: Calibration,
     return decide_labels(p, np.array(self.offsets[rule])), p
 
 @patch
+def before_temperature(self: Calibration,
+    calibrated: np.ndarray, # (N, C)
+) -> np.ndarray: # (N, C) under the data's prior
+    "The inverse of `apply`: probabilities without the temperature"
+    return apply_temperature(np.asarray(calibrated, dtype=float), 1 / self.temperature)
+
+@patch
 def rule_weights(self: Calibration, rule: str) -> list[float] | None: # (C,), the lowest of them 1
     "What a rule multiplies calibrated probabilities by before the largest wins; None where it weighs costs"
     if rule == 'cost': return None

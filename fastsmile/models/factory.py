@@ -29,7 +29,7 @@ from .heads import classifier_head, classifier_name, head_summary
 from .heads import init_weights, replace_head, reset_head
 from .spec import ModelSpec
 from .weights import LOAD_ERRORS, WEIGHTS_HINT, StandIn, WeightsFit, body_shapes, cached_weights
-from .weights import check_hub, fit_problems, match_names, read_weights, recorded_load, short_message
+from .weights import check_hub, fit_problems, match_names, no_weights_reason, read_weights, recorded_load, short_message
 from .weights import tensor_shapes
 
 # %% ../../nbs/models/05_factory.ipynb #6ebfbe14
@@ -116,6 +116,8 @@ def _weights_file(
 
 def _weights_error(arch: str, path: Path | None, e: Exception) -> SmileError:
     "What went wrong with a file of weights, or with the hub"
+    what, way = no_weights_reason(path) if path and path.is_file() else ('', '')
+    if what: return SmileError(f'{printable(path)} cannot be read as weights: it is {what}.', way)
     if isinstance(e, UnpicklingError | SafetensorError):
         reason = str(e).rpartition('WeightsUnpickler error: ')[2].partition(' Please use')[0]  # torch advises to run it
         return SmileError(f'{printable(path)} cannot be read safely as a file of weights: {short_message(reason)}',

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['MAX_HEADER_BYTES', 'LOAD_ERRORS', 'WEIGHTS_HINT', 'write_tensors', 'tensor_shapes', 'read_tensors',
-           'check_tensor_shapes', 'StandIn', 'foreign_classes', 'read_weights', 'tensor_dicts', 'vote_for_prefixes',
-           'numbered_names', 'NameMatch', 'match_names', 'WeightsFit', 'fit_problems', 'body_shapes', 'recorded_load',
-           'weight_files', 'short_message', 'cached_weights', 'check_hub']
+           'check_tensor_shapes', 'StandIn', 'foreign_classes', 'read_weights', 'no_weights_reason', 'tensor_dicts',
+           'vote_for_prefixes', 'numbered_names', 'NameMatch', 'match_names', 'WeightsFit', 'fit_problems',
+           'body_shapes', 'recorded_load', 'weight_files', 'short_message', 'cached_weights', 'check_hub']
 
 # %% ../../nbs/models/04_weights.ipynb #84508206
 import logging
 import os
 import socket
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import commonprefix
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import timm
@@ -121,6 +122,32 @@ def read_weights(
     stand_ins = [(type(name.rpartition('.')[2], (StandIn,), {}), name) for name in foreign_classes(path)]
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(path, map_location='cpu', weights_only=True)
+
+# %% ../../nbs/models/04_weights.ipynb #29c8c36d
+_SAVE_STATE = ('Of a network that you trust, in Python: import torch; '
+               "torch.save(torch.jit.load({file!r}).state_dict(), 'weights.pth')")
+_FETCH_AGAIN = 'Download the file itself, and not its page.'
+_NO_WEIGHTS = (  # how such a file begins; what it is; what helps
+    (b'version https://git-lfs', 'a pointer of Git LFS', 'Fetch the file that it stands for: git lfs pull.'),
+    (b'<!DOCTYPE', 'a web page', _FETCH_AGAIN), (b'<html', 'a web page', _FETCH_AGAIN),
+    (b'\x89HDF', 'an HDF5 file, as Keras writes', 'Take weights of PyTorch.'),
+    (b'GGUF', 'a GGUF file', 'Take weights of PyTorch.'))
+
+def no_weights_reason(
+    path: str | Path, # a file that could not be read as weights
+) -> tuple[str, str]: # what it is, and what helps; both empty where that is not known
+    "What a file is that holds no tensors by name"
+    with open(path, 'rb') as f: start = f.read(32)
+    if not start: return 'an empty file', 'Download it again.'
+    if Path(path).suffix.lower() == '.onnx': return 'an ONNX graph', 'Take the weights that it was exported from.'
+    found = next(((what, way) for first, what, way in _NO_WEIGHTS if start.startswith(first)), None)
+    if found: return found
+    try:
+        with zipfile.ZipFile(path) as z: names = {PurePosixPath(n).name for n in z.namelist()}
+    except (zipfile.BadZipFile, OSError): return '', ''
+    if 'constants.pkl' in names: return 'a TorchScript archive', _SAVE_STATE.format(file=str(path))
+    if 'model.weights.h5' in names: return 'a model of Keras', 'Take weights of PyTorch.'
+    return ('', '') if 'data.pkl' in names else ('a zip', 'Unpack it.')
 
 # %% ../../nbs/models/04_weights.ipynb #54ce6b5d
 _MAX_DEPTH = 4  # dictionaries within dictionaries

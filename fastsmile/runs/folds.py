@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.errors import printable
 from ..core.files import read_json, write_json, write_text
 from ..metrics.calibration import calibration_from_metadata, combine_fold_calibrations
 from ..metrics.comparison import spread_over_folds
@@ -19,7 +20,9 @@ from ..metrics.predictions import read_prediction_table, write_prediction_table
 from ..metrics.scores import ALL_SCORES, SCORE_NAMES
 from ..reports.card import RULE_SCORES, decision_rule_text, probability_note, verdict
 from ..reports.charts import class_f1_chart, reliability_chart
-from ..reports.html import render_template
+from ..reports.html import Thumbnails, render_template
+from ..reports.run import worst_mistakes
+from .folder import Run, run_reader
 
 # %% ../../nbs/runs/05_folds.ipynb #ceb5dd42
 def write_oof_predictions(
@@ -45,6 +48,18 @@ def measure_folds(
 
 def _fold_scores(measured: dict) -> dict: return {k: measured[k] for k in ALL_SCORES} | dict(rows=measured['rows'])
 
+# %% ../../nbs/runs/05_folds.ipynb #4630535d
+_MAX_MISTAKES, _MISTAKE_SIZE = 24, 128  # on the page; pixels of a thumbnail's longer side
+
+def _shown_mistakes(path: Path) -> list[dict]:
+    "The most confident mistakes of all folds with their images; none where the source is gone"
+    reader = run_reader(Run(fold_folders(path)[0]))
+    if reader is None: return []
+    rows, thumbnails = worst_mistakes(path, 'oof', _MAX_MISTAKES), Thumbnails(reader, _MISTAKE_SIZE)
+    thumbnails.load([row['path'] for row in rows])
+    shown = [row | dict(file=thumbnails.url(row['path']), path=printable(row['path']), correct=False) for row in rows]
+    return [row for row in shown if row['file']]
+
 # %% ../../nbs/runs/05_folds.ipynb #c7276731
 def _write_folds_page(path: Path, metrics: dict, command: str):
     "report.html of a cross-validation"
@@ -55,8 +70,8 @@ def _write_folds_page(path: Path, metrics: dict, command: str):
     prior_words = probability_note(options['balance'], options['loss'], options['prior'])
     write_text(path/'report.html', render_template('folds.html.j2', dict(
         run=path.name, m=measured, cal=calibration, rule=decision_rule_text(calibration), prior_words=prior_words,
-        charts=charts, folds=metrics['folds'], spread=metrics['spread'], verdict=verdict(metrics),
-        score_names=SCORE_NAMES, rule_scores=RULE_SCORES, command=command)))
+        charts=charts, mistakes=_shown_mistakes(path), folds=metrics['folds'], spread=metrics['spread'],
+        verdict=verdict(metrics), score_names=SCORE_NAMES, rule_scores=RULE_SCORES, command=command)))
 
 # %% ../../nbs/runs/05_folds.ipynb #88639f6a
 def write_folds(

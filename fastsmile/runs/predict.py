@@ -169,12 +169,12 @@ def _check_prior(config: PredictConfig, model: Model):
         say('this model keeps no confusion matrix of calib: its class shares are estimated by EM alone, without an '
             'interval (a run with rows in calib gets one with fastsmile calibrate RUN)', style='yellow')
 
-def _estimate(sheet: PredictionFile, config: PredictConfig, model: Model) -> ShareEstimate | None:
+def _estimate(probs: np.ndarray, config: PredictConfig, model: Model) -> ShareEstimate | None:
     "The class shares of these images; None where nobody needs them"
-    metadata, probs = model.metadata, sheet.counts.sample.rows
+    metadata = model.metadata
     hint = metadata.calibration.confusion and hint_possible(len(probs), len(metadata.prior))
-    if not probs or not (config.prior == 'estimate' or hint): return None
-    return estimate_shares(np.array(probs), metadata.prior, metadata.calibration)
+    if not len(probs) or not (config.prior == 'estimate' or hint): return None
+    return estimate_shares(probs, metadata.prior, metadata.calibration)
 
 def _are_many_unlike(sheet: PredictionFile) -> bool:
     counts = sheet.counts
@@ -187,10 +187,10 @@ def _target_shares(config: PredictConfig, model: Model, found: ShareEstimate | N
     if config.prior == 'estimate': return found and found.shares
     return target_prior(config.prior, np.array(model.metadata.prior), model.spec.classes)
 
-def _move_rows(sheet: PredictionFile, job: PredictionJob, shares: np.ndarray) -> tuple[int, str]:
+def _move_rows(sheet: PredictionFile, job: PredictionJob, probs: np.ndarray, shares: np.ndarray) -> tuple[int, str]:
     "Move all rows to `shares`: how many labels that changed, and what the columns are"
     prior, changed = np.array(job.backend.model.metadata.prior), Counter()
-    made, factor = move_row_format(job.row_format, prior, shares, np.array(sheet.counts.sample.rows))
+    made, factor = move_row_format(job.row_format, prior, shares, probs)
     def change(rows: list[dict]) -> list[dict]:
         moved = relabel_rows(rows, made, factor)
         changed['labels'] += sum(a['label'] != b['label'] for a, b in zip(rows, moved))
@@ -202,15 +202,17 @@ def _move_rows(sheet: PredictionFile, job: PredictionJob, shares: np.ndarray) ->
 def _apply_prior(sheet: PredictionFile, job: PredictionJob, config: PredictConfig) -> tuple[dict, dict]:
     "Estimate class shares and move rows to them, as `--prior` says: for the summary, and for its `run_info`"
     model, many_unlike = job.backend.model, _are_many_unlike(sheet)
-    found, classes = _estimate(sheet, config, model), model.spec.classes
+    probs = np.array(sheet.counts.sample.rows).reshape(-1, len(model.spec.classes))
+    probs = job.row_format.before_temperature(probs)
+    found, classes = _estimate(probs, config, model), model.spec.classes
     if config.prior == 'estimate' and many_unlike:
         say('many images are unlike the training images: more than the class shares may have changed, and then the '
             'estimate of these does not hold', style='yellow')
     shares, told, columns = _target_shares(config, model, found), dict(prior=config.prior), {}
     if found: told |= dict(shares=found.as_dict(classes), share_method=found.method)
     if found and not many_unlike: told |= dict(differs=[classes[i] for i in found.differs])
-    if shares is not None and sheet.counts.sample.rows:
-        told['changed'], columns['probabilities'] = _move_rows(sheet, job, shares)
+    if shares is not None and len(probs):
+        told['changed'], columns['probabilities'] = _move_rows(sheet, job, probs, shares)
     return told, columns
 
 def _predict_to_file(

@@ -33,6 +33,7 @@ from ..inference.backend import Backend
 from ..inference.export import add_onnx
 from ..inference.load import make_backend
 from ..inference.predict import predict_frame
+from ..inference.rows import RowOptions, make_row_format
 from ..inference.quantize import add_int8
 from ..metrics.predictions import calibration_settings, fit_run_calibration, summary_metrics, write_metrics
 from ..metrics.predictions import write_prediction_table
@@ -110,8 +111,10 @@ def predict_labelled(
     bs: int | None = None,
     device: str | None = None,
 ) -> pd.DataFrame: # `prediction_columns` and target, group
-    "Predictions on labelled rows, in fp32"
-    return add_labels(predict_frame(model, reader, rows.path, tta, bs, device, total=len(rows)), rows)
+    "Predictions on labelled rows, in fp32, as a calibration is fitted on them: before the temperature"
+    given = model.model if isinstance(model, Backend) else model
+    made = make_row_format(given, request=RowOptions(uncalibrated=True))
+    return add_labels(predict_frame(model, reader, rows.path, tta, bs, device, row_format=made, total=len(rows)), rows)
 
 # %% ../../nbs/runs/03_results.ipynb #00b4ce74
 def predict_split(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['trial_config', 'search_space', 'train_trial', 'sampler_for', 'pruner_for', 'search_folder', 'run_next_trial',
-           'trial_table', 'option_importance', 'tune']
+           'trial_table', 'option_importance', 'describe_ties', 'tune']
 
 # %% ../../nbs/runs/14_tune.ipynb #042e4772
 import shutil
@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..config.choices import lower_is_better
+from ..config.choices import lower_is_better, monitored_score
 from ..config.commands import TuneConfig
 from ..config.fields import command_line, options_or
 from ..config.fit import FitConfig
 from ..core.errors import OptionError, SmileError, WriteError, printable, say
-from ..core.files import absolute_source, jsonable, local_path, new_run_folder, write_json, write_safe_csv
+from ..core.files import absolute_source, jsonable, local_path, new_run_folder, read_json, write_json
+from ..core.files import write_safe_csv
 from ..core.system import sub_seed
 from ..data.audit import SplitData, split_audited
 from ..data.images import Preprocessing, UnreadableImageError
@@ -305,6 +306,23 @@ def _save_plot(path: Path, draw: Callable, values: object):
     draw(fig.subplots(), values)
     save_figure(fig, path)
 
+# %% ../../nbs/runs/14_tune.ipynb #88f7a34b
+def describe_ties(
+    table: pd.DataFrame, # of `trial_table`
+    measured: dict,      # scores of the best trial on valid, with their intervals
+    monitor: str,
+) -> str:
+    "Which trials the rows of valid cannot tell from the best one"
+    complete, score = table[table.state == 'complete'], measured[monitored_score(monitor)]
+    values, worse = complete[f'valid_{monitor}'], score['high' if lower_is_better(monitor) else 'low']
+    margin = abs(score['value'] - worse)
+    tied = complete.trial[1:][(values[1:] - values.iloc[0]).abs() <= margin]
+    rows = f"on {measured['rows']} valid rows, where the interval reaches {margin:.3f} from the best"
+    if tied.empty: return f'No other trial is a tie with trial {complete.trial.iloc[0]} {rows}.'
+    named = ', '.join(map(str, tied[:8])) + (', ...' if len(tied) > 8 else '')
+    return (f'{len(tied)} of the {len(complete) - 1} other trials ({named}) are ties with trial {complete.trial.iloc[0]} '
+            f'{rows}: more rows, or fit --folds 5 with the options of each, tell them apart.')
+
 # %% ../../nbs/runs/14_tune.ipynb #2dc3f80c
 _TRIALS_CAPTION = ('Trials of the search, the best on valid first. '
                    'No trial has seen a test row; test measured the first one, once.')
@@ -327,7 +345,10 @@ def _finish_best_trial(search: _TuneSearch, command: str):
     fit_data(search.source, search.data, spec, new_network(spec, chosen), chosen, folder, search.device, images,
              command)
     record = adopt_best_variant(path, folder.name, command, config.as_dict())
-    write_report_and_config(path, record | dict(training=record['training'] | dict(table_caption=_TRIALS_CAPTION)))
+    ties = describe_ties(trial_table(study, config.monitor), read_json(path/'metrics.json')['valid'], config.monitor)
+    say(ties)
+    caption = f'{_TRIALS_CAPTION} {ties}'
+    write_report_and_config(path, record | dict(training=record['training'] | dict(table_caption=caption)))
 
 # %% ../../nbs/runs/14_tune.ipynb #8a84eee5
 def _has_budget(search: _TuneSearch, seconds: float) -> bool:

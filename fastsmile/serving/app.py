@@ -25,7 +25,7 @@ from ..data.faces import FACE_COLUMNS, warn_face_options
 from ..inference.load import load_model
 from ..inference.outputs import row_to_json
 from ..models.spec import Model
-from .page import CONTENT_SECURITY_POLICY, PageInfo, error_article, full_page, read_asset
+from .page import PageInfo, api_page, content_security_policy, error_article, full_page, read_asset
 from .page import result_articles
 from .service import Service, page_info
 from .uploads import ACCEPTED_BODIES, RequestError, Upload, read_uploads
@@ -84,16 +84,18 @@ def _has_unexpected_body(scope: Mapping[str, Any], headers: Mapping[str, str]) -
     return scope['method'] != 'POST' and (headers.get('content-length', '0') != '0' or 'transfer-encoding' in headers)
 
 # %% ../../nbs/serving/04_app.ipynb #b6041b0e
-_SECURITY_HEADERS = [(k.encode(), v.encode()) for k, v in {
-    'content-security-policy': CONTENT_SECURITY_POLICY, 'x-content-type-options': 'nosniff',
-    'referrer-policy': 'same-origin', 'cache-control': 'no-store', 'cross-origin-resource-policy': 'same-origin',
-    'cross-origin-opener-policy': 'same-origin', 'permissions-policy': 'camera=(self), microphone=()'}.items()]
+def _security_headers(config: ServeConfig) -> list[tuple[bytes, bytes]]:
+    "Of every response"
+    return [(k.encode(), v.encode()) for k, v in {
+        'content-security-policy': content_security_policy(config.embed), 'x-content-type-options': 'nosniff',
+        'referrer-policy': 'same-origin', 'cache-control': 'no-store', 'cross-origin-resource-policy': 'same-origin',
+        'cross-origin-opener-policy': 'same-origin', 'permissions-policy': 'camera=(self), microphone=()'}.items()]
 
 # %% ../../nbs/serving/04_app.ipynb #29ed9687
 class _Exchange:
     "One request and its response, and how far they are"
-    def __init__(self, receive: Callable, send: Callable, has_body: bool):
-        self._receive, self._send, self.body_left = receive, send, has_body
+    def __init__(self, receive: Callable, send: Callable, has_body: bool, headers: Sequence[tuple[bytes, bytes]] = ()):
+        self._receive, self._send, self.body_left, self._headers = receive, send, has_body, headers
         self.begun = self.closes = False
 
     async def receive(self) -> dict:
@@ -104,7 +106,7 @@ class _Exchange:
     async def send(self, message: dict):
         if message['type'] == 'http.response.start':
             self.begun = True
-            headers = [*message['headers'], *_SECURITY_HEADERS]
+            headers = [*message['headers'], *self._headers]
             if self.closes: headers.append((b'connection', b'close'))
             message = message | dict(headers=headers)
         await self._send(message)
@@ -132,13 +134,15 @@ def _as_request_error(e: Exception) -> RequestError:
 # %% ../../nbs/serving/04_app.ipynb #04d20b43
 class _RequestGuard:
     "ASGI middleware: refuses what should not get in, and turns what fails inside into a response"
-    def __init__(self, app: Callable, config: ServeConfig): self.app, self.config = app, config
+    def __init__(self, app: Callable, config: ServeConfig):
+        self.app, self.config, self.headers = app, config, _security_headers(config)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable):
         from starlette.datastructures import Headers
         from starlette.requests import ClientDisconnect
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        exchange, headers = _Exchange(receive, send, has_body=scope['method'] == 'POST'), Headers(scope=scope)
+        headers = Headers(scope=scope)
+        exchange = _Exchange(receive, send, scope['method'] == 'POST', self.headers)
         try:
             _check_head(scope, headers, self.config)
             await self.app(scope, exchange.receive, exchange.send)
@@ -216,7 +220,7 @@ _COLUMN_TEXTS = dict(
 # %% ../../nbs/serving/04_app.ipynb #a1e68ec1
 def _column_schema(column: str, classes: Sequence[str]) -> dict:
     "One column of a row as a JSON schema"
-    numbers = {'confidence', 'face_score', 'unlike', *(f'{p}_{c}' for p in ('p', 'calibrated') for c in classes)}
+    numbers = {'confidence', 'face_score', 'unlike', *(f'p_{c}' for c in classes)}
     if column in ('path', 'error'): schema = dict(type='string')
     elif column in ('label', 'most_probable'): schema = dict(type=['string', 'null'], enum=[*classes, None])
     elif column in numbers: schema = dict(type=['number', 'null'], minimum=0, maximum=1)
@@ -321,9 +325,19 @@ class _PageEndpoints(_Endpoints):
 
     async def model(self, request: 'Request') -> 'Response': return json_response(row_to_json(self.service.model_info))
 
-    async def openapi(self, request: 'Request') -> 'Response':
+    def description(self) -> dict:
         s = self.service
-        return json_response(row_to_json(openapi_description(s.columns, s.model.spec.classes, s.config, s.methods)))
+        return openapi_description(s.columns, s.model.spec.classes, s.config, s.methods)
+
+    async def openapi(self, request: 'Request') -> 'Response':
+        return json_response(row_to_json(self.description()))
+
+    async def docs(self, request: 'Request') -> 'Response':
+        "The same for people"
+        from fasthtml.common import to_xml
+        from starlette.responses import HTMLResponse
+        page = api_page(self.description(), str(request.base_url).rstrip('/'))
+        return HTMLResponse(to_xml(page).encode('utf-8', 'backslashreplace'))
 
 # %% ../../nbs/serving/04_app.ipynb #2f12adfa
 _ASSET_TYPES = {'serve.css': 'text/css', 'serve.js': 'text/javascript'}
@@ -350,6 +364,7 @@ def make_app(
     from starlette.routing import Route
     e = _PageEndpoints(service)
     routes = [Route('/', e.page), Route('/', e.results_page, methods=['POST']), Route('/healthz', e.health),
+              Route('/health', e.health), Route('/docs', e.docs),
               Route('/predict', e.predict, methods=['POST']), Route('/model', e.model),
               Route('/openapi.json', e.openapi), *(Route(f'/{name}', _asset) for name in _ASSET_TYPES)]
     if service.methods: routes.append(Route('/explain', e.explain, methods=['POST']))

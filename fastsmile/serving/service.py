@@ -139,7 +139,7 @@ class _ServedModel:
     def __init__(self, model: Model, config: ServeConfig):
         self.model, self.config = model, config
         faces = make_face_detector(config, model.metadata.domain.face)
-        options = RowOptions(config.calibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
+        options = RowOptions(config.uncalibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
         row_format = make_row_format(model, request=options, faces=faces is not None)
         self.columns = prediction_columns((), row_format)
         self.engine = make_backend(model, config.precision, config.device)

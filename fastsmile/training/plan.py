@@ -222,21 +222,20 @@ def _augmented(x: torch.Tensor, augment: str) -> torch.Tensor:
     return torch.Tensor(x)
 
 # %% ../../nbs/training/10_plan.ipynb #6ded79bb
-_TIMED_SECONDS = 2.0 # of one training step, at most, about
+_TIMED_STEP, _TIMED_SECONDS, _TIMED_STEPS = 0.5, 3.0, 5 # seconds of a step and of all, about; the most steps
 
 def _train_step(net: nn.Module, x: torch.Tensor, augment: str):
     net(_augmented(x, augment)).float().square().mean().backward()
 
 def _time_steps(net: nn.Module, size: int, most: int, device: str, augment: str) -> tuple[float, float]:
-    "Seconds for each image of a training step and of a forward pass: the faster of two, after a small first one"
-    n, best = 2, (math.inf, math.inf)
-    for i in range(3):
+    "Seconds for each image of a training step and of a forward pass: the fastest of some, after a small first one"
+    n, times, start = 2, [], time.perf_counter()
+    while len(times) < 3 or len(times) <= _TIMED_STEPS and time.perf_counter() - start < _TIMED_SECONDS:
         x = torch.rand(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         train = _seconds(partial(_train_step, net, x, augment), device) / n
-        with torch.no_grad(): forward = _seconds(partial(net, x), device) / n
-        if i: best = min(best[0], train), min(best[1], forward)
-        else: n = max(2, min(most, int(_TIMED_SECONDS / train)))
-    return best
+        with torch.no_grad(): times.append((train, _seconds(partial(net, x), device) / n))
+        n = max(2, min(most, int(_TIMED_STEP / times[0][0])))
+    return tuple(map(min, zip(*times[1:])))
 
 # %% ../../nbs/training/10_plan.ipynb #9cabe57d
 def measure_step(

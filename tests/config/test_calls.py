@@ -11,8 +11,8 @@ from fastsmile.core.errors import OptionError
 COMMANDS = dict(
     audit='AuditConfig', fit='FitConfig', predict='PredictConfig', evaluate='EvaluateConfig', calibrate='CalibrateConfig', explain='ExplainConfig',
     report='ReportConfig', compare='CompareConfig', probe='ProbeConfig', ensemble='EnsembleConfig', tune='TuneConfig', export='ExportConfig',
-    serve='ServeConfig', study='StudyConfig', sample='SampleConfig', lr_find='LRFindConfig')
-FIRST = dict(study=('emotions', 'nowhere'))  # what precedes the options; one word for all others
+    serve='ServeConfig', study='StudyConfig', sample='SampleConfig', lr_find='LRFindConfig', push='PushConfig')
+FIRST = dict(study=('emotions', 'nowhere'), push=('nowhere', 'ada/smiles'))  # what precedes the options; one word for all others
 
 
 def test_every_public_config_belongs_to_a_function_here():

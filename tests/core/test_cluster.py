@@ -130,7 +130,7 @@ def away(ask, **kw): return replace(ask, out=ask.out.replace('p.csv', 'far.csv')
 @needs_ray
 def test_predictions_are_those_of_one_machine_though_an_actor_dies_and_the_call_is_stopped(cluster, album, run, ask):
     "The bytes of the file, with every column; one of two actors is killed when the first rows are there, and the call ends in the middle"
-    known, killed, seen = dict(known=str(run.path), raw=True, tta='flip', sets=True, calibrated=True), [], []
+    known, killed, seen = dict(known=str(run.path), raw=True, tta='flip', sets=True), [], []
     def tick(n):
         seen.append(n)
         if sum(seen) == 130: raise KeyboardInterrupt

@@ -308,7 +308,7 @@ def test_fit_trains_on_faces_and_says_so_in_the_model(trained, photographs, tmp_
     ask = PredictConfig(overwrite=True, model=str(trained.path), out=str(tmp_path/'p.csv'), device='cpu', precision='fp32')
     predict(photographs, ask)
     assert '--faces' in capsys.readouterr().err
-    predict(photographs, replace(ask, faces='largest'))  # with the margin of the training
+    predict(photographs, replace(ask, faces='largest', uncalibrated=True))  # with the margin of the training
     err = capsys.readouterr().err
     assert '--faces' not in err and '--face-margin' not in err
     again, test = {r['path']: r for r in rows_of(ask.out)}, rows_of(trained.path/'predictions_test.csv')

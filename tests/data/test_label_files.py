@@ -443,6 +443,14 @@ def test_celeba_in_its_folders(tmp_path):
     with pytest.raises(SmileError, match='not clear which column'): read(tmp_path, {})
 
 
+def test_celeba_in_csv_as_kaggle_has_it(tmp_path):
+    files = {f'img_align_celeba/img_align_celeba/img{i}.jpg': P for i in IDS} | {
+        'list_attr_celeba.csv': lines('img{i}.jpg,{sign},1\n', 'image_id,Smiling,Male\n'), 'list_bbox_celeba.csv': lines('img{i}.jpg,1\n', 'image_id,x_1\n'),
+        'list_eval_partition.csv': 'image_id,partition\n' + ''.join(f'img{i}.jpg,{k // 3}\n' for k, i in enumerate(IDS))}
+    s = read(tmp_path, files, label_col='Smiling')
+    assert s.kept.split.tolist() == ['train'] * 3 + ['valid'] * 3 + ['test'] * 2 and any('the split of 8 rows' in n for n in s.notes)
+
+
 def test_an_option_of_tables_where_no_table_is(tmp_path):
     with pytest.raises(SmileError, match='no labelled images.*one folder tells nothing apart'): read(tmp_path, FILES, label_col='Smiling')
 
@@ -520,3 +528,39 @@ def test_parquet_of_images_in_any_folder_and_column(tmp_path, where):
     source, inputs = read_source(tmp_path), open_inputs(tmp_path)
     assert source.frame.split.value_counts().to_dict() == dict(train=3, valid=3) and list(inputs.names) == sorted(source.frame.path)
     assert source.reader.read_bytes(source.frame.path[1]) == picture(seed=1)
+
+
+@pytest.mark.parametrize('made,labels', [(np.eye(3)[[0, 2, 1, 2]], '0212'), (np.eye(2, dtype=bool)[[1, 0, 1, 0]], '1010'),
+                                         (np.array([[3.], [1.], [3.], [1.]]), '3131'), (np.array([0., 1., 0., 1.]), '0101')])
+def test_labels_in_arrays_one_hot_or_as_floats(tmp_path, made, labels):
+    "The first column of one-hot labels would be another question"
+    x = np.zeros((4, 8, 8), np.uint8)
+    np.save(folder(tmp_path, {})/'x.npy', x), np.save(tmp_path/'y.npy', made)
+    np.savez(tmp_path/'z.npz', images=x, labels=made, **dict(boxes=np.ones((4, 4))) if made.ndim == 1 else {})
+    for name in ('x.npy', 'z.npz'): assert ''.join(read_source(tmp_path/name).frame.label) == labels
+    np.save(tmp_path/'y.npy', np.array([[1, 5], [2, 6], [1, 7], [2, 8]])), np.savez(tmp_path/'z.npz', images=x, labels=np.full((4, 2), .5))
+    for name in ('x.npy', 'z.npz'):
+        with pytest.raises(SmileError, match='has 2 values for each image'): read_source(tmp_path/name)
+
+
+@pytest.mark.parametrize('where', ['annotations/{s}_labels.csv', 'metadata/{s}.csv', 'labels/labels_{s}.tsv'])
+def test_tables_in_folders_for_them(tmp_path, where):
+    images = {f'images/{s}/{s}{i}.png': P for s in ('train', 'val') for i in range(4)}
+    cut = '\t' if where.endswith('tsv') else ','
+    tables = {where.format(s=s): ''.join(f'{s}{i}.png{cut}{"ab"[i % 2]}\n' for i in range(4)) for s in ('train', 'val')}
+    s = read(tmp_path, images | tables)
+    assert s.kept.label.value_counts().to_dict() == dict(a=4, b=4) and s.kept.split.value_counts().to_dict() == dict(train=4, valid=4)
+
+
+def test_coco_with_a_file_for_each_split_in_a_folder(tmp_path):
+    def coco(s): return json.dumps(COCO | dict(images=[dict(id=k, file_name=f'{s}{k}.jpg') for k in range(N)]))
+    images = {f'{s}2017/{s}{k}.jpg': P for s in ('train', 'val') for k in range(N)}
+    s = read(tmp_path, images | {f'annotations/instances_{s}2017.json': coco(s) for s in ('train', 'val')})
+    assert s.kept.split.value_counts().to_dict() == dict(train=N, valid=N) and set(s.kept.label) == set(LABELS)
+
+
+@pytest.mark.parametrize('name', ['class_indices.json', 'class_to_idx.json', 'label2id.json', 'id2label.json', 'classes.txt', 'label_map.csv'])
+def test_files_that_name_numbers_are_said(tmp_path, name):
+    s = read(tmp_path, FILES | {'l.csv': lines('img{i}.jpg,{yes}\n', 'file,label\n'), name: '{"neutral": 0, "smile": 1}'}, labels='l.csv')
+    assert any(name in n and '--label-map' in n for n in s.notes)
+    if name.endswith('json') and name != 'id2label.json': assert read(tmp_path, {}, labels='l.csv', label_map=name).kept.label.tolist() == LABELS

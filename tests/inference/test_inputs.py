@@ -85,10 +85,18 @@ def test_what_cannot_be_decoded_is_a_row_with_its_reason(model, face, tmp_path):
     (np.zeros((4, 4, 3)), r'array of float64, shape \(4, 4, 3\)'), (np.zeros((4, 4), bool), 'array of bool'),
     (np.zeros((3, 40, 30), np.uint8), r'shape \(3, 40, 30\)'),
     (np.zeros((0, 4, 3), np.uint8), r'shape \(0, 4, 3\)'), (np.zeros(9, np.uint8), r'shape \(9,\)'), (3, 'int is no picture'), (None, 'NoneType is no picture'),
-    ([None], 'NoneType is no picture'), (io.StringIO('x'), 'open as text'), ([np.zeros((4, 4, 3), np.float32)], 'float32'), ([3.5], 'float is no picture')])
+    ([None], 'NoneType is no picture'), (io.StringIO('x'), 'open as text'), ([np.zeros((4, 4, 3), np.float32)], 'float32'), ([3.5], 'float is no picture'),
+    ({'a.jpg': 1}, 'dict is no list of pictures')])
 def test_what_is_no_picture_is_refused_in_a_line(wrong, match, model):
     with pytest.raises(SmileError, match=match) as e: model.predict(wrong)
-    assert len(e.value.message) < 120 and 'ccepted' in e.value.hint or 'rb' in e.value.hint
+    assert len(e.value.message) < 120 and 'ccepted' in e.value.hint or 'rb' in e.value.hint or 'values' in e.value.hint
+
+
+def test_paths_in_arrays_and_closed_files(model, face):
+    rows = model.predict(np.array([str(face)] * 2))
+    assert rows.path.tolist() == [str(face)] * 2 and (rows.error == '').all()
+    with open(face, 'rb') as f: pass
+    with pytest.raises(SmileError, match='The file is closed'): model.predict(f)
 
 
 def test_a_picture_does_not_change_and_folders_go_beside(model, face, tmp_path):

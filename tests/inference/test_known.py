@@ -69,7 +69,7 @@ def test_known_pictures_take_their_label_and_are_marked(there, ask):
     assert 'known images of' in done.run_info['probabilities'] and sum(done.labels.values()) == 6
 
 
-@pytest.mark.parametrize('kw', [dict(abstain=True), dict(calibrated=True), dict(sets=True, raw=True), dict(tta='full'), dict(out='p.jsonl'),
+@pytest.mark.parametrize('kw', [dict(abstain=True), dict(uncalibrated=True), dict(sets=True, raw=True), dict(tta='full'), dict(out='p.jsonl'),
                                 dict(html='g.html')])
 def test_known_beside_other_options(there, ask, tmp_path, kw):
     kw = {k: str(tmp_path/v) if k in ('out', 'html') else v for k, v in kw.items()}
@@ -77,8 +77,7 @@ def test_known_beside_other_options(there, ask, tmp_path, kw):
     predict(there/'new', ask)
     rows = [json.loads(line) for line in open(ask.out)] if ask.out.endswith('l') else rows_of(ask.out)
     assert [r['label'] for r in rows[:2]] == [YES, OTHER] and not rows[0].get('withheld')
-    key = 'calibrated_' if ask.calibrated else 'p_'
-    assert all(r['confidence'] == r[key + r['label']] for r in rows[:2])
+    assert all(r['confidence'] == r['p_' + r['label']] for r in rows[:2])
     if ask.html: assert 'a copy of 1.png' in (tmp_path/'g.html').read_text() and 'known as NOT smile|positive smile' in (tmp_path/'g.html').read_text()
 
 

@@ -88,7 +88,7 @@ def test_the_file_says_everything_the_bundle_says(made):
     assert (again.spec, again.metadata) == (bundle.spec, bundle.metadata)
 
 
-@pytest.mark.parametrize('ask', [{}, dict(tta='full', tta_mean='logits', raw=True), dict(threshold='balanced', calibrated=True, sets=True),
+@pytest.mark.parametrize('ask', [{}, dict(tta='full', tta_mean='logits', raw=True), dict(threshold='balanced', uncalibrated=True, sets=True),
                                  dict(threshold='negative smile=0.05', abstain=True, tta='flip', bs=3, workers=3)])
 def test_the_same_rows_as_torch(made, album, tmp_path, ask):
     path, _ = made
@@ -219,11 +219,11 @@ def test_files_that_cannot_be_used(made, album, tmp_path):
     config = json.loads((path/'model'/'config.json').read_text())
     config['fastsmile']['calibration']['temperature'] = 2.5
     (path/'model'/'config.json').write_text(json.dumps(config))
-    predict(album, ask(model=str(path), engine='onnx', calibrated=True))
-    want = load_bundle(path).metadata.calibration.apply(np.array([[float(v) for k, v in r.items() if k.startswith('p_')] for r in rows_of(tmp_path/'p.csv')
-                                                                  if not r['error']]))[1]
-    got = [[float(v) for k, v in r.items() if k.startswith('calibrated_')] for r in rows_of(tmp_path/'p.csv') if not r['error']]
-    assert np.allclose(got, want, atol=1e-6)  # config.json says how probabilities are read
+    def probabilities(**kw):
+        predict(album, ask(model=str(path), engine='onnx', overwrite=True, **kw))
+        return np.array([[float(v) for k, v in r.items() if k.startswith('p_')] for r in rows_of(tmp_path/'p.csv') if not r['error']])
+    want = load_bundle(path).metadata.calibration.apply(probabilities(uncalibrated=True))[1]
+    assert np.allclose(probabilities(), want, atol=1e-6)  # config.json says how probabilities are read
     (tmp_path/'p.csv').unlink()
     (path/'model'/'model.onnx').unlink()
     with pytest.raises(SmileError, match='holds no exported model') as e: predict(album, ask(model=str(path), engine='onnx'))
@@ -328,7 +328,7 @@ def test_fit_writes_the_file_and_calibrate_keeps_it_right(faces, tiny, tmp_path,
         tables = []
         for i, (model, engine) in enumerate(((run, 'torch'), (run, 'onnx'), (run/'model'/'model.onnx', 'auto'))):
             predict(album, PredictConfig(overwrite=True, model=str(model), engine=engine, precision='fp32',
-                                         device='cpu', calibrated=True, out=str(tmp_path/f'{i}.csv')))
+                                         device='cpu', out=str(tmp_path/f'{i}.csv')))
             tables.append(rows_of(tmp_path/f'{i}.csv'))
         for other in tables[1:]:
             for a, b in zip(tables[0], other, strict=True):

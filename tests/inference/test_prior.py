@@ -54,19 +54,19 @@ def test_the_bundle_of_a_run_keeps_the_confusion_of_calib(run):
 def test_given_shares_move_probabilities_and_labels(run, album, ask, shares, tmp_path):
     model = load_bundle(run.path)
     prior, calibration = np.array(model.metadata.prior), model.metadata.calibration
-    columns = [f'{kind}_{c}' for kind in ('p', 'calibrated') for c in model.spec.classes]
-    n = len(model.spec.classes)
-    options = ask | dict(calibrated=True, sets=True, raw=True, threshold='argmax')
+    columns = [f'p_{c}' for c in model.spec.classes]
+    options = ask | dict(sets=True, raw=True, threshold='argmax')
     before = table(predict(album, **options))
     done = predict(album, **options, prior=str(shares[0]))
     after = table(done)
     assert after.columns.tolist() == before.columns.tolist() and (after.error != '').sum() == 1
     good = before.error == ''
     old, new = (t.loc[good, columns].to_numpy(dtype=float) for t in (before, after))
-    moved = old[:, n:] * shares[1] / prior
-    assert np.allclose(new[:, n:], moved / moved.sum(1, keepdims=True))
-    tempered = new[:, :n]**(1 / calibration.temperature)
-    assert np.allclose(tempered / tempered.sum(1, keepdims=True), new[:, n:])
+    moved = old * shares[1] / prior
+    assert np.allclose(new, moved / moved.sum(1, keepdims=True))
+    plain = table(predict(album, **options, prior=str(shares[0]), uncalibrated=True)).loc[good, columns].to_numpy(dtype=float)
+    tempered = plain**(1 / calibration.temperature)
+    assert np.allclose(tempered / tempered.sum(1, keepdims=True), new)
     assert after.label[good].tolist() == [model.spec.classes[i] for i in moved.argmax(1)]
     assert done.changed == (before.label != after.label).sum() > 0
     unmoved = ['path', 'set', 'error', *(f'raw_{c}' for c in model.spec.classes)]

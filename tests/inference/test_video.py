@@ -61,6 +61,7 @@ def test_a_row_per_frame_that_is_what_the_frame_as_an_image_gets(ask, bundle, tm
     assert len({r['p_yes'] for r in rows}) == 5
     frames = load_model(bundle).predict([read_frame(clip, t) for t in (0, .5, 1, 1.5, 2)])
     assert [float(r['p_yes']) for r in rows] == pytest.approx(frames.p_yes.tolist(), abs=1e-6)
+    assert load_model(bundle).predict(str(clip), every='0.5s').path.tolist() == [r['path'] for r in rows]
     assert len(ask(str(clip))[0]) == 3, 'every second where nothing is said'
     page = tmp_path/'page.html'
     ask(str(clip), every='1s', html=str(page))

@@ -1,10 +1,9 @@
 "What every registered score must do; scikit-learn's values; intervals cover; a new score needs one entry and one formula."
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked import run_python
 from sklearn import metrics as sk
 
 from fastsmile.config.choices import MONITORED_METRICS, SCORES, lower_is_better, monitored_score
@@ -219,9 +218,8 @@ print(json.dumps(dict(history='valid_worst_recall' in history, comparison=[c for
 
 def test_a_new_score_is_one_entry_and_one_formula(tmp_path):
     "It is monitored, decided for, given an interval and shown everywhere, and nothing else names it"
-    from pathlib import Path
-    env = dict(PYTHONPATH=f'{Path(__file__).parents[1]}:{Path(__file__).parents[2]}', PATH='/usr/bin:/bin', HOME=str(tmp_path), FASTSMILE_QUIET='1')
-    made = subprocess.run([sys.executable, '-c', NEW_SCORE, str(tmp_path)], capture_output=True, text=True, env=env)
+    env = dict(PATH='/usr/bin:/bin', HOME=str(tmp_path), FASTSMILE_QUIET='1')
+    made = run_python(['-c', NEW_SCORE, tmp_path], env=env)
     assert made.returncode == 0, made.stderr[-3000:]
     found = json.loads(made.stdout.splitlines()[-1])
     assert found['history'] and found['rule'] == 'worst_recall' and found['abstain'] and found['table'] and all(found['pages'])

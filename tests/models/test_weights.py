@@ -166,7 +166,23 @@ def test_broken_files_are_named(net, tmp_path):
     for name, data in {'a.pth': whole[:len(whole) // 2], 'b.safetensors': tensors[:-5], 'c.pth': b'', 'd.bin': tensors[:100], 'e.ckpt': b'\x89HDF\r\n' * 99,
                        'f.pt': b'PK\3\4' + bytes(99)}.items():
         (tmp_path/name).write_bytes(data)
-        with pytest.raises(SmileError, match=f'{name} (do not fit|cannot be read safely)'): build_network(small(), str(tmp_path/name))
+        with pytest.raises(SmileError, match=f'{name} (do not fit|cannot be read (safely|as weights))'): build_network(small(), str(tmp_path/name))
+
+
+@pytest.mark.parametrize('name,data,what', [
+    ('w.safetensors', b'version https://git-lfs.github.com/spec/v1\nsize 123\n', 'a pointer of Git LFS.*git lfs pull'), ('w.pth', b'', 'an empty file'),
+    ('w.pth', b'<!DOCTYPE html><p>not found', 'a web page'), ('w.h5', b'\x89HDF\r\n' * 9, 'HDF5'), ('w.onnx', b'\x08\x07\x12\x07pytorch', 'an ONNX graph')])
+def test_what_is_no_file_of_weights_is_named(tmp_path, name, data, what):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(SmileError, match=f'(?s){name} cannot be read as weights: it is .*{what}'): build_network(small(), str(tmp_path/name))
+
+
+def test_torchscript_is_named_with_the_line_that_converts_it(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.trace(net.eval(), torch.zeros(1, 3, 32, 32)), 'w.pt')
+    with pytest.raises(SmileError, match='it is a TorchScript archive') as e: build_network(small(), 'w.pt')
+    exec(e.value.hint[e.value.hint.index('import torch'):], {})
+    assert same_body(build_network(small(), 'weights.pth'), net)
 
 
 def test_safetensors_and_the_old_format_under_any_ending(net, tmp_path):

@@ -34,7 +34,7 @@ def test_the_page_is_whole_offline_and_text(page):
     assert not re.findall(r'(?:src|href)\s*=\s*"(?!data:)[^"]*"', html) and '@import' not in html and "default-src 'none'" in html
     assert html.count('<script') == 1 and '&lt;script&gt;alert' in html and '\x1b' not in html
     assert 'not an image that can be read' in html and 'zero bytes' in html
-    assert 'corrected' in html and 'not calibrated' in html and 'raw_' in html
+    assert 'corrected' in html and 'calibrated at temperature' in html and 'raw_' in html
 
 
 def test_the_page_does_not_grow_with_the_pictures(page):

@@ -12,6 +12,7 @@ from torch import nn
 from fastsmile.models.bundle import load_bundle
 from fastsmile.runs.compare import compare
 from fastsmile.core.errors import OptionError, SmileError
+from fastsmile.inference.rows import RowOptions
 from fastsmile.inference.torch_backend import TorchBackend
 from fastsmile.runs.ensemble import ensemble
 from fastsmile.models.factory import build_network, make_spec
@@ -63,10 +64,10 @@ def test_each_member_sees_with_its_own_size(both, run, second, faces, tmp_path):
     test = pd.read_csv(both.path/'predictions_test.csv')
     for tta in ('none', 'flip'):
         saved = test if tta == 'none' else pd.read_csv(both.path/'predictions_test_tta.csv')
-        again = both.predict(faces, tta=tta, bs=7, precision='fp32').set_index('path').loc[saved.path].reset_index()
+        again = both.predict(faces, tta=tta, bs=7, precision='fp32', request=RowOptions(uncalibrated=True)).set_index('path').loc[saved.path].reset_index()
         p = [c for c in saved if c.startswith('p_')]
         assert np.abs(again[p].astype(float).to_numpy() - saved[p].to_numpy()).max() < 1e-5
-    done = predict(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full', calibrated=True))
+    done = predict(faces/'happy_images', PredictConfig(model=str(both.path), out=str(tmp_path/'p.csv'), tta='full'))
     assert done.rows > 100 and done.failed < 10
     assert TorchBackend(model, 'bf16', 'cpu').fp32_backend is not None
     assert not any(isinstance(m, nn.BatchNorm2d) for m in TorchBackend(model, device='cpu').net.modules())
@@ -97,7 +98,7 @@ def test_a_forest_over_what_they_say(run, second, faces, tmp_path, inputs):
     made = ensemble([run.path, second.path], EnsembleConfig(how='forest', inputs=inputs, trees=20, leaf='1,5', tta='none', out=str(tmp_path/'f')))
     head, test = made.model.spec.head, pd.read_csv(made.path/'predictions_test.csv')
     assert head['trees'] == 20 and head['features'] == (128 if inputs == 'features' else 6)
-    again = made.predict(faces).set_index('path').loc[test.path].reset_index()
+    again = made.predict(faces, request=RowOptions(uncalibrated=True)).set_index('path').loc[test.path].reset_index()
     p = [c for c in test if c.startswith('p_')]
     assert np.abs(again[p].astype(float).to_numpy() - test[p].to_numpy()).max() < 1e-5
     calib, before = (pd.read_csv(q/'table.csv', keep_default_na=False).query("reason == '' and split == 'calib'") for q in (made.path, run.path))

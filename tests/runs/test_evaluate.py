@@ -144,13 +144,14 @@ def test_predict_reads_probabilities_as_asked(run, tmp_path):
     plain_, _ = ask('plain')
     p = [f'p_{c}' for c in classes]
     good = plain_.error == ''
-    cal, _ = ask('calibrated', calibrated=True, sets=True)
-    assert (cal[p] == plain_[p]).all().all() and (cal.label == plain_.label).all()
-    q = cal[good][[f'calibrated_{c}' for c in classes]].astype(float).to_numpy()
+    cal, _ = ask('sets', sets=True)
+    before, _ = ask('before', uncalibrated=True)
+    assert (cal[p] == plain_[p]).all().all() and (cal.label == plain_.label).all() and (before.label == plain_.label).all()
+    q = cal[good][p].astype(float).to_numpy()
     t = run.model.metadata.calibration.temperature
-    assert np.allclose(q, apply_temperature(plain_[good][p].astype(float).to_numpy(), t)) and abs(t - 1) > 1e-3
+    assert np.allclose(q, apply_temperature(before[good][p].astype(float).to_numpy(), t)) and abs(t - 1) > 1e-3
     assert (cal[good].set != '').any() and set('|'.join(cal.set).split('|')) <= {*classes, ''}
-    assert [float(r.confidence) for r in cal[good].itertuples()] == [float(r[f'calibrated_{r.label}']) for _, r in cal[good].iterrows()]
+    for t in (cal, before): assert [float(r.confidence) for r in t[good].itertuples()] == [float(r[f'p_{r.label}']) for _, r in t[good].iterrows()]
     likeliest, _ = ask('likeliest', threshold='argmax')
     assert (likeliest.label != plain_.label).any()
     every, _ = ask('every', threshold=f'{classes[2]}=0')
@@ -159,7 +160,7 @@ def test_predict_reads_probabilities_as_asked(run, tmp_path):
     with pytest.raises(OptionError, match='neither a rule'): ask('x', threshold='frown=2')
     held, done = ask('abstain', abstain=True)
     least = run.model.metadata.calibration.min_confidence
-    sure = np.array([float(r[f'calibrated_{r.label}']) >= least for _, r in cal[good].iterrows()])
+    sure = np.array([float(r[f'p_{r.label}']) >= least for _, r in cal[good].iterrows()])
     assert (held[good].label != '').tolist() == sure.tolist() and (held[good].withheld != '').sum() == (~sure).sum() == done.labels['withheld'] > 0
 
 

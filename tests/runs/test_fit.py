@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, folder, picture, shell
+from conftest import TINY, folder, picture, shell, trained
 
 from fastsmile.metrics.calibration import class_prior
 from fastsmile.training.balance import make_epoch_sampler
@@ -16,6 +16,7 @@ from fastsmile.core.files import read_safe_csv
 from fastsmile.data.audit import audit_and_split
 from fastsmile.models.factory import build_network, make_spec
 from fastsmile.inference.load import load_model
+from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import load_run
 from fastsmile.training.learner import build_learner
@@ -44,7 +45,7 @@ def test_the_run_folder_is_whole(run):
 
 def test_predict_gives_the_validation_rows_again(run, faces):
     valid = pd.read_csv(run.path/'predictions_valid.csv')
-    again = run.predict(faces, bs=5, precision='fp32').set_index('path').loc[valid.path].reset_index()
+    again = run.predict(faces, bs=5, precision='fp32', request=RowOptions(uncalibrated=True)).set_index('path').loc[valid.path].reset_index()
     p = [c for c in valid if c.startswith('p_')]
     assert np.abs(again[p].astype(float).to_numpy() - valid[p].to_numpy()).max() < 1e-4
     assert again.label.tolist() == valid.label.tolist()
@@ -152,16 +153,17 @@ def test_lr_find_writes_its_search(faces, tiny, tmp_path):
     assert len(curve) >= 50 and (r.path/'lr_find.png').exists() and r.config['training']['phases'][0]['lr'] == curve.taken[0]
 
 
-def test_options_that_change_training(faces, tiny, tmp_path, run):
+def test_options_that_change_training(data, tiny, tmp_path, run):
     loss = run.history.train_loss.tolist()
+    assert trained(data, tiny, tmp_path/'same')[0].train_loss.tolist() == loss
     for i, change in enumerate([dict(augment='strong'), dict(augment='none'), dict(wd=0.5), dict(lr='0.001'), dict(bs=32), dict(resize='crop'), dict(size=48)]):
-        assert fit(faces, replace(tiny, out=str(tmp_path/str(i)), **change)).history.train_loss.tolist() != loss, change
+        assert trained(data, replace(tiny, **change), tmp_path/str(i))[0].train_loss.tolist() != loss, change
 
 
 def test_the_epoch_is_chosen_by_log_loss_and_the_rule_by_monitor(faces, tiny, tmp_path):
     rules = {}
     for monitor in ('loss', 'macro_f1', 'balanced_accuracy', 'accuracy'):
-        r = fit(faces, replace(tiny, epochs=3, monitor=monitor, out=str(tmp_path/monitor)))
+        r = fit(faces, replace(tiny, epochs=3, monitor=monitor, tta='none', out=str(tmp_path/monitor)))
         assert r.config['training']['best_epoch'] == 1 + int(r.history.valid_loss.argmin())
         assert r.metrics['monitor'] == monitor and 'the lowest log loss on valid' in r.report.read_text()
         rules[monitor] = r.metrics['calibration']['rule']
@@ -250,7 +252,7 @@ def test_lr_find_reads_its_rate_from_several_searches_and_trains_nothing(faces, 
 def test_lr_find_makes_so_many_searches_of_so_many_steps_where_it_is_told_to(faces, tmp_path):
     from fastsmile.runs.lr_find import lr_find
     def found(**options):
-        done = lr_find(faces, arch='resnet10t', weights='none', size=32, bs=16, workers=0, out=str(tmp_path/'out'), **options)
+        done = lr_find(faces, arch='resnet10t', weights='none', model_args=TINY, size=32, bs=16, workers=0, out=str(tmp_path/'out'), **options)
         assert done.plot == tmp_path/'out'/'lr_find.png' and done.plot.stat().st_size > 1000
         return done.phases[0]
     one, three, longer = found(searches=1, steps=50), found(searches=3, steps=50), found(searches=1, steps=70)

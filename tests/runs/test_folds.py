@@ -1,4 +1,5 @@
 "Cross-validation: every row held out once, nobody on two sides, one summary."
+import re
 import shutil
 from dataclasses import replace
 
@@ -58,6 +59,19 @@ def test_the_summary_has_a_spread_and_is_no_model(folds):
     with pytest.raises(SmileError, match='cross-validation'): load_run(run.path)
     with pytest.raises(SmileError, match='no finished run'): newest_run(run.path.parent)
     assert load_run(run.path/'fold_1').model.spec.classes == ('NOT smile', 'negative smile', 'positive smile')
+
+
+def test_the_page_shows_the_most_confident_mistakes_and_does_without_the_source(folds, tmp_path, monkeypatch):
+    from fastsmile.runs.folds import rewrite_folds
+    oof = pd.read_csv(folds[0].path/'predictions_oof.csv')
+    wrong = oof[oof.label != oof.target].sort_values('confidence', ascending=False, kind='stable')
+    html = (folds[0].path/'report.html').read_text()
+    shown = re.findall(r'<figure class="wrong"[^>]*><button type="button" class="zoom"><img src="data:image[^"]+" alt="([^"]+)"', html)
+    assert shown == wrong.path[:24].tolist() and 'id="mistakes"' in html
+    copy = shutil.copytree(folds[0].path, tmp_path/'copy')
+    monkeypatch.setattr('fastsmile.runs.folds.run_reader', lambda run: None)
+    rewrite_folds(copy)
+    assert 'id="mistakes"' not in (copy/'report.html').read_text() and 'Confusion matrix' in (copy/'report.html').read_text()
 
 
 def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_python
 from fastai.callback.core import Callback
 from PIL import Image
 
@@ -85,13 +86,8 @@ def test_a_learner_trains_on_without_changing_the_run(run):
     assert all(p.read_bytes() == data for p, data in before.items())
 
 
-def python(code: str, **env) -> subprocess.CompletedProcess:
-    "A fresh process"
-    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=os.environ | dict(MPLBACKEND='Agg') | env)
-
-
 def test_fastai_shows_results_without_further_imports(run):
-    done = python(f'''
+    done = run_python(['-c', f'''
 from fastsmile import load_run
 learn = load_run({str(run.path)!r}).learner()
 learn.remove_cb(learn.progress)
@@ -101,7 +97,7 @@ interpretation = ClassificationInterpretation.from_learner(learn)
 interpretation.plot_top_losses(4)
 interpretation.plot_confusion_matrix()
 print(interpretation.confusion_matrix().sum() == len(learn.dls.valid_ds), [str(c) for c in interpretation.vocab])
-''')
+'''], env=os.environ | dict(MPLBACKEND='Agg', PYTHONWARNINGS='ignore'))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f'True {list(run.model.classes)}'
 
@@ -125,9 +121,9 @@ run = fit({faces!r}, FitConfig(arch='resnet10t', weights='none', model_args={tin
 
 
 def test_in_a_notebook_a_table_grows_and_the_verdict_ends_it(faces, tiny, tmp_path):
-    env = dict(FORCE_COLOR='1', CLICOLOR='1', TERM='xterm-color', FASTSMILE_QUIET='')  # as the kernels of Jupyter set them
+    env = dict(MPLBACKEND='Agg', FORCE_COLOR='1', CLICOLOR='1', TERM='xterm-color', FASTSMILE_QUIET='')  # as the kernels of Jupyter set them
     cell = CELL.format(faces=str(faces), tiny=tiny.model_args, out=str(tmp_path/'r'))
-    done = python(KERNEL.format(cell=cell), **env)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', KERNEL.format(cell=cell)], capture_output=True, text=True, env=os.environ | env)
     assert done.returncode == 0, done.stderr
     page = done.stdout
     assert page.count('<tr>') == 3 and 'valid loss' in page and 'valid macro F1' in page and '<progress' not in page

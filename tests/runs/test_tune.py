@@ -60,6 +60,17 @@ def test_the_best_trial_is_a_run(searched, faces):
     assert kept == {run.config['compared']['best']}  # the weights of the others are gone
 
 
+def test_ties_are_named(searched):
+    "Every complete trial is a tie, or further from the best one than its interval reaches"
+    run, _ = searched
+    said, rows = run.config['training']['table_caption'], table(run)
+    score, complete = run.metrics['valid']['macro_f1'], rows[rows.state == 'complete']
+    near = (complete.valid_macro_f1[1:] - complete.valid_macro_f1[0]).abs() <= score['value'] - score['low']
+    assert f"on {run.metrics['valid']['rows']} valid rows" in said
+    if near.any(): assert f"{near.sum()} of the {len(near)} other trials ({', '.join(map(str, complete.trial[1:][near]))}) are ties" in said
+    else: assert 'No other trial is a tie' in said
+
+
 def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, faces, tmp_path, monkeypatch):
     "In the middle of the second trial, after its first epoch"
     once = replace(config, out=str(tmp_path/'search'))

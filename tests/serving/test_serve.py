@@ -133,7 +133,7 @@ def rough(rows): return [{k: round(v, 4) if isinstance(v, float) else v for k, v
 
 # the same rows
 
-@pytest.mark.parametrize('options', [{}, dict(tta='full'), dict(calibrated=True), dict(threshold='negative smile=0'), dict(abstain=True), dict(sets=True)],
+@pytest.mark.parametrize('options', [{}, dict(tta='full'), dict(uncalibrated=True), dict(threshold='negative smile=0'), dict(abstain=True), dict(sets=True)],
                          ids=lambda o: next(iter(o), 'plain'))
 def test_rows_are_those_of_predict(model, tmp_path, options):
     "And no option does nothing: each row differs from the plain one"
@@ -175,7 +175,7 @@ def test_64_clients_get_their_own_answers(server, model):
     expected, engine = {}, TorchBackend(model, device='cpu')
     for n, d in mine.items():
         x = resize_and_crop(decode_image(d, prep=model.spec.prep), model.spec.prep)[None].copy()
-        expected[n] = model.probabilities_and_labels(engine.logits(x))[0][0]
+        expected[n] = model.metadata.calibration.apply(model.probabilities_and_labels(engine.logits(x))[0])[1][0]
     assert len({p.round(5).tobytes() for p in expected.values()}) > 48  # rows can be told apart
     before, start = service.batcher.batches, threading.Barrier(64)
     def client(name):
@@ -567,7 +567,7 @@ def test_no_bytes_break_the_form(data):
 def test_the_api_is_what_its_description_says(model):
     validate = pytest.importorskip('openapi_spec_validator').validate
     jsonschema = pytest.importorskip('jsonschema')
-    with started(model.path, replace(PLAIN, abstain=True, calibrated=True, sets=True)) as (where, service):
+    with started(model.path, replace(PLAIN, abstain=True, sets=True)) as (where, service):
         spec = ask(where, '/openapi.json')[2]
         validate(spec)
         assert spec['openapi'] == '3.1.0'
@@ -627,6 +627,49 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
     finally: p.kill()
     assert p.returncode == 0 and json.loads(rest)['pictures'] == 14 and 'Traceback' not in talk and 'invalid' not in talk and not list(spool.iterdir())
     assert sorted(f.name for f in tmp_path.iterdir()) == ['tmp']
+
+
+def test_the_container_of_the_guide_serves_under_its_name(model):
+    "What its Dockerfile installs and starts, read from the docs; no container is built"
+    import configparser
+    from fastsmile.cli.commands import app
+    from typer.main import get_command
+    root = Path(__file__).resolve().parents[2]
+    text = (root/"docs"/"predicting.md").read_text(encoding="utf-8")
+    recipe, head = (re.search(f'```{kind}\n(.*?)```', text, re.S)[1].replace('\\\n', ' ') for kind in ('dockerfile', 'yaml'))
+    settings = configparser.ConfigParser()
+    settings.read(root/'settings.ini')
+    extra, where = re.search(r'"fastsmile\[(\w+)\] @ (\S+)"', recipe).groups()
+    assert f'{extra}_requirements' in settings['DEFAULT'] and where.startswith(settings['DEFAULT']['git_url'])
+    program, name, source, *options = json.loads(re.search(r'CMD (\[.*\])', recipe)[1])
+    assert (program, name) == ('fastsmile', 'serve') and source.startswith('hf://')
+    typed = get_command(app).commands['serve'].make_context('serve', [source, *options]).params
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in typed.items() if k in ServeConfig.__dataclass_fields__}
+    config = ServeConfig(**fields)
+    assert 'sdk: docker' in head and f'app_port: {config.port}' in head and f'EXPOSE {config.port}' in recipe
+    with started(model.path, replace(config, port=0, explain='none')) as (address, _):
+        port, space = address.rpartition(':')[2], dict(host='USER-NAME.hf.space') | {'sec-fetch-site': 'same-origin'}
+        status, headers, _ = ask(f'127.0.0.1:{port}', '/', None, space)
+        assert status == 200 and headers['content-security-policy'].endswith('frame-ancestors https://huggingface.co')
+        assert ask(f'127.0.0.1:{port}', '/predict', picture(), IMAGE | space)[0] == 200
+        assert ask(f'127.0.0.1:{port}', '/', None, dict(host='else.where'))[0] == 421
+
+
+def test_docs_and_health(server):
+    where, _ = server
+    assert ask(where, '/health')[2] == ask(where, '/healthz')[2]
+    status, headers, page = ask(where, '/docs')
+    page = page if isinstance(page, str) else page.decode()
+    spec = ask(where, '/openapi.json')[2]
+    assert status == 200 and headers['content-type'].startswith('text/html') and '<script' not in page
+    assert all(f'<code>{method.upper()} {path}</code>' in page for path, calls in spec['paths'].items() for method in calls)
+    assert f'curl -F files=@face.jpg -F files=@another.jpg http://{where}/predict' in page
+    assert headers['content-security-policy'].endswith("frame-ancestors 'none'")
+
+
+@pytest.mark.parametrize('site', ['huggingface.co', 'https://a/b', "https://a; script-src *"])
+def test_only_sites_embed_the_page(site):
+    with pytest.raises(OptionError, match='is no site'): ServeConfig(embed=(site,))
 
 
 # the page
@@ -764,7 +807,7 @@ def test_the_page_without_javascript_and_not_sure(model):
 
 def test_options_that_predict_shares_are_the_same():
     ours, theirs = ServeConfig.__dataclass_fields__, PredictConfig.__dataclass_fields__
-    for n in ('engine', 'tta', 'calibrated', 'threshold', 'abstain', 'sets', 'faces', 'face_margin', 'face_score', 'precision', 'device'):
+    for n in ('engine', 'tta', 'uncalibrated', 'threshold', 'abstain', 'sets', 'faces', 'face_margin', 'face_score', 'precision', 'device'):
         assert ours[n].default == theirs[n].default and ours[n].metadata == theirs[n].metadata
 
 

@@ -1,6 +1,5 @@
 "The plan of a training: what is given stays, the rest fits the pictures, the time and the memory."
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -9,10 +8,12 @@ import pytest
 import timm
 import torch
 from conftest import folder, picture
+from forked import run_python
 
 from fastsmile.config.fit import FitConfig
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
+from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
 from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _with_schedule, activation_bytes,
                                      choose_network, default_lr, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
@@ -144,7 +145,7 @@ print(json.dumps(dict(parts=run.config['training']['micro_batches'], loss=float(
 def test_training_stays_below_a_limit_on_memory(tmp_path):
     "64 pictures of 224 px keep 2.2 GB for the backward pass; with 1.8 GB for everything they go through in parts"
     source = folder(tmp_path/'s', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(60)})
-    r = subprocess.run([sys.executable, '-c', LIMITED, str(source), str(tmp_path/'run'), '1800'], capture_output=True, text=True, timeout=300)
+    r = run_python(['-c', LIMITED, source, tmp_path/'run', '1800'], timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     result = json.loads(r.stdout.splitlines()[-1])
     assert result['parts'] > 1 and result['loss'] < 5
@@ -158,7 +159,7 @@ def test_the_best_preset_averages_three_trainings(faces, tiny, tmp_path):
     assert fits == ['mean', 'weighted-seed42', 'weighted-seed43', 'weighted-seed44'] and len(run.comparison) == 3
     assert run.model.spec.arch == 'ensemble' and run.config['compared']['options']['seeds'] == 3
     test = pd.read_csv(run.path/'predictions_test.csv')
-    again = run.predict(faces, precision='fp32').set_index('path').loc[test.path].reset_index()
+    again = run.predict(faces, precision='fp32', request=RowOptions(uncalibrated=True)).set_index('path').loc[test.path].reset_index()
     columns = [c for c in test if c.startswith('p_')]
     assert abs(again[columns].astype(float).to_numpy() - test[columns].to_numpy()).max() < 1e-4
     assert 'the mean of theirs' in run.report.read_text()
