@@ -1880,6 +1880,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastsmile/data/unlike.py'),
                                        'fastsmile.data.unlike.UnlikeScale.unlike': ( 'data/unlike.html#unlikescale.unlike',
                                                                                      'fastsmile/data/unlike.py'),
+                                       'fastsmile.data.unlike._luma_and_chroma': ( 'data/unlike.html#_luma_and_chroma',
+                                                                                   'fastsmile/data/unlike.py'),
                                        'fastsmile.data.unlike._mean_and_log': ( 'data/unlike.html#_mean_and_log',
                                                                                 'fastsmile/data/unlike.py'),
                                        'fastsmile.data.unlike._parse_gaussian': ( 'data/unlike.html#_parse_gaussian',

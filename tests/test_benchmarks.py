@@ -62,7 +62,7 @@ def bench(script: str, *args, fails: bool = False) -> str:
 
 
 def test_speed_prints_the_bound_and_leaves_out_what_is_not_installed(photographs):
-    who = 'fastsmile,onnx,fastai,timm,transformers,ultralytics,model,decode'
+    who = 'fastsmile,onnx,int8,fastai,timm,transformers,ultralytics,model,decode'
     row = json.loads(bench('predict.py', 'speed', photographs, '--arch', 'resnet10t', '--shape', '32x32', '-n', 16, '--rounds', 1, '--who', who))
     assert {'fastsmile', 'fastai', 'timm', 'model', 'decode'} <= set(row['rates']) and min(row['rates'].values()) > 0
     bound = 1 / (1 / row['rates']['model'] + 1 / row['rates']['decode'])

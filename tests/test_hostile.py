@@ -143,6 +143,13 @@ def test_the_pages_of_the_server_hold_them_as_text(made):
     page = Page(text.replace('src="/serve.js"', 'data-x=""').replace('href="/serve.css"', '').replace('href="data:,"', '').replace('action="/"', '')
                 .replace('href="/docs"', ''))
     assert [b for b in page.bad if b[0] != 'link'] == [] and all(w in page.text for w in LABELS[:2]) and [c for _, c in page.scripts] == ['']
+    from fastsmile.config.commands import ServeConfig
+    from fastsmile.serving.app import openapi_description
+    from fastsmile.serving.page import api_page
+    page = Page(to_xml(api_page(openapi_description(list(row), LABELS, ServeConfig(), ('gradcam',)), 'http://<b>')))
+    ours = [('a', 'href', '/openapi.json'), ('a', 'href', '/')]
+    assert [b for b in page.bad if b[0] != 'link' and b not in ours] == []
+    assert all(f'p_{w}' in page.text for w in LABELS[:2]) and not page.scripts
 
 
 def test_a_study_and_the_folds_hold_them_as_text(tmp_path):

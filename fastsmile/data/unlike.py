@@ -16,6 +16,15 @@ import numpy as np
 # %% ../../nbs/data/24_unlike.ipynb #4f5670d8
 _LUMA = np.float32([.299, .587, .114])  # ITU-R BT.601
 
+def _luma_and_chroma(
+    pixels: np.ndarray, # (n, size, size, 3), uint8
+) -> tuple[np.ndarray, np.ndarray]: # each (n, size, size), float32, from 0 to 1
+    "Lightness, and the difference of the greatest and the least channel"
+    r, g, b = np.ascontiguousarray(np.moveaxis(pixels, 3, 0))  # whole planes: several times as fast as pixel by pixel
+    luma = (_LUMA[0] * r + _LUMA[1] * g + _LUMA[2] * b) / np.float32(255)
+    chroma = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
+    return luma, chroma / np.float32(255)
+
 def _mean_and_log(values: np.ndarray, floor: float) -> np.ndarray: # (n, ...) -> (n,)
     "The logarithm of the mean of each image"
     return np.log(values.reshape(len(values), -1).mean(1) + floor)
@@ -24,8 +33,7 @@ def texture_statistics(
     pixels: np.ndarray, # (n, size, size, 3), uint8: network inputs, size 3 or more
 ) -> np.ndarray: # (n, 7): three of sharpness, two of colour, brightness, contrast
     "Sharpness, colour, brightness and contrast of images"
-    x = pixels.astype(np.float32) / 255
-    luma, chroma = x @ _LUMA, x.max(3) - x.min(3)
+    luma, chroma = _luma_and_chroma(pixels)
     steps = [np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=2)), np.abs(np.diff(luma, 2, axis=1))]
     sharpness = [_mean_and_log(v, 1e-3) for v in steps]
     colour = [_mean_and_log(chroma, 1e-2), np.log(chroma.std((1, 2)) + 1e-2)]
@@ -40,7 +48,7 @@ def layout_statistics(
     "Light and dark on a grid, standardised in each image"
     edges = np.linspace(0, pixels.shape[1], _GRID + 1).astype(int)
     starts, sizes = edges[:-1], np.maximum(np.diff(edges), 1)
-    luma = pixels.astype(np.float32) @ _LUMA / 255
+    luma = _luma_and_chroma(pixels)[0]
     cells = np.add.reduceat(np.add.reduceat(luma, starts, 1), starts, 2) / np.outer(sizes, sizes)
     flat = cells.reshape(len(cells), -1)
     flat = flat - flat.mean(1, keepdims=True)
