@@ -84,11 +84,12 @@ def _equal_batch_size(total: int, most: int, threads: int) -> int:
 
 # %% ../../nbs/core/03_system.ipynb #7fda67a8
 _MEMORY_ERROR_TEXTS = ("can't allocate memory", 'not enough memory', 'out of memory', 'failed to allocate')
+_ONEDNN_MEMORY_ERROR = 'could not create a primitive'  # one that it cannot compute at all has no descriptor
 
 def is_memory_error(e: BaseException) -> bool:
     "Is this how NumPy, torch on a CPU or onnxruntime report that memory ran out?"
     text = str(e).lower()
-    return isinstance(e, MemoryError) or any(t in text for t in _MEMORY_ERROR_TEXTS)
+    return isinstance(e, MemoryError) or any(t in text for t in _MEMORY_ERROR_TEXTS) or text == _ONEDNN_MEMORY_ERROR
 
 # %% ../../nbs/core/03_system.ipynb #6ace2edf
 _GPU_DEVICES = ('nvidia[0-9]*', 'nvhost-gpu', 'nvgpu', 'dxg', 'kfd')  # in /dev: NVIDIA, its boards, WSL, AMD

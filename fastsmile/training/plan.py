@@ -30,7 +30,7 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
 from ..core.system import free_memory, has_fast_int8, used_memory
 from ..data.audit import SplitData
-from ..models.device import fast_half_precision, free_device_memory, is_out_of_memory
+from ..models.device import fast_half_precision, free_device_memory, is_out_of_memory, keep_freed_memory
 from ..models.spec import ModelSpec
 from ..models.weights import cached_weights, check_hub, weight_files
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
@@ -223,19 +223,19 @@ def _augmented(x: torch.Tensor, augment: str) -> torch.Tensor:
     return torch.Tensor(x)
 
 # %% ../../nbs/training/10_plan.ipynb #6ded79bb
-_TIMED_STEP, _TIMED_SECONDS, _TIMED_STEPS = 0.5, 3.0, 5 # seconds of a step and of all, about; the most steps
+_TIMED_STEP, _TIMED_SECONDS, _TIMED_STEPS = 1.0, 4.0, 6 # seconds of a step and of all, about; the most steps
 
 def _train_step(net: nn.Module, x: torch.Tensor, augment: str):
     net(_augmented(x, augment)).float().square().mean().backward()
 
 def _time_steps(net: nn.Module, size: int, most: int, device: str, augment: str) -> tuple[float, float]:
-    "Seconds for each image of a training step and of a forward pass: the fastest of some, after a small first one"
-    n, times, start = 2, [], time.perf_counter()
+    "Seconds for each image of a training step and of a forward pass: the fastest of some, after small first ones"
+    n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch
     while len(times) < 3 or len(times) <= _TIMED_STEPS and time.perf_counter() - start < _TIMED_SECONDS:
         x = torch.rand(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         train = _seconds(partial(_train_step, net, x, augment), device) / n
         with torch.no_grad(): times.append((train, _seconds(partial(net, x), device) / n))
-        n = max(2, min(most, int(_TIMED_STEP / times[0][0])))
+        n = max(2, min(most, 8 * n, int(_TIMED_STEP / times[-1][0])))
     return tuple(map(min, zip(*times[1:])))
 
 # %% ../../nbs/training/10_plan.ipynb #9cabe57d
@@ -249,7 +249,7 @@ def measure_step(
 ) -> StepCost:
     "Time and memory of training steps on random images; raises `SmileError` where two images are too many for memory"
     memory = free_bytes(device) if memory is None else memory
-    with unchanged(net):
+    with unchanged(net), keep_freed_memory():  # as training does
         net.to(device, memory_format=torch.channels_last).train()
         kept = activation_bytes(net, torch.rand(2, 3, size, size, device=device))
         most = images_that_fit(kept, bs, memory, net, size)
