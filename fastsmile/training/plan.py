@@ -406,18 +406,24 @@ class FitPlan:
                     epoch_seconds=round(self.estimate.epoch, 2), memory=round(self.estimate.memory))
 
 # %% ../../nbs/training/10_plan.ipynb #4c297fa9
+_LEAST_SHARE, _LARGE_ENOUGH = 0.8, 160 # of the side of the pictures, or pixels: a smaller input loses what they show
+
 def _plan_size(
     config: FitConfig,
     facts: PlanFacts,
     sizes: list[int],                      # the largest first
     measure: Callable[[int], StepCost],    # of an input size
-    fewest: int,                           # epochs
+    regime: Regime,
 ) -> tuple[int, StepCost]:
-    "The largest size with which the fewest epochs fit into the time, else the smallest; and what it costs"
+    "The largest size, near that of the pictures, with time for a long training; else for the fewest epochs; its cost"
     first, seconds = measure(sizes[0]), budget_seconds(config)
-    for size in sizes:
-        cost = first if size == sizes[0] else _scaled(first, (size / sizes[0])**2)
-        if _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= fewest: break
+    def fits(size: int, epochs: int) -> bool:
+        cost = _scaled(first, (size / sizes[0])**2)
+        return _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= epochs
+    fewest, most = regime.epochs[config.preset]
+    least = min(_LEAST_SHARE * facts.side, _LARGE_ENOUGH)
+    near = [s for s in sizes if s >= least] if most >= regime.long else []
+    size = next((s for s in near if fits(s, regime.long)), None) or next((s for s in sizes if fits(s, fewest)), sizes[-1])
     return size, first if size == sizes[0] else measure(size)
 
 # %% ../../nbs/training/10_plan.ipynb #be091f0d
@@ -480,7 +486,7 @@ def plan_fit(
     def measure(size: int) -> StepCost:
         cost = measure_step(net, size, min(config.bs, facts.train), device, augment, facts.memory)
         return replace(cost, train=cost.train / speedup, forward=cost.forward / speedup)
-    size, cost = _plan_size(config, facts, sizes, measure, regime.epochs[config.preset][0])
+    size, cost = _plan_size(config, facts, sizes, measure, regime)
     config = _with_schedule(config.planned_as(size=size), facts, cost, regime)
     rows = _reasons(config, facts, regime.epochs[config.preset][1], speedup)
     return FitPlan(config, (*choice.rows, *rows), facts, cost, estimate(config, facts, cost, config.epochs))

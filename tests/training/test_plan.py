@@ -55,7 +55,7 @@ def test_small_pictures_are_never_blown_up_to_224(side, regime, largest):
 def test_less_time_means_smaller_input():
     cost = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
     facts = replace(FACTS, side=400)
-    sizes = [_plan_size(FitConfig(budget=b, bs=64), facts, sizes_to_try(facts, PRETRAINED), cost, 3)[0] for b in ('30s', '3m', '6m', '1h')]
+    sizes = [_plan_size(FitConfig(budget=b, bs=64), facts, sizes_to_try(facts, PRETRAINED), cost, PRETRAINED)[0] for b in ('30s', '3m', '6m', '1h')]
     assert sizes == sorted(sizes) and sizes[0] == 96 and sizes[-1] == 224
 
 
