@@ -59,6 +59,14 @@ def test_less_time_means_smaller_input():
     assert sizes == sorted(sizes) and sizes[0] == 96 and sizes[-1] == 224
 
 
+def test_a_long_training_comes_before_a_larger_input():
+    cost = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
+    facts, config = replace(FACTS, side=160), FitConfig(budget='12m', bs=64)
+    (long, step), (large, _) = (_plan_size(config, facts, sizes_to_try(facts, r), cost, r) for r in (PRETRAINED, replace(PRETRAINED, long=99)))
+    assert long < large and _with_schedule(config.planned_as(size=long), facts, step, PRETRAINED).epochs >= PRETRAINED.long
+    assert _plan_size(config, replace(facts, side=220), sizes_to_try(facts, PRETRAINED), cost, PRETRAINED)[0] >= 128
+
+
 @pytest.mark.parametrize('arch', ['resnet10t', 'mobilenetv2_100', 'vit_tiny_patch16_224'])
 def test_measuring_leaves_no_trace(arch):
     net = timm.create_model(arch, num_classes=3)
