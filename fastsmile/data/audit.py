@@ -66,8 +66,7 @@ def _apply_findings(
     single = table_findings(source) + face_findings(source) + file_findings(scan.info)
     usable = frame[(frame.reason == '') & (frame.path.map(error) == '')]
     if oof is not None: single.append(suspect_finding(usable, oof))
-    near = IMAGE_HASHES[config.hash].max_distance if config.near is None else config.near
-    copies, plan = plan_copies(usable, scan, near, source.reader)
+    copies, plan = plan_copies(usable, scan, IMAGE_HASHES[config.hash].distance(config.near), source.reader)
     proposed = plan = merge_plans(plan, plan_single_images(single))
     if edited is not None: plan = override_plan(proposed, edited, set(frame.path))
     table = apply_plan(frame, plan, error)

@@ -67,6 +67,12 @@ class ImageHash:
     from_grey: Callable | None = None # the same from `_grey_64x64`, which the scan has made already
     specific: bool = False   # tells faces apart: near hashes are copies even where no thumbnails can be compared
 
+    def distance(self,
+        near: int | None, # --near
+    ) -> int:
+        "The greatest Hamming distance between copies"
+        return self.max_distance if near is None else near
+
 IMAGE_HASHES = dict(
     phash=ImageHash(phash, 16, from_grey=_phash_of_grey, specific=True),
     dhash=ImageHash(lambda img: imagehash.dhash(img, 16).hash.ravel(), 16),

@@ -477,5 +477,6 @@ def with_unlabelled_rows(
     if not added: return source
     empty = dict.fromkeys(source.frame.columns, '') | dict(reason=UNLABELLED)
     rows = pd.DataFrame([empty | dict(path=name) for name in added])
-    left = [n for n in source.images_without_row if n not in set(added)]
+    new = set(added)
+    left = [n for n in source.images_without_row if n not in new]
     return replace(source, frame=pd.concat([source.frame, rows], ignore_index=True), images_without_row=left)

@@ -266,7 +266,7 @@ def find_training_copies(
 ) -> pd.DataFrame: # path, training_path (which it copies), split, same (of a `CopyMatch`): a row for each copy
     "The images that are copies of training images"
     if not IMAGE_HASHES[hash].specific: fingerprints = fingerprints.assign(hash='')
-    index = _training_index(fingerprints, IMAGE_HASHES[hash].max_distance if near is None else near, trained_on)
+    index = _training_index(fingerprints, IMAGE_HASHES[hash].distance(near), trained_on)
     copies = []
     for name, m in _matches(index, scan, reader):
         copies.append((name, index.paths[m.row], fingerprints.split.iloc[m.row], m.same))

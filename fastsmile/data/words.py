@@ -29,12 +29,16 @@ _SPLIT_PATTERNS = {split: re.compile(f'(?:{_IDLE_WORDS})*(?:{words})(?:{_IDLE_WO
 # %% ../../nbs/data/00_words.ipynb #5d06525b
 _MAX_SPLIT_CHARS = 64  # of a name of a split
 
+def _letters(name: str) -> str:
+    "A name in lower case, of letters and digits alone"
+    return re.sub(r'[\W_]+', '', name.lower())
+
 @lru_cache(4096)
 def split_of(
     name: str, # of a folder, a file without its ending, or a cell
 ) -> str: # train, valid, calib or test; empty where it names none
     "The split that a name means"
-    word = re.sub(r'[\W_]+', '', name.lower())
+    word = _letters(name)
     if len(word) > _MAX_SPLIT_CHARS: return ''
     return next((split for split, pattern in _SPLIT_PATTERNS.items() if pattern.fullmatch(word)), '')
 
@@ -52,7 +56,7 @@ def is_idle_name(
     name: str, # of a folder
 ) -> bool:
     "Does a name say only that images are there?"
-    word = re.sub(r'[\W_]+', '', name.lower())
+    word = _letters(name)
     return len(word) <= _MAX_SPLIT_CHARS and not word.isdigit() and bool(re.fullmatch(f'(?:{_IDLE_WORDS})+', word))
 
 # %% ../../nbs/data/00_words.ipynb #515a0db3
@@ -62,7 +66,7 @@ def is_no_class(
     name: str, # of a folder beside class folders
 ) -> bool:
     "Does a name say that what is in it has no class?"
-    return bool(_NO_CLASS.fullmatch(re.sub(r'[\W_]+', '', name.lower())))
+    return bool(_NO_CLASS.fullmatch(_letters(name)))
 
 # %% ../../nbs/data/00_words.ipynb #af25283b
 _YES, _NO = {'true', 't', 'yes', 'y', '1', '1.0'}, {'false', 'f', 'no', 'n', '0', '0.0', '-1'}
@@ -89,7 +93,7 @@ def split_meanings(
     values = {c.strip().lower() for c in cells} - {''}
     words = {v: split_of(v) for v in values}
     if all(words.values()): return words
-    key = re.sub(r'[\W_]+', '', column.lower())
+    key = _letters(column)
     if 'fold' in key: return _fold_meanings(values)
     asked = split_of(re.sub('^(is|in|for)', '', key))
     if asked: return _question_meanings(asked, values)
@@ -104,7 +108,7 @@ def looks_like_split(
     cells: Iterable[str],
 ) -> bool:
     "May this column hold the splits? Its values are several, and all of them are splits"
-    key, meanings = re.sub(r'[\W_]+', '', column.lower()), split_meanings(column, cells)
+    key, meanings = _letters(column), split_meanings(column, cells)
     if len(set(meanings.values())) < 2: return False
     in_words = all(map(split_of, meanings))
     is_question = bool(split_of(re.sub('^(is|in)', '', key)))
@@ -115,7 +119,7 @@ def is_named_for_splits(
     column: str,
 ) -> bool:
     "Does the name of a column promise splits, whatever its values are?"
-    key = re.sub(r'[\W_]+', '', column.lower())
+    key = _letters(column)
     return key in ('split', 'partition', 'evalpartition', 'usage', 'mluse', 'traintest')
 
 # %% ../../nbs/data/00_words.ipynb #395f7b21

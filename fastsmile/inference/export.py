@@ -31,7 +31,7 @@ from ..data.images import ImageError, resize_and_crop
 from .backend import Backend, normalize_pixels, pack_inputs, unpack_inputs
 from .inputs import open_inputs
 from .load import make_backend
-from .onnx_backend import ONNX_OUTPUT, load_onnx, onnx_inputs, onnx_metadata, onnx_path
+from .onnx_backend import ONNX_OUTPUT, load_onnx, onnx_inputs, onnx_metadata, onnx_path, save_onnx
 from .outputs import check_replaceable
 from .rows import read_labelled_rows
 from ..models.bundle import load_bundle
@@ -99,10 +99,7 @@ def write_onnx(
 ):
     "Write the network and its metadata; raises `SmileError` where the exporter cannot translate it"
     _export_network(model, path, opset)
-    proto = onnx.load(path)
-    proto.producer_name = 'fastsmile'
-    onnx.helper.set_model_props(proto, onnx_metadata(cfg, model.preps, opset))
-    onnx.save(proto, path)
+    save_onnx(onnx.load(path), onnx_metadata(cfg, model.preps, opset), path)
 
 # %% ../../nbs/inference/11_export.ipynb #9f2fee7a
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ONNX_CONFIG_KEY', 'ONNX_INPUTS_KEY', 'ONNX_INPUT', 'ONNX_OUTPUT', 'INT8_KEY', 'LEAST_INT8_SPEEDUP', 'onnx_inputs',
-           'OnnxNet', 'onnx_path', 'describe_inputs', 'graph_key', 'load_onnx', 'onnx_metadata', 'update_onnx_metadata',
-           'Int8Facts', 'probability_leads', 'int8_path', 'load_int8', 'OnnxBackend']
+           'OnnxNet', 'onnx_path', 'describe_inputs', 'graph_key', 'load_onnx', 'onnx_metadata', 'save_onnx',
+           'update_onnx_metadata', 'Int8Facts', 'probability_leads', 'int8_path', 'load_int8', 'OnnxBackend']
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #454d6d03
 import json
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from ..core.system import has_fast_int8
 from ..data.images import Preprocessing
 from .backend import Backend, normalize_pixels, unpack_inputs
 from ..models.spec import Model, check_members, parse_config, parse_prep, read_bundle_config
+
+if TYPE_CHECKING: import onnx
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #29891550
 _EXTERNAL_WEIGHTS = re.compile(rb'\x0a(\x08|\x88\x80*\x00)location')  # how a tensor names another file, in protobuf
@@ -188,6 +191,18 @@ def onnx_metadata(
     return {ONNX_CONFIG_KEY: json.dumps(cfg)} | {k: json.dumps(v) for k, v in entries.items()}
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #5cb4750c
+def save_onnx(
+    proto: 'onnx.ModelProto',
+    entries: dict[str, str], # its metadata, in place of what it has
+    path: str | Path,
+):
+    "Write a graph with its metadata"
+    import onnx
+    proto.producer_name = 'fastsmile'
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, entries)
+    onnx.save(proto, path)
+
 def update_onnx_metadata(
     folder: str | Path, # a bundle, or a run folder with one
 ) -> bool: # was there a file of the bundle's weights?
@@ -199,9 +214,7 @@ def update_onnx_metadata(
     cfg, proto = read_json(path.parent/'config.json'), onnx.load(path)
     if graph_key(cfg) != graph_key(model.net.config): return False
     entries = onnx_metadata(cfg, model.preps, model.net.metadata('opset'))
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, entries)
-    with atomic_write(path) as tmp: onnx.save(proto, tmp)
+    with atomic_write(path) as tmp: save_onnx(proto, entries, tmp)
     return True
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #e73e5787

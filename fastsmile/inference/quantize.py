@@ -18,11 +18,11 @@ import onnx
 
 from ..core.errors import SmileError, WriteError, printable, say
 from ..core.files import atomic_write
-from ..core.system import has_fast_int8
+from ..core.system import LEAST_INT8_IMAGES, has_fast_int8
 from ..data.unlike import flag_unlike
 from .backend import flips_within, normalize_pixels, unpack_inputs
 from .export import quiet_exporter, read_some_images
-from .onnx_backend import INT8_KEY, LEAST_INT8_SPEEDUP, ONNX_OUTPUT, Int8Facts, OnnxNet, graph_key
+from .onnx_backend import INT8_KEY, LEAST_INT8_SPEEDUP, ONNX_OUTPUT, Int8Facts, OnnxNet, graph_key, save_onnx
 from .onnx_backend import int8_path, load_onnx, onnx_inputs, onnx_path, probability_leads
 from .rows import make_row_format
 from ..models.spec import Model
@@ -219,7 +219,7 @@ def _candidates(
 
 # %% ../../nbs/inference/13_quantize.ipynb #5cedf3a1
 CALIBRATION_IMAGES, HELD_OUT_IMAGES = 128, 500 # at most
-_LEAST_CALIBRATION, _LEAST_HELD_OUT = 32, 100  # with fewer images no margin is measured, and there is no file
+_LEAST_CALIBRATION = 32  # images, to find the ranges of activations
 
 def _fastest(
     model: Model,
@@ -238,11 +238,7 @@ def _fastest(
     return path, facts
 
 def _write_int8(made: Path, facts: Int8Facts, out: Path):
-    proto = onnx.load(made)
-    proto.producer_name = 'fastsmile'
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {INT8_KEY: json.dumps(asdict(facts))})
-    with atomic_write(out) as tmp: onnx.save(proto, tmp)
+    with atomic_write(out) as tmp: save_onnx(onnx.load(made), {INT8_KEY: json.dumps(asdict(facts))}, tmp)
 
 # %% ../../nbs/inference/13_quantize.ipynb #7787bd6c
 def add_int8(
@@ -255,12 +251,12 @@ def add_int8(
     "Write a bundle's model.int8.onnx, or a line with the reason why there is none; raises `WriteError`"
     out = int8_path(onnx_path(folder))
     out.unlink(missing_ok=True)
-    if not has_fast_int8() or len(calibration) < _LEAST_CALIBRATION or len(held_out) < _LEAST_HELD_OUT: return None
+    if not has_fast_int8() or len(calibration) < _LEAST_CALIBRATION or len(held_out) < LEAST_INT8_IMAGES: return None
     model = load_onnx(folder)
     if model.metadata.unlike is None: return None
     images = [read_some_images(reader, names, model.preps, n) for names, n in
               ((calibration, CALIBRATION_IMAGES), (held_out, HELD_OUT_IMAGES))]
-    if len(images[0]) < _LEAST_CALIBRATION or len(images[1]) < _LEAST_HELD_OUT: return None
+    if len(images[0]) < _LEAST_CALIBRATION or len(images[1]) < LEAST_INT8_IMAGES: return None
     try:
         with TemporaryDirectory() as tmp, quiet_exporter():
             path, facts = _fastest(model, *map(np.stack, images), Path(tmp), least_speedup)

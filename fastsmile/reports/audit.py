@@ -96,12 +96,12 @@ def _choose_next(audited: AuditedSource, config: AuditConfig) -> list[ToLabel]:
     "The images of `--next`; a `SmileError` where all have labels"
     table, scan = audited.table, audited.scan
     names = unlabelled_images(table, scan)
-    if not config.model: chosen = next_diverse(table, scan, config.next)
+    if not config.model: chosen = next_diverse(names, table, scan, config.next)
     else:
         from fastsmile.inference.load import load_model
         from fastsmile.inference.predict import predict_frame
         model = load_model(config.model, images=len(names))
-        near = IMAGE_HASHES[config.hash].max_distance if config.near is None else config.near
+        near = IMAGE_HASHES[config.hash].distance(config.near)
         predicted = predict_frame(model, audited.source.reader, names, total=len(names))
         chosen = next_uncertain(predicted, scan, near, config.next)
     say(f'{len(chosen)} of {len(names)} images without a label are chosen to be labelled next: on the page')

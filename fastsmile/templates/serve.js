@@ -143,6 +143,7 @@ async function watch() {
   $('live').textContent = 'Stop'
   while (turn === live) {
     const start = performance.now(), frame = await still(640, .85)
+    if (turn !== live) return
     const answer = frame && await send('/predict', frame, { 'content-type': 'image/jpeg' }).catch(() => null)
     const body = answer && await answer.json().catch(() => null)
     if (turn !== live) return

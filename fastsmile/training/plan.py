@@ -28,7 +28,7 @@ from ..config.fit import FitConfig
 from ..config.fields import parse_duration, parse_rates
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
-from ..core.system import free_memory, has_fast_int8, used_memory
+from ..core.system import LEAST_INT8_IMAGES, free_memory, has_fast_int8, used_memory
 from ..data.audit import SplitData
 from ..models.device import fast_half_precision, free_device_memory, is_out_of_memory, keep_freed_memory
 from ..models.spec import ModelSpec
@@ -330,7 +330,7 @@ def planned_ema(
 
 # %% ../../nbs/training/10_plan.ipynb #83774493
 _END_SECONDS = 8 # of figures, report and files
-_INT8_SECONDS, _INT8_IMAGES, _LEAST_INT8_VALID = 15, 3500, 100 # fixed; forward passes; fewer rows make no int8 file
+_INT8_SECONDS, _INT8_PASSES = 15, 3500 # of making the int8 file: fixed; forward passes
 _LOOP = 1.1      # training loop over network and augmentation: optimizer, batches, scores
 
 @dataclass(frozen=True)
@@ -354,8 +354,8 @@ def estimate(
     if config.parsed().cached_views is not None: # features are computed once
         all_epochs = (1 + config.parsed().cached_views) * facts.train * cost.forward + looked_at
     end = _END_SECONDS + facts.measured * cost.forward
-    if has_fast_int8() and not config.no_onnx and facts.valid >= _LEAST_INT8_VALID:
-        end += _INT8_SECONDS + _INT8_IMAGES * cost.forward
+    if has_fast_int8() and not config.no_onnx and facts.valid >= LEAST_INT8_IMAGES:
+        end += _INT8_SECONDS + _INT8_PASSES * cost.forward
     total = facts.repeats * (all_epochs + end)
     kept = cost.activations * _OVERHEAD * cost.at_once
     images = 3 * config.size**2 * (facts.train + facts.valid)

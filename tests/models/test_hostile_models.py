@@ -53,7 +53,7 @@ def test_pickles_run_nowhere(name, bundle, spec, tmp_path):
     if name == 'archive.pth': torch.save(Evil(mark), path)
     elif name == 'state_dict.pth': torch.save(dict(state_dict={'conv1.0.weight': torch.zeros(1), 'x': Evil(mark)}), path)
     else: path.write_bytes(pickle.dumps(Evil(mark)))
-    with pytest.raises(SmileError, match='do not fit|cannot be read safely|an empty file'): build_network(spec, str(path))
+    with pytest.raises(SmileError, match='do not fit|cannot be read safely'): build_network(spec, str(path))
     with pytest.raises(SmileError, match='is a file, not a model folder'): load_bundle(path)
     (bundle/'model.safetensors').write_bytes(path.read_bytes())
     with pytest.raises(SmileError, match='checksum'): load_bundle(bundle)
@@ -101,7 +101,7 @@ def test_headers_that_lie(name, bundle, spec, tmp_path):
     with cheap():
         with pytest.raises(ValueError): tensor_shapes(path)
         with pytest.raises(ValueError): read_tensors(path)
-        with pytest.raises(SmileError, match='do not fit|cannot be read safely|an empty file'): build_network(spec, str(path))
+        with pytest.raises(SmileError, match='an empty file' if name == 'nothing' else 'do not fit|cannot be read safely'): build_network(spec, str(path))
         (bundle/'model.safetensors').write_bytes(LIES[name])
         change(bundle, 'fastsmile', 'sha256', to=hashlib.sha256(LIES[name]).hexdigest())
         with pytest.raises(SmileError, match='do not fit'): load_bundle(bundle)
