@@ -3121,6 +3121,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'fastsmile/models/device.py'),
                                          'fastsmile.models.device.free_device_memory': ( 'models/device.html#free_device_memory',
                                                                                          'fastsmile/models/device.py'),
+                                         'fastsmile.models.device.half_precision_to_time': ( 'models/device.html#half_precision_to_time',
+                                                                                             'fastsmile/models/device.py'),
                                          'fastsmile.models.device.inference_copy': ( 'models/device.html#inference_copy',
                                                                                      'fastsmile/models/device.py'),
                                          'fastsmile.models.device.is_out_of_memory': ( 'models/device.html#is_out_of_memory',

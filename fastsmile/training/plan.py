@@ -30,7 +30,7 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
 from ..core.system import LEAST_INT8_IMAGES, free_memory, has_fast_int8, used_memory
 from ..data.audit import SplitData
-from ..models.device import fast_half_precision, free_device_memory, is_out_of_memory, keep_freed_memory
+from ..models.device import free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
 from ..models.spec import ModelSpec
 from ..models.weights import cached_weights, check_hub, weight_files
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
@@ -369,7 +369,7 @@ def plan_precision(
     device: str,
 ) -> tuple[FitConfig, float]: # how many times as fast as fp32 it trains
     "The faster precision, where it was not given"
-    lower = fast_half_precision(device)
+    lower = half_precision_to_time(device)
     if 'precision' in config.given or lower is None: return config, 1.
     speedup = measure_speedup(net, lower, device, size, config.bs)
     if speedup < MIN_SPEEDUP: return config.planned_as(precision='fp32'), 1.

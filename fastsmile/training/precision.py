@@ -25,7 +25,7 @@ from torch import nn
 
 from ..core.errors import OptionError, SmileError, printable, say
 from ..core.system import free_memory
-from ..models.device import DTYPES, fast_half_precision, is_out_of_memory, return_freed_memory
+from ..models.device import DTYPES, half_precision_to_time, is_out_of_memory, return_freed_memory
 from .distributed import world_size
 
 # %% ../../nbs/training/05_precision.ipynb #e1a04914
@@ -102,7 +102,7 @@ def choose_precision(
     "The requested precision, or under auto the faster one, measured on a few batches"
     device = str(learn.dls.device)
     if requested != 'auto': return PrecisionChoice(requested, requested, None, f'{requested}, as requested')
-    lower = fast_half_precision(device)
+    lower = half_precision_to_time(device)
     if lower is None: return PrecisionChoice(requested, 'fp32', None, f'fp32: {device} has no faster lower precision')
     speedup = measure_speedup(learn.model, lower, device, size, learn.dls.train.bs)
     chosen = lower if speedup >= MIN_SPEEDUP else 'fp32'

@@ -52,7 +52,7 @@ def test_the_loss_is_outside_of_autocast(data, tiny, tmp_path):
 
 
 def test_auto_that_keeps_fp32_is_fp32_to_the_bit(data, tiny, tmp_path, exact, monkeypatch):
-    monkeypatch.setattr(mixed, 'fast_half_precision', lambda device: 'bf16')  # as if the machine had AMX
+    monkeypatch.setattr(mixed, 'half_precision_to_time', lambda device: 'bf16')  # as if the machine had AMX
     monkeypatch.setattr(mixed, 'MIN_SPEEDUP', float('inf'))
     h, told, learn = trained(data, replace(tiny, precision='auto'), tmp_path)
     assert told['precision']['precision'] == 'fp32' and told['precision']['speedup'] > 0 and 'times as fast' in told['precision']['note']
@@ -66,7 +66,7 @@ def test_auto_takes_what_pays_and_resume_takes_what_was_chosen(data, tiny, tmp_p
     def stop(self):
         written(self)
         if len(self.learn.history.rows) == 1: raise Stopped
-    monkeypatch.setattr(mixed, 'fast_half_precision', lambda device: 'bf16')
+    monkeypatch.setattr(mixed, 'half_precision_to_time', lambda device: 'bf16')
     monkeypatch.setattr(mixed, 'MIN_SPEEDUP', 0)
     with monkeypatch.context() as m:
         m.setattr(StateSaver, 'after_epoch', stop)
@@ -78,7 +78,7 @@ def test_auto_takes_what_pays_and_resume_takes_what_was_chosen(data, tiny, tmp_p
 
 
 def test_nothing_is_timed_where_it_is_plain(data, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(mixed, 'fast_half_precision', lambda device: None)
+    monkeypatch.setattr(mixed, 'half_precision_to_time', lambda device: None)
     monkeypatch.setattr(mixed, 'measure_speedup', lambda *_: pytest.fail('timed'))
     choice = mixed.choose_precision(learner(data, tiny, tmp_path), 'auto', 32)
     assert (choice.precision, choice.speedup) == ('fp32', None)
