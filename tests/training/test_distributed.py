@@ -177,7 +177,8 @@ def test_what_the_first_finds_wrong_is_said_once(tmp_path):
         for i in range(8): (tmp_path/'source'/c/f'{i}.png').write_bytes(b'no picture')
     both = in_ranks('-m', 'fastsmile', 'fit', tmp_path/'source', *TINY, '--out', tmp_path/'run')
     out, err = ''.join(p.stdout for p in both), ''.join(p.stderr for p in both)
-    assert all(p.returncode for p in both) and not out and err.count('can be used: unreadable') == 1 and 'Another process' not in err and 'rank1' not in err, err[-3000:]
+    assert all(p.returncode for p in both) and not out, out
+    assert err.count('can be used: unreadable') == 1 and 'Another process' not in err and 'rank1' not in err, err[-3000:]
     assert not (tmp_path/'run').exists()
 
 

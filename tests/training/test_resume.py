@@ -84,8 +84,9 @@ def test_a_run_with_a_refit_goes_on(faces, refitted, tmp_path, monkeypatch, epoc
 KILLED = '''
 import os, signal, sys, threading, time
 from pathlib import Path
+state = Path(sys.argv[1])
 def kill():
-    while not Path(sys.argv[1]).exists(): time.sleep(0.01)
+    while not state.exists(): time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 threading.Thread(target=kill, daemon=True).start()
 from fastsmile.cli.commands import main

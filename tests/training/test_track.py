@@ -31,14 +31,14 @@ def test_tensorboard_reads_the_history_back(faces, data, tiny, tmp_path):
         assert 'lr_0' in seen.Tags()['scalars'] and 'valid_loss' in seen.Tags()['scalars']
 
 
-def test_wandb_keeps_a_run_here(faces, tiny, run, tmp_path, monkeypatch):
+def test_wandb_keeps_a_run_here(faces, data, tiny, tmp_path, monkeypatch):
     wandb = pytest.importorskip('wandb')
     for k, v in dict(WANDB_MODE='offline', WANDB_CONSOLE='off', WANDB_DISABLE_GIT='true').items(): monkeypatch.setenv(k, v)
     seen = []
     real = wandb.Run.finish
     monkeypatch.setattr(wandb.Run, 'finish', lambda self, *a, **k: (seen.append((dict(self.summary), dict(self.config))), real(self, *a, **k))[1])
-    told = fit(faces, replace(tiny, track='wandb', tta='none', out=str(tmp_path/'wandb')))
-    pd.testing.assert_frame_equal(run.history[SAME], told.history[SAME])
+    plain, told = trained(data, tiny, tmp_path/'none')[0], fit(faces, replace(tiny, track='wandb', tta='none', out=str(tmp_path/'wandb')))
+    pd.testing.assert_frame_equal(plain[SAME], told.history[SAME])
     (summary, config), = seen
     assert summary['epoch/valid_macro_f1'] == pytest.approx(told.history.valid_macro_f1.iloc[-1]) and summary['epoch/epoch'] == 2
     assert 'train_loss' in summary and config['arch'] == 'resnet10t' and list(told.path.rglob('*.wandb'))
