@@ -1,13 +1,11 @@
 "Pictures that were decoded once stay decoded."
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import trained
+from conftest import shell, trained
 
 from fastsmile.data.cache import cache_dir, cached_pixels, clear_cache, list_cache
 from fastsmile.core.errors import OptionError, SmileError
@@ -92,7 +90,7 @@ def test_no_room_and_no_permission(monkeypatch, tmp_path):
 
 def test_what_the_shell_says(home):
     cached_pixels(['a'], Preprocessing(size=16), lambda i: np.zeros((16, 16, 3), np.uint8))
-    def ask(*args): return json.loads(subprocess.run([sys.executable, '-m', 'fastsmile', 'cache', '--json', *args], capture_output=True, check=True).stdout)
+    def ask(*args): return json.loads(shell('cache', '--json', *args).stdout)
     size = 16 * 16 * 3 + 128
     assert ask() == dict(path=str(cache_dir()), files=1, bytes=size) and ask('--clear') == dict(deleted=1, bytes=size)
     assert ask()['files'] == 0 and clear_cache() == (0, 0)
