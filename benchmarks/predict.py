@@ -285,10 +285,11 @@ def growth(args):
     "Folders of 10^3, 10^4 and 10^5 files through a very small network: seconds and peak memory of the whole process"
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        files, model = pictures(args.source, tmp/'pictures', (32, 32), 500), bundle('resnet10t', 32, tmp/'model', '{"channels": [8, 16, 32, 64]}')
+        files = pictures(args.source, tmp/'pictures', (32, 32), min(500, max(args.files)))
+        model = bundle('resnet10t', 32, tmp/'model', '{"channels": [8, 16, 32, 64]}')
         for n in args.files:
             (tmp/f'{n}').mkdir()
-            for i in range(n): os.link(files[i % 500], tmp/f'{n}'/f'{i:06}.jpg')
+            for i in range(n): os.link(files[i % len(files)], tmp/f'{n}'/f'{i:06}.jpg')
             cmd = [sys.executable, '-W', 'ignore', '-c', GROW, tmp/f'{n}', model, tmp/f'{n}.csv']
             r = subprocess.run(list(map(str, cmd)), check=True, capture_output=True, text=True)
             rows, failed, seconds, mib = r.stdout.split()

@@ -204,20 +204,23 @@ def table(sizes: list[int], steps: list[str]):
 
 # real decoding
 
-def decode(model: str, sizes: list[int]):
+KINDS = ['folder', 'zip', 'ray']
+
+
+def decode(model: str, sizes: list[int], kinds: list[str]):
     "Predictions of a folder of links, of a zip, and on a local Ray"
     from fastsmile.config.commands import SampleConfig
     from fastsmile.data.sample import sample
     with tempfile.TemporaryDirectory() as tmp:
-        faces = sorted(p for p in (sample(Path(tmp)/'faces', SampleConfig(n=min(1000, max(60, *sizes))))/'happy_images').iterdir())
+        faces = sorted(p for p in (sample(Path(tmp)/'faces', SampleConfig(n=min(1000, max([60, *sizes]))))/'happy_images').iterdir())
         print('| pictures | from | seconds | pictures a second | peak memory |\n|---|---|---|---|---|')
         for n in sizes:
             folder, packed = Path(tmp)/f'{n}', Path(tmp)/f'{n}.zip'
             folder.mkdir()
             for i in range(n): os.link(faces[i % len(faces)], folder/f'{i:06}{faces[i % len(faces)].suffix}')
             subprocess.run([sys.executable, '-m', 'zipfile', '-c', packed, folder], check=True)
-            with_ray = [('folder, --ray local', folder, dict(ray='local'))] if find_spec('ray') else []
-            for what, where, kw in [('folder', folder, {}), ('zip', packed, {}), *with_ray]:
+            ways = dict(folder=('folder', folder, {}), zip=('zip', packed, {}), ray=('folder, --ray local', folder, dict(ray='local')))
+            for what, where, kw in [ways[k] for k in kinds if k != 'ray' or find_spec('ray')]:
                 m = alone('predict', where, os.path.abspath(model), json.dumps(kw))
                 print(f'| {n:,} | {what} | {m["said"]:.1f} | {n / m["said"]:,.0f} | {m["peak"]:,.0f} MiB |', flush=True)
 
@@ -241,9 +244,10 @@ def main():
     ap.add_argument('--rows', type=int, nargs='+')
     ap.add_argument('--steps', nargs='+', choices=STEPS, default=list(STEPS))
     ap.add_argument('--model', help='for decode: a run or a bundle')
+    ap.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS, help='for decode: where the pictures are')
     args = ap.parse_args()
     if args.what == 'steps': table(args.rows or [10**3, 10**4, 10**5, 10**6], args.steps)
-    else: decode(args.model, args.rows or [10**3, 10**4])
+    else: decode(args.model, args.rows or [10**3, 10**4], args.kinds)
 
 
 if __name__ == '__main__': main()

@@ -1,12 +1,11 @@
 "Pictures that were decoded once stay decoded."
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import shell, trained
 
 from fastsmile.data.cache import cache_dir, cached_pixels, clear_cache, list_cache
 from fastsmile.core.errors import OptionError, SmileError
@@ -17,7 +16,6 @@ from fastsmile.data.readers import FolderReader
 from fastsmile.training.loaders import PreparedImages
 from fastsmile.models.factory import make_spec
 from fastsmile.config.fit import FitConfig
-from fastsmile.runs.fit import fit
 from fastsmile.training.learner import prepare_images
 from fastsmile.data.source import read_source
 
@@ -70,11 +68,9 @@ def test_other_content_is_another_file(tmp_path):
     assert len(list_cache()) == 3 and made[0][1].max() == 1
 
 
-def test_training_is_the_same_wherever_pictures_are(faces, tiny, tmp_path):
-    runs = [fit(faces, replace(tiny, epochs=1, tta='none', cache=c, workers=w, out=str(tmp_path/c)))
-            for c, w in (('memory', None), ('disk', 2), ('none', 0))]
-    same = ['epoch', 'train_loss', 'valid_loss', 'valid_macro_f1', 'lr']
-    for r in runs[1:]: pd.testing.assert_frame_equal(r.history[same], runs[0].history[same])
+def test_training_is_the_same_wherever_pictures_are(data, tiny, tmp_path):
+    memory, *others = (trained(data, replace(tiny, epochs=1, cache=c, workers=w), tmp_path/c)[0] for c, w in (('memory', None), ('disk', 2), ('none', 0)))
+    for history in others: pd.testing.assert_frame_equal(history, memory)
 
 
 def test_no_room_and_no_permission(monkeypatch, tmp_path):
@@ -94,7 +90,7 @@ def test_no_room_and_no_permission(monkeypatch, tmp_path):
 
 def test_what_the_shell_says(home):
     cached_pixels(['a'], Preprocessing(size=16), lambda i: np.zeros((16, 16, 3), np.uint8))
-    def ask(*args): return json.loads(subprocess.run([sys.executable, '-m', 'fastsmile', 'cache', '--json', *args], capture_output=True, check=True).stdout)
+    def ask(*args): return json.loads(shell('cache', '--json', *args).stdout)
     size = 16 * 16 * 3 + 128
     assert ask() == dict(path=str(cache_dir()), files=1, bytes=size) and ask('--clear') == dict(deleted=1, bytes=size)
     assert ask()['files'] == 0 and clear_cache() == (0, 0)

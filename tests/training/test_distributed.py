@@ -3,9 +3,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip('accelerate', reason='training in several processes needs the extra distributed (accelerate)')
 
+from forked import run_python
 from safetensors.torch import load_file
 from work_in_ranks import CASES, history_of, measured, work
 
@@ -33,6 +36,16 @@ from fastsmile.training.ddp import (
 TIMES = ('seconds', 'images_per_second', 'memory')
 TINY = ['--arch', 'resnet10t', '--weights', 'none', '--size', '32', '--bs', '16', '--lr', '0.005', '--tta', 'none', '--model-args',
         '{"channels": [8, 16, 32, 64]}', '--device', 'cpu', '--precision', 'fp32']
+
+
+def in_ranks(*program, **kwargs) -> list[subprocess.CompletedProcess]:
+    "Two processes as torchrun starts them, without it: forks, which need not import torch each"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(OMP_NUM_THREADS='1', COLUMNS='200') | kwargs
+    env |= dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    with ThreadPoolExecutor(2) as pool: return list(pool.map(lambda r: run_python(program, env=env | dict(RANK=r, LOCAL_RANK=r), timeout=240), '01'))
 
 
 def torchrun(*args, **kwargs) -> subprocess.Popen:
@@ -57,10 +70,10 @@ def said(p: subprocess.Popen, limit: float = 90) -> tuple[int, str, str]:
 def both(faces, tmp_path_factory):
     "All cases, in one process and in two"
     one, two = tmp_path_factory.mktemp('one'), tmp_path_factory.mktemp('two')
-    p = torchrun(Path(__file__).with_name('work_in_ranks.py'), faces, two)
-    data = work(faces, one, [c for c in CASES if c != 'cut'])
-    code, _, err = said(p, 240)
-    assert code == 0, err[-2000:]
+    with ThreadPoolExecutor(1) as pool:
+        ranks = pool.submit(in_ranks, Path(__file__).with_name('work_in_ranks.py'), faces, two)
+        data = work(faces, one, [c for c in CASES if c != 'cut'])
+    assert [p.returncode for p in ranks.result()] == [0, 0], [p.stderr[-2000:] for p in ranks.result()]
     return data, one, two
 
 
@@ -137,9 +150,10 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(faces, tmp_path):
     config = read_json(run/'config.json')
     assert config['status'] in ('running', 'failed') and (run/'checkpoints'/'best.safetensors').exists()
     (run/'config.json').write_text(json.dumps(config | dict(options=config['options'] | dict(epochs=4))))  # not all thirty
-    code, out, err = said(torchrun('-m', 'fastsmile', 'fit', '--resume', run, '--json', TMPDIR=str(tmp)))
-    assert code == 0 and 'resuming after epoch' in err and err.count('2 processes, 8 images') == 1, err[-2000:]
-    assert json.loads(out)['path'] == str(run) and read_json(run/'config.json')['training']['processes'] == 2
+    first, second = in_ranks('-m', 'fastsmile', 'fit', '--resume', run, '--json', TMPDIR=str(tmp))
+    assert first.returncode == second.returncode == 0 and 'resuming after epoch' in first.stderr, first.stderr[-2000:]
+    assert (first.stderr + second.stderr).count('2 processes, 8 images') == 1
+    assert json.loads(first.stdout + second.stdout)['path'] == str(run) and read_json(run/'config.json')['training']['processes'] == 2
     assert not [p for p in tmp.rglob('*') if p.is_file()]
     names = {k.removeprefix('module.') for k in load_file(run/'model'/'model.safetensors')}
     assert names == set(load_file(run/'model'/'model.safetensors')) == set(load_file(run/'checkpoints'/'last.safetensors'))
@@ -161,8 +175,10 @@ def test_what_the_first_finds_wrong_is_said_once(tmp_path):
     for c in 'ab':
         (tmp_path/'source'/c).mkdir(parents=True)
         for i in range(8): (tmp_path/'source'/c/f'{i}.png').write_bytes(b'no picture')
-    code, out, err = said(torchrun('-m', 'fastsmile', 'fit', tmp_path/'source', *TINY, '--out', tmp_path/'run'))
-    assert code and not out and err.count('can be used: unreadable') == 1 and 'Another process' not in err and 'rank1' not in err, err[-3000:]
+    both = in_ranks('-m', 'fastsmile', 'fit', tmp_path/'source', *TINY, '--out', tmp_path/'run')
+    out, err = ''.join(p.stdout for p in both), ''.join(p.stderr for p in both)
+    assert all(p.returncode for p in both) and not out, out
+    assert err.count('can be used: unreadable') == 1 and 'Another process' not in err and 'rank1' not in err, err[-3000:]
     assert not (tmp_path/'run').exists()
 
 
@@ -185,8 +201,7 @@ def test_what_is_done_by_one_process(monkeypatch, options, word):
 
 def test_other_commands_are_not_for_several(tmp_path):
     env = os.environ | dict(WORLD_SIZE='2', RANK='0', MASTER_ADDR='localhost', MASTER_PORT='1')
-    r = [subprocess.run([sys.executable, '-m', 'fastsmile', 'sample', str(tmp_path/'faces')], env=env | dict(RANK=k, FASTSMILE_QUIET=''), capture_output=True,
-                        text=True) for k in '01']
+    r = [run_python(['-m', 'fastsmile', 'sample', tmp_path/'faces'], env=env | dict(RANK=k, FASTSMILE_QUIET='')) for k in '01']
     assert [p.returncode for p in r] == [2, 2] and 'fastsmile sample in several processes' in r[0].stderr and not r[1].stderr
     assert not (tmp_path/'faces').exists()
 

@@ -114,7 +114,7 @@ def test_a_folder_of_weights_a_file_and_nothing(tmp_path, monkeypatch):
 
 
 def test_an_estimate_over_the_time_names_the_ways_out(data):
-    config = FitConfig(arch='resnet10t', weights='none', size=128, epochs=500, bs=16, budget='1m')
+    config = FitConfig(arch='resnet10t', weights='none', size=64, epochs=2000, bs=16, budget='1m')
     spec = spec_from_config(config, data.classes)
     text = '\n'.join(plan_lines(plan_fit(NetworkChoice(config), data, spec, new_network(spec, config), 'cpu'), 0))
     assert 'more than 60 s: try --freeze head (about' in text and '--budget' in text
@@ -129,7 +129,7 @@ def test_a_dry_run_leaves_nothing(faces, tmp_path, monkeypatch, capsys):
 
 
 def test_what_was_planned_repeats_the_run(faces, tmp_path):
-    run = fit(faces, weights='none', preset='quick', budget='20s', tta='none', out=str(tmp_path/'run'))
+    run = fit(faces, weights='none', preset='quick', budget='1s', tta='none', out=str(tmp_path/'run'))
     written = FitConfig.from_file(run.path/'options.toml')
     plan = read_json(run.path/'training_plan.json')
     assert {row['option'] for row in plan['rows']} <= written.given and plan['seconds'] > 0 and plan['memory'] > 2**20
@@ -143,17 +143,17 @@ import torch, fastsmile.runs.fit
 from fastsmile.core.system import _memory_pages
 from fastsmile.runs.fit import fit
 resource.setrlimit(resource.RLIMIT_AS, (_memory_pages(0) + int(sys.argv[3]) * 2**20,) * 2)
-run = fit(sys.argv[1], arch='resnet18', weights='none', size=224, epochs=1, bs=64, tta='none', device='cpu', workers=0, cache='none',
-          precision='fp32', out=sys.argv[2])
+run = fit(sys.argv[1], arch='resnet10t', weights='none', model_args='{"channels": [8, 16, 32, 64]}', size=224, epochs=1, bs=64, tta='none',
+          device='cpu', workers=0, cache='none', precision='fp32', no_onnx=True, out=sys.argv[2])
 print(json.dumps(dict(parts=run.config['training']['micro_batches'], loss=float(run.history.train_loss.iloc[-1]))))
 '''
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='address space is limited and counted on Linux')
 def test_training_stays_below_a_limit_on_memory(tmp_path):
-    "64 pictures of 224 px keep 2.2 GB for the backward pass; with 1.8 GB for everything they go through in parts"
-    source = folder(tmp_path/'s', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(60)})
-    r = run_python(['-c', LIMITED, source, tmp_path/'run', '1800'], timeout=300)
+    "64 pictures of 224 px keep 1 GB for the backward pass; with 1.5 GB for everything, of which threads and libraries take a half, they go through in parts"
+    source = folder(tmp_path/'s', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(50)})
+    r = run_python(['-c', LIMITED, source, tmp_path/'run', '1500'], timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     result = json.loads(r.stdout.splitlines()[-1])
     assert result['parts'] > 1 and result['loss'] < 5

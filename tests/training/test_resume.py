@@ -2,9 +2,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -64,10 +61,15 @@ def test_the_history_is_that_of_an_unbroken_training(data, tiny, tmp_path, monke
     assert all(v.equal(cut[1][k]) for k, v in whole[1].items()) and cut[2:] == whole[2:]
 
 
+@pytest.fixture(scope='module')
+def refitted(faces, tiny, tmp_path_factory):
+    "An unbroken run with a refit"
+    return fit(faces, replace(tiny, tta='none', epochs=2, refit_all=True, out=str(tmp_path_factory.mktemp('refitted')/'whole')))
+
+
 @pytest.mark.parametrize('epochs', [1, 3])
-def test_a_run_with_a_refit_goes_on(faces, tiny, tmp_path, monkeypatch, epochs):
-    config = replace(tiny, tta='none', epochs=2, refit_all=True)
-    whole = fit(faces, replace(config, out=str(tmp_path/'whole')))
+def test_a_run_with_a_refit_goes_on(faces, refitted, tmp_path, monkeypatch, epochs):
+    whole, config = refitted, refitted.options
     with monkeypatch.context() as m:
         stop_after(epochs, m)
         with pytest.raises(Stopped): fit(faces, replace(config, out=str(tmp_path/'cut')))
@@ -79,16 +81,27 @@ def test_a_run_with_a_refit_goes_on(faces, tiny, tmp_path, monkeypatch, epochs):
     with pytest.raises(SmileError, match='is finished'): fit('.', replace(type(config)(), resume=str(cut.path)))
 
 
+KILLED = '''
+import os, signal, sys, threading, time
+from pathlib import Path
+state = Path(sys.argv[1])
+def kill():
+    while not state.exists(): time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill, daemon=True).start()
+from fastsmile.cli.commands import main
+sys.argv = ['fastsmile', *sys.argv[2:]]
+main()
+'''
+
+
 def test_killed_in_a_shell(faces, tmp_path):
+    "The signal comes at any moment once there is a state"
     options = '--arch resnet10t --weights none --size 32 --epochs 4 --bs 16 --lr 0.005 --tta none --precision fp32 --no-onnx'.split()
-    cmd = [sys.executable, '-m', 'fastsmile', 'fit', str(faces), *options,
-           '--model-args', '{"channels": [8, 16, 32, 64]}']
     env = {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(OMP_NUM_THREADS='1')
-    p = subprocess.Popen([*cmd, '--out', str(tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    state, deadline = tmp_path/'cut'/'checkpoints'/STATE_FILE, time.time() + 120
-    while not state.exists() and time.time() < deadline: time.sleep(0.02)
-    p.send_signal(signal.SIGKILL)
-    p.wait(30)
+    state = tmp_path/'cut'/'checkpoints'/STATE_FILE
+    r = run_python(['-c', KILLED, state, 'fit', faces, *options, '--model-args', '{"channels": [8, 16, 32, 64]}', '--out', tmp_path/'cut'], env=env)
+    assert r.returncode == -signal.SIGKILL, r.stderr
     assert read_json(tmp_path/'cut'/'config.json')['status'] == 'running' and 1 <= len(read_state(state)[1]['rows']) < 4
     r = run_python(['-m', 'fastsmile', 'fit', '--resume', tmp_path/'cut', '--json'], env=env)
     assert r.returncode == 0 and 'resuming after epoch' in r.stderr and json.loads(r.stdout)['path'] == str(tmp_path/'cut')

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from conftest import trained
+
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.config.fit import FitConfig
 from fastsmile.runs.fit import fit
@@ -13,13 +15,13 @@ from fastsmile.runs.fit import fit
 SAME = ['epoch', 'phase', 'train_loss', 'valid_loss', 'valid_macro_f1', 'lr']
 
 
-def test_tensorboard_reads_the_history_back(faces, tiny, tmp_path):
+def test_tensorboard_reads_the_history_back(faces, data, tiny, tmp_path):
     "Two phases and two learning-rate searches; the searches are not tracked"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     config = replace(tiny, lr='find', freeze_epochs=1, epochs=2, bs=32, tta='none')
-    plain, told = (fit(faces, replace(config, track=t, out=str(tmp_path/t))) for t in ('none', 'tensorboard'))
-    pd.testing.assert_frame_equal(plain.history[SAME], told.history[SAME])
-    assert not (plain.path/'tensorboard').exists() and {p.name for p in (told.path/'tensorboard').iterdir()} == {'head', 'all'}
+    plain, told = trained(data, config, tmp_path/'none')[0], fit(faces, replace(config, track='tensorboard', out=str(tmp_path/'tensorboard')))
+    pd.testing.assert_frame_equal(plain[SAME], told.history[SAME])
+    assert not (tmp_path/'none'/'tensorboard').exists() and {p.name for p in (told.path/'tensorboard').iterdir()} == {'head', 'all'}
     for phase, rows in told.history.groupby('phase'):
         seen = EventAccumulator(str(told.path/'tensorboard'/phase)).Reload()
         f1 = seen.Scalars('epoch/valid_macro_f1')
@@ -29,14 +31,14 @@ def test_tensorboard_reads_the_history_back(faces, tiny, tmp_path):
         assert 'lr_0' in seen.Tags()['scalars'] and 'valid_loss' in seen.Tags()['scalars']
 
 
-def test_wandb_keeps_a_run_here(faces, tiny, tmp_path, monkeypatch):
+def test_wandb_keeps_a_run_here(faces, data, tiny, tmp_path, monkeypatch):
     wandb = pytest.importorskip('wandb')
     for k, v in dict(WANDB_MODE='offline', WANDB_CONSOLE='off', WANDB_DISABLE_GIT='true').items(): monkeypatch.setenv(k, v)
     seen = []
     real = wandb.Run.finish
     monkeypatch.setattr(wandb.Run, 'finish', lambda self, *a, **k: (seen.append((dict(self.summary), dict(self.config))), real(self, *a, **k))[1])
-    plain, told = (fit(faces, replace(tiny, track=t, tta='none', out=str(tmp_path/t))) for t in ('none', 'wandb'))
-    pd.testing.assert_frame_equal(plain.history[SAME], told.history[SAME])
+    plain, told = trained(data, tiny, tmp_path/'none')[0], fit(faces, replace(tiny, track='wandb', tta='none', out=str(tmp_path/'wandb')))
+    pd.testing.assert_frame_equal(plain[SAME], told.history[SAME])
     (summary, config), = seen
     assert summary['epoch/valid_macro_f1'] == pytest.approx(told.history.valid_macro_f1.iloc[-1]) and summary['epoch/epoch'] == 2
     assert 'train_loss' in summary and config['arch'] == 'resnet10t' and list(told.path.rglob('*.wandb'))
