@@ -255,13 +255,13 @@ def step_time(env: dict, beside: list[str], seconds: float, bs: int) -> float:
         for o in others: o.kill()
 
 
-def neighbours(seconds: float, bs: int, most: int, ways: int) -> str:
-    "A step alone and beside others (at most `most` of them), by how OpenMP's threads wait (the last `ways` of the ways), as Markdown"
+def neighbours(seconds: float, bs: int, most: int) -> str:
+    "A step alone and beside others (at most `most` of them), by how OpenMP's threads wait, as Markdown"
     cases = {'alone': [], 'beside one busy loop': [LOOP], 'beside two': [LOOP, LOOP], 'beside another training': [STEP]}
     cases = {k: beside for k, beside in cases.items() if len(beside) <= most}
     clean = {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'OMP_NUM_THREADS')}
     lines = [f'| {name} | ' + ' | '.join(f'{step_time(clean | waiting, beside, seconds, bs):.0f}' for beside in cases.values()) + ' |'
-             for name, waiting in list(WAITING.items())[-ways:]]
+             for name, waiting in WAITING.items()]
     return '\n'.join([f'milliseconds of a step, batches of {bs}', '', f'| | {" | ".join(cases)} |', '|---' * (len(cases) + 1) + '|', *lines])
 
 
@@ -282,10 +282,9 @@ def main():
                         help='by hand, the BatchNorm of a frozen network is not trained either: fastai does, unless it is told not to')
     for name in ('epochs', 'bs', 'size', 'workers'): parser.add_argument(f'--{name}', type=int)
     parser.add_argument('--beside', type=int, default=2, help='most programs beside the step of neighbours')
-    parser.add_argument('--ways', type=int, default=len(WAITING), help='so many ways to wait of neighbours, the last')
     parser.add_argument('--seconds', type=float, default=10, help='how long each figure of neighbours is measured')
     args = parser.parse_args()
-    if args.case == 'neighbours': return print(neighbours(args.seconds, args.bs or 64, args.beside, args.ways))
+    if args.case == 'neighbours': return print(neighbours(args.seconds, args.bs or 64, args.beside))
     if not args.data: parser.error(f'{args.case} needs --data DIR')
     case = replace(CASES.get(args.case, CASES['scratch']), weights=args.weights and str(Path(args.weights).absolute()), weighted=args.weighted,
                    still=args.still, options=args.options, **{k: getattr(args, k) for k in ('epochs', 'bs', 'size', 'workers') if getattr(args, k) is not None})
