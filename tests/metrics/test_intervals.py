@@ -16,13 +16,13 @@ def covered(population, n, trials, **more):
     return {row['score']: row for row in coverage(population, n, trials, **more)}
 
 
-@pytest.mark.parametrize('n,trials', [(50, 300), (400, 150)])
+@pytest.mark.parametrize('n,trials,least', [(50, 150, .887), (400, 80, .872)])
 @pytest.mark.parametrize('population', [Population((.7, .2, .1), 2.5), Population((.5, .5), 1.0)])
-def test_intervals_cover_at_their_rate(population, n, trials):
-    "Three standard errors of the simulation below 92.5% at the most; log loss below 91%"
-    found, truth = covered(population, n, trials), 3 * np.sqrt(0.05 / trials)
-    for name in ('accuracy', 'balanced_accuracy', 'macro_f1', 'auc'): assert found[name]['covered'] > 0.925 - truth, name
-    assert found['log_loss']['covered'] > 0.91 - truth and found['ece']['covered'] > 0.9
+def test_intervals_cover_at_their_rate(population, n, trials, least):
+    "Few points below 95%, which the percentile bootstrap of the next test is not; log loss 1.5 points below that"
+    found = covered(population, n, trials)
+    for name in ('accuracy', 'balanced_accuracy', 'macro_f1', 'auc'): assert found[name]['covered'] > least, name
+    assert found['log_loss']['covered'] > least - 0.015 and found['ece']['covered'] > 0.9
     assert all(row['no_width'] == 0 for row in found.values())
 
 
