@@ -1,6 +1,7 @@
 "Python programs in forks of a process that has imported torch and fastai already: hundreds of programs need not import them each"
 import atexit
 import functools
+import importlib.machinery
 import multiprocessing
 import os
 import runpy
@@ -14,9 +15,24 @@ from pathlib import Path
 IMPORTED = ['torch', 'timm', 'fastai.vision.all', 'pandas', 'sklearn.ensemble', 'matplotlib.figure']
 
 
+class Forgotten:
+    "Modules of some packages, gone from `sys.modules` until they are imported"
+
+    def __init__(self, packages: tuple[str, ...]):
+        self.modules = {n: sys.modules.pop(n) for n in list(sys.modules) if n.partition('.')[0] in packages}
+
+    def find_spec(self, name, path=None, target=None): return importlib.machinery.ModuleSpec(name, self) if name in self.modules else None
+
+    def create_module(self, spec):
+        self.spec = self.modules[spec.name].__spec__
+        return self.modules[spec.name]
+
+    def exec_module(self, module): module.__spec__ = self.spec
+
+
 def _main(program: list[str], files: Path, cwd: str, env: dict[str, str], forget: tuple[str, ...]):
     "In the fork: what `python -m fastsmile ARGS`, `python -c CODE ARGS` or `python SCRIPT ARGS` does"
-    for name in [n for n in sys.modules if n.partition('.')[0] in forget]: del sys.modules[name]
+    sys.meta_path.insert(0, Forgotten(forget))
     os.setsid()  # a process group of its own, on which Ctrl-C works
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for n, name in enumerate(('stdin', 'stdout', 'stderr')):
@@ -76,7 +92,7 @@ class Program:
 def run_python(program: list, cwd=None, env=None, stdin: str = '', timeout: float = 600, forget: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """Exit code and output of a program: `-m` and a module, `-c` and code, or a script, and its arguments
 
-    Packages to `forget` are in `sys.modules` only where the program imports them itself."""
+    Modules of packages to `forget` are in `sys.modules` only where the program imports them itself."""
     p = Program(program, cwd, env, stdin, forget)
     try: said = p.communicate(timeout)
     except subprocess.TimeoutExpired:
