@@ -61,7 +61,7 @@ def test_a_picture_of_a_probe_changes_after_the_audit(copy, tmp_path, monkeypatc
 
 
 def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, tiny, tmp_path):
-    run = fit(copy, replace(tiny, epochs=1, out=str(tmp_path/'run')))
+    run = fit(copy, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'run')))
     path = of_split(run.path/'table.csv', copy, 'valid')
     replaced(path)
     with pytest.raises(ImageError, match='changed since'): run.data.reader.read_image(str(path.relative_to(copy)))
@@ -94,7 +94,7 @@ def test_a_test_picture_changes_during_the_training(copy, tiny, tmp_path, monkey
         if not changed: changed.append(of_split(tmp_path/'run'/'table.csv', copy, 'test')); change(changed[0])
     monkeypatch.setattr(StateSaver, 'after_epoch', after_epoch)
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    run = fit(copy, replace(tiny, out=str(tmp_path/'run')))
+    run = fit(copy, replace(tiny, tta='none', out=str(tmp_path/'run')))
     rows = pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).set_index('path')
     lost = rows.loc[str(changed[0].relative_to(copy))]
     assert lost.error and lost.label == '' and run.metrics['test']['failed'] == 1 and run.metrics['test']['rows'] == len(rows) - 1
@@ -106,7 +106,7 @@ def test_a_source_that_goes_away(copy, tiny, tmp_path, monkeypatch):
     def after_epoch(self, written=StateSaver.after_epoch):
         written(self)
         if copy.exists(): copy.rename(tmp_path/'elsewhere')
-    config = replace(tiny, out=str(tmp_path/'run'))
+    config = replace(tiny, tta='none', out=str(tmp_path/'run'))
     with monkeypatch.context() as m:
         m.setattr(StateSaver, 'after_epoch', after_epoch)
         with pytest.raises(SmileError, match='can be predicted any more'): fit(copy, config)
