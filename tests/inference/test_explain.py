@@ -126,7 +126,7 @@ def test_the_size_of_the_gradient_depends_less_on_what_was_learnt(patched, monke
     from captum.attr import NoiseTunnel, Saliency
     def size(net, x, target, layer):
         torch.manual_seed(0)
-        return NoiseTunnel(Saliency(net)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=24, nt_samples_batch_size=4, stdevs=0.3).amax(1)
+        return NoiseTunnel(Saliency(net)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=12, nt_samples_batch_size=4, stdevs=0.3).amax(1)
     model, x = patched
     monkeypatch.setitem(explain_room._ATTRIBUTIONS, 'size', size)
     size = randomisation_test(model, x, [1] * len(x), 'size')
@@ -239,10 +239,10 @@ def test_a_collapsed_a_random_and_a_good_model_are_called_so(faces, tiny, tmp_pa
     assert collapsed.metrics['test']['collapsed'] and 'has collapsed' in collapsed.verdict and 'has collapsed' in collapsed.report.read_text()
     rng = np.random.default_rng(0)
     noise = folder(tmp_path/'noise', {f'{c}/{i}.png': picture(tuple(rng.integers(0, 255, 3)), seed=i + 60 * (c == 'b')) for c in 'ab' for i in range(60)})
-    random = fit(noise, replace(tiny, epochs=2, tta='none', decide='balanced', out=str(tmp_path/'random')))
+    random = fit(noise, replace(tiny, epochs=1, tta='none', decide='balanced', out=str(tmp_path/'random')))
     assert 'not clearly better than guessing' in random.verdict or 'collapsed' in random.verdict
     assert verdict(random.metrics)['tone'] == 'bad'
-    plain = folder(tmp_path/'plain', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(80)})
+    plain = folder(tmp_path/'plain', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(60)})
     good = fit(plain, replace(tiny, epochs=4, tta='none', out=str(tmp_path/'good')))
     assert 'is better than answering' in good.verdict and verdict(good.metrics)['tone'] == 'good'
 
