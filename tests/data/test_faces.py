@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(album, run, tmp_path, monkeypa
     want = (tmp_path/'whole.csv').read_bytes()
     assert want.count(b'\n') == 1 + 4 * 5
     from fastsmile.inference.outputs import PredictionFile
-    for cut in range(0, len(want), 331):
+    for cut in range(0, len(want), 797):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(PredictionFile, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
             predict(names, ask('p.csv'))
