@@ -1,9 +1,11 @@
 "Python programs in forks of a process that has imported torch and fastai already: hundreds of programs need not import them each"
 import atexit
 import functools
+import importlib.machinery
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,8 +15,26 @@ from pathlib import Path
 IMPORTED = ['torch', 'timm', 'fastai.vision.all', 'pandas', 'sklearn.ensemble', 'matplotlib.figure']
 
 
-def _main(program: list[str], files: Path, cwd: str, env: dict[str, str]):
+class Forgotten:
+    "Modules of some packages, gone from `sys.modules` until they are imported"
+
+    def __init__(self, packages: tuple[str, ...]):
+        self.modules = {n: sys.modules.pop(n) for n in list(sys.modules) if n.partition('.')[0] in packages}
+
+    def find_spec(self, name, path=None, target=None): return importlib.machinery.ModuleSpec(name, self) if name in self.modules else None
+
+    def create_module(self, spec):
+        self.spec = self.modules[spec.name].__spec__
+        return self.modules[spec.name]
+
+    def exec_module(self, module): module.__spec__ = self.spec
+
+
+def _main(program: list[str], files: Path, cwd: str, env: dict[str, str], forget: tuple[str, ...]):
     "In the fork: what `python -m fastsmile ARGS`, `python -c CODE ARGS` or `python SCRIPT ARGS` does"
+    sys.meta_path.insert(0, Forgotten(forget))
+    os.setsid()  # a process group of its own, on which Ctrl-C works
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for n, name in enumerate(('stdin', 'stdout', 'stderr')):
         fd = os.open(files/name, os.O_WRONLY | os.O_CREAT if n else os.O_RDONLY)
         os.dup2(fd, n)
@@ -45,17 +65,37 @@ def _server() -> multiprocessing.context.BaseContext:
     return context
 
 
-def run_python(program: list, cwd=None, env=None, stdin: str = '', timeout: float = 600) -> subprocess.CompletedProcess:
-    "Exit code and output of a program: `-m` and a module, `-c` and code, or a script, and its arguments"
-    program = list(map(str, program))
-    with tempfile.TemporaryDirectory() as tmp:
-        files = Path(tmp)
-        (files/'stdin').write_text(stdin)
-        process = _server().Process(target=_main, args=(program, files, str(cwd or os.getcwd()), dict(env or os.environ)))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(program, timeout)
-        said = [(files/name).read_text(errors='replace') for name in ('stdout', 'stderr')]
-    return subprocess.CompletedProcess(program, process.exitcode, *said)
+class Program:
+    "A running program, asked as a `subprocess.Popen` is"
+
+    def __init__(self, program: list, cwd=None, env=None, stdin: str = '', forget: tuple[str, ...] = ()):
+        self.args, self.folder = list(map(str, program)), tempfile.TemporaryDirectory()
+        self.files = Path(self.folder.name)
+        for name, text in dict(stdin=stdin, stdout='', stderr='').items(): (self.files/name).write_text(text)
+        self.process = _server().Process(target=_main, args=(self.args, self.files, str(cwd or os.getcwd()), dict(env or os.environ), forget))
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None: return self.process.exitcode
+    def poll(self) -> int | None: return self.process.exitcode
+    def kill(self): self.process.kill()
+    def said(self, name: str) -> str: return (self.files/name).read_text(errors='replace')
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]: # stdout, stderr
+        "Wait for its end"
+        self.process.join(timeout)
+        if self.process.exitcode is None: raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.said('stdout'), self.said('stderr')
+
+
+def run_python(program: list, cwd=None, env=None, stdin: str = '', timeout: float = 600, forget: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Exit code and output of a program: `-m` and a module, `-c` and code, or a script, and its arguments
+
+    Modules of packages to `forget` are in `sys.modules` only where the program imports them itself."""
+    p = Program(program, cwd, env, stdin, forget)
+    try: said = p.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        p.kill()
+        raise
+    return subprocess.CompletedProcess(p.args, p.returncode, *said)

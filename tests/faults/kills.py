@@ -27,6 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from forked import Program  # noqa: E402
+
 TINY = '--arch resnet10t --weights none --size 32 --bs 16 --lr 0.005 --tta none'.split() + ['--model-args', '{"channels": [8, 16, 32, 64]}']
 TIMES = ('seconds', 'images_per_second', 'memory')  # columns of history.csv that no two runs share
 LIMIT = 180  # seconds that a command may take
@@ -37,16 +40,14 @@ def environment() -> dict:
     return {k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'} | dict(OMP_NUM_THREADS='1', COLUMNS='200')
 
 
-def start(args, **how) -> subprocess.Popen:
+def start(args) -> Program:
     "A command in a process group of its own, on which Ctrl-C works"
-    return subprocess.Popen([sys.executable, '-m', 'fastsmile', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment() | how.pop('env', {}), start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **how)
+    return Program(['-m', 'fastsmile', *args], env=environment())
 
 
-def shell(*args, **how) -> tuple[int, str]: # exit code, what was said
+def shell(*args) -> tuple[int, str]: # exit code, what was said
     "A command to its end; one that does not end in time is an error"
-    p = start(args, **how)
+    p = start(args)
     try: out, err = p.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         os.killpg(p.pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ import torch
 from fastsmile.reports.audit import audit
 from fastsmile.training.callbacks import CheckpointSaver, StopOnDivergence
 from fastsmile.core.errors import SmileError
-from fastsmile.core.files import read_json
+from fastsmile.core.files import read_json, write_json
 from fastsmile.runs.ensemble import ensemble
 from fastsmile.data.images import ImageError
 from fastsmile.data.images import UnreadableImageError
@@ -23,6 +23,7 @@ from fastsmile.config.fit import FitConfig
 from fastsmile.runs.predict import predict
 from fastsmile.training.resume import StateSaver
 from fastsmile.runs.fit import fit
+from fastsmile.runs.folder import load_run
 from fastsmile.data.scan import scan_images
 from fastsmile.training.learner import train_learner
 
@@ -42,10 +43,10 @@ CHANGES = [deleted, truncated, replaced]
 def copy(faces, tmp_path): return shutil.copytree(faces, tmp_path/'faces')
 
 
-def of_split(run_or_table, source, split):
+def of_split(run_or_table, source, split, i=0):
     "A file of a split"
     table = pd.read_csv(run_or_table, dtype=str, keep_default_na=False)
-    return source/table.path[(table.split == split) & (table.reason == '')].iloc[0]
+    return source/table.path[(table.split == split) & (table.reason == '')].iloc[i]
 
 
 @pytest.mark.parametrize('change', CHANGES)
@@ -60,8 +61,10 @@ def test_a_picture_of_a_probe_changes_after_the_audit(copy, tmp_path, monkeypatc
     with pytest.raises(UnreadableImageError, match=r'\.jpg: (no such file|truncated|changed since)'): probing.probe(copy, config)
 
 
-def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, tiny, tmp_path):
-    run = fit(copy, replace(tiny, epochs=1, out=str(tmp_path/'run')))
+def test_pictures_that_taught_a_run_are_those_that_it_opens(copy, run, tmp_path):
+    there = shutil.copytree(run.path, tmp_path/'run')
+    write_json(there/'config.json', read_json(there/'config.json') | dict(source=str(copy)))
+    run = load_run(there)
     path = of_split(run.path/'table.csv', copy, 'valid')
     replaced(path)
     with pytest.raises(ImageError, match='changed since'): run.data.reader.read_image(str(path.relative_to(copy)))
@@ -86,18 +89,20 @@ def test_a_training_picture_changes_after_the_audit(copy, tiny, tmp_path, monkey
     assert read_json(tmp_path/'run'/'config.json')['status'] == 'failed'
 
 
-@pytest.mark.parametrize('change', [deleted, replaced, pytest.param(truncated, marks=pytest.mark.slow)])
-def test_a_test_picture_changes_during_the_training(copy, tiny, tmp_path, monkeypatch, change, capsys):
+def test_test_pictures_change_during_the_training(copy, tiny, tmp_path, monkeypatch, capsys):
     changed = []
     def after_epoch(self, written=StateSaver.after_epoch):
         written(self)
-        if not changed: changed.append(of_split(tmp_path/'run'/'table.csv', copy, 'test')); change(changed[0])
+        if not changed:
+            changed.extend(of_split(tmp_path/'run'/'table.csv', copy, 'test', i) for i in range(len(CHANGES)))
+            for change, path in zip(CHANGES, changed): change(path)
     monkeypatch.setattr(StateSaver, 'after_epoch', after_epoch)
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
-    run = fit(copy, replace(tiny, out=str(tmp_path/'run')))
+    run = fit(copy, replace(tiny, tta='none', out=str(tmp_path/'run')))
     rows = pd.read_csv(run.path/'predictions_test.csv', keep_default_na=False).set_index('path')
-    lost = rows.loc[str(changed[0].relative_to(copy))]
-    assert lost.error and lost.label == '' and run.metrics['test']['failed'] == 1 and run.metrics['test']['rows'] == len(rows) - 1
+    lost = rows.loc[[str(p.relative_to(copy)) for p in changed]]
+    assert len(lost) == 3 and lost.error.ne('').all() and lost.label.eq('').all()
+    assert run.metrics['test']['failed'] == 3 and run.metrics['test']['rows'] == len(rows) - 3
     assert 'could be read before and are not measured' in capsys.readouterr().err
 
 
@@ -106,7 +111,7 @@ def test_a_source_that_goes_away(copy, tiny, tmp_path, monkeypatch):
     def after_epoch(self, written=StateSaver.after_epoch):
         written(self)
         if copy.exists(): copy.rename(tmp_path/'elsewhere')
-    config = replace(tiny, out=str(tmp_path/'run'))
+    config = replace(tiny, tta='none', out=str(tmp_path/'run'))
     with monkeypatch.context() as m:
         m.setattr(StateSaver, 'after_epoch', after_epoch)
         with pytest.raises(SmileError, match='can be predicted any more'): fit(copy, config)

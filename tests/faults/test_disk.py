@@ -24,7 +24,8 @@ from fastsmile.runs.predict import predict
 from fastsmile.runs.fit import fit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kills import broken, shell  # noqa: E402
+from forked import run_python  # noqa: E402
+from kills import broken, environment, shell  # noqa: E402
 
 
 SLOW = pytest.mark.slow
@@ -138,8 +139,7 @@ def test_a_limit_on_files_is_told(faces, run, tmp_path):
     "What a quota or a limit says, from a shell"
     code = ('import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); '
             'sys.argv = ["fastsmile", *sys.argv[1:]]; from fastsmile.cli.commands import main; main()')
-    p = subprocess.run([sys.executable, '-c', code, 'predict', faces/'happy_images', '--model', run.path, '--bs', '8', '--out', tmp_path/'p.csv'],
-                       capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'FASTSMILE_QUIET'})
+    p = run_python(['-c', code, 'predict', faces/'happy_images', '--model', run.path, '--bs', '8', '--out', tmp_path/'p.csv'], env=environment())
     assert p.returncode == 1 and 'p.csv.part cannot be written: File too large' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     code, said = shell('predict', faces/'happy_images', '--model', run.path, '--bs', 8, '--out', tmp_path/'p.csv', '--resume')
     assert code == 0 and 'rows are there, resuming' in said

@@ -106,7 +106,7 @@ def patched():
     net = build_network(spec)
     opt = torch.optim.Adam(net.parameters(), 2e-3)
     for s in range(60):
-        i = np.arange(32 * s, 32 * s + 32) % 256
+        i = np.arange(16 * s, 16 * s + 16) % 256
         loss = nn.functional.cross_entropy(net(pixels_to_tensor(x[i], spec.prep)), torch.from_numpy(y[i]))
         opt.zero_grad(); loss.backward(); opt.step()
     return Model(spec, ModelMetadata([.5, .5], [0., 0.], [0., 0.], 'argmax'), net.eval()), x[y == 1][:8]
@@ -126,7 +126,7 @@ def test_the_size_of_the_gradient_depends_less_on_what_was_learnt(patched, monke
     from captum.attr import NoiseTunnel, Saliency
     def size(net, x, target, layer):
         torch.manual_seed(0)
-        return NoiseTunnel(Saliency(net)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=24, nt_samples_batch_size=4, stdevs=0.3).amax(1)
+        return NoiseTunnel(Saliency(net)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=12, nt_samples_batch_size=4, stdevs=0.3).amax(1)
     model, x = patched
     monkeypatch.setitem(explain_room._ATTRIBUTIONS, 'size', size)
     size = randomisation_test(model, x, [1] * len(x), 'size')
@@ -242,7 +242,7 @@ def test_a_collapsed_a_random_and_a_good_model_are_called_so(faces, tiny, tmp_pa
     random = fit(noise, replace(tiny, epochs=2, tta='none', decide='balanced', out=str(tmp_path/'random')))
     assert 'not clearly better than guessing' in random.verdict or 'collapsed' in random.verdict
     assert verdict(random.metrics)['tone'] == 'bad'
-    plain = folder(tmp_path/'plain', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(80)})
+    plain = folder(tmp_path/'plain', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(60)})
     good = fit(plain, replace(tiny, epochs=4, tta='none', out=str(tmp_path/'good')))
     assert 'is better than answering' in good.verdict and verdict(good.metrics)['tone'] == 'good'
 

@@ -3,14 +3,13 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from conftest import folder, honest_pairs, png, saved_again
+from forked import run_python
 from PIL import Image
 
 from fastsmile.core.errors import OptionError, SmileError
@@ -183,7 +182,7 @@ try: main()
 except SystemExit as e: print(e.code, sorted({'fastai', 'pandas'} & set(sys.modules)))
 '''
     args = ['predict', there/'new', '--model', run.path, '--out', tmp_path/'p.csv', '--known', there/'old']
-    text = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True).stdout
+    text = run_python(['-c', code, *args], forget=('fastai', 'pandas')).stdout
     assert text.splitlines()[-1] == "0 ['pandas']" and '2 took the label of a known image' in text and '2 did not' in text
 
 

@@ -1,4 +1,5 @@
 "Intervals hold the truth at their rate, have a width, and hold the value; by person where persons are known"
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,13 @@ def covered(population, n, trials, **more):
     return {row['score']: row for row in coverage(population, n, trials, **more)}
 
 
-@pytest.mark.parametrize('n,trials', [(50, 300), (400, 150)])
+@pytest.mark.parametrize('n,trials,least', [(50, 150, .887), (400, 80, .872)])
 @pytest.mark.parametrize('population', [Population((.7, .2, .1), 2.5), Population((.5, .5), 1.0)])
-def test_intervals_cover_at_their_rate(population, n, trials):
-    "Three standard errors of the simulation below 92.5% at the most; log loss below 91%"
-    found, truth = covered(population, n, trials), 3 * np.sqrt(0.05 / trials)
-    for name in ('accuracy', 'balanced_accuracy', 'macro_f1', 'auc'): assert found[name]['covered'] > 0.925 - truth, name
-    assert found['log_loss']['covered'] > 0.91 - truth and found['ece']['covered'] > 0.9
+def test_intervals_cover_at_their_rate(population, n, trials, least):
+    "Few points below 95%, which the percentile bootstrap of the next test is not; log loss 1.5 points below that"
+    found = covered(population, n, trials)
+    for name in ('accuracy', 'balanced_accuracy', 'macro_f1', 'auc'): assert found[name]['covered'] > least, name
+    assert found['log_loss']['covered'] > least - 0.015 and found['ece']['covered'] > 0.9
     assert all(row['no_width'] == 0 for row in found.values())
 
 
@@ -30,7 +31,7 @@ def test_the_percentile_bootstrap_does_not():
     "What was replaced: a good model on 50 rows"
     population = Population((.7, .2, .1), 2.5)
     truth = true_scores(population)
-    old, new = (covered(population, 50, 100, truth=truth, **more) for more in (dict(spans=bootstrap_spans), {}))
+    old, new = (covered(population, 50, 100, truth=truth, **more) for more in (dict(spans=partial(bootstrap_spans, draws=300)), {}))
     assert old['balanced_accuracy']['covered'] < 0.85 < 0.88 < new['balanced_accuracy']['covered'] and old['auc']['covered'] < 0.87
     assert old['accuracy']['no_width'] > 0.02 and new['accuracy']['no_width'] == 0
 
@@ -38,12 +39,12 @@ def test_the_percentile_bootstrap_does_not():
 def test_intervals_by_person_cover_and_those_by_row_do_not():
     population = Population((.7, .3), 1.6, rows_per_person=10, likeness=0.6)
     truth, rng, hit = true_scores(population), np.random.default_rng(0), dict(person=0, row=0)
-    for _ in range(150):
+    for _ in range(80):
         y, pred, probs, person = population.draw(400, rng)
         for kind, groups in dict(person=person.astype(str), row=None).items():
             low, high = score_intervals(y, pred, probs, groups).overall['accuracy']
             hit[kind] += low <= truth[0]['accuracy'] <= high
-    assert hit['person'] / 150 > 0.9 > 0.88 > hit['row'] / 150
+    assert hit['person'] / 80 > 0.9 > 0.88 > hit['row'] / 80
 
 
 def test_a_slice_of_few_persons_is_measured_by_person():

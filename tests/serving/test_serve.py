@@ -23,6 +23,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pytest
 from conftest import picture
+from forked import Program
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -110,6 +111,15 @@ def raw(where, data, wait=10.):
         out = b''
         while chunk := s.recv(65536): out += chunk
     return out
+
+
+def line(program, n) -> str:
+    "A line of what a program says, once it has said it"
+    until = time.monotonic() + 60
+    while (said := program.said('stdout')).count('\n') <= n:
+        assert program.poll() is None and time.monotonic() < until, program.said('stderr')
+        time.sleep(0.01)
+    return said.split('\n')[n]
 
 
 def png_of(width, height):
@@ -510,25 +520,18 @@ def test_a_bundle_is_served_by_onnxruntime_and_explained_by_torch(run, tmp_path)
     "torch is loaded when the first explanation is asked for"
     shutil.copytree(run.path/'model', tmp_path/'model')
     export(tmp_path/'model')
-    code = """import sys, threading, fastsmile.serving.app as s; from fastsmile.config.commands import ServeConfig
-def ready(url, server):
-    print(url, flush=True)
-    def listen():
-        for line in sys.stdin: print('torch' in sys.modules, flush=True)
-        server.should_exit = True
-    threading.Thread(target=listen).start()
-s.serve(sys.argv[1], ServeConfig(port=0, device='cpu', precision='fp32'), ready)"""
-    p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'model')], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    def torch_is_loaded():
-        p.stdin.write('?\n')
-        p.stdin.flush()
-        return p.stdout.readline().strip()
+    code = """import signal, sys, fastsmile.serving.app as s; from fastsmile.config.commands import ServeConfig
+signal.signal(signal.SIGUSR1, lambda *_: print('torch' in sys.modules, flush=True))
+s.serve(sys.argv[1], ServeConfig(port=0, device='cpu', precision='fp32'), lambda url, server: print(url, flush=True))"""
+    p = Program(['-c', code, tmp_path/'model'], forget=('torch', 'timm', 'fastai', 'captum'))
+    def torch_is_loaded(before):
+        os.kill(p.pid, signal.SIGUSR1)
+        return line(p, before)
     try:
-        where = urlsplit(p.stdout.readline().strip()).netloc
-        assert ask(where, '/predict', picture(seed=5), IMAGE)[0] == 200 and torch_is_loaded() == 'False'
+        where = urlsplit(line(p, 0)).netloc
+        assert ask(where, '/predict', picture(seed=5), IMAGE)[0] == 200 and torch_is_loaded(1) == 'False'
         status, headers, _ = ask(where, '/explain', picture(seed=5), IMAGE)
-        assert (status, headers['content-type'], torch_is_loaded()) == (200, 'image/png', 'True')
-        p.communicate(timeout=30)
+        assert (status, headers['content-type'], torch_is_loaded(2)) == (200, 'image/png', 'True')
     finally: p.kill()
 
 
@@ -599,10 +602,10 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
     "Started by the command; nothing uploaded reaches a disk; SIGTERM answers what is inside"
     spool = tmp_path/'tmp'
     spool.mkdir()
-    p = subprocess.Popen([sys.executable, '-m', 'fastsmile', 'serve', str(model.path), '--port', '0', '--tta', '--max-wait', '1', '--json'], text=True,
-                         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(TMPDIR=str(spool), FASTSMILE_QUIET=''))
+    p = Program(['-m', 'fastsmile', 'serve', model.path, '--port', '0', '--tta', '--max-wait', '1', '--json'], tmp_path,
+                os.environ | dict(TMPDIR=str(spool), FASTSMILE_QUIET=''))
     try:
-        where = urlsplit(p.stdout.readline().strip()).netloc
+        where = urlsplit(line(p, 0)).netloc
         assert ask(where, '/model')[2]['tta'] == 'flip'
         assert ask(where, '/predict', b'--x\r\nb\0d: \x1b[31m\r\n', {'content-type': 'multipart/form-data; boundary=x'})[0] == 422
         large = picture('red', (1400, 1400), 'BMP')
@@ -616,16 +619,17 @@ def test_a_process_starts_answers_and_stops(model, tmp_path):
             head |= dict(host=where) | {'content-length': len(body)}
             s.sendall('\r\n'.join(['POST /predict HTTP/1.1', *(f'{k}: {v}' for k, v in head.items()), '', '']).encode() + body[:500])
             while ask(where, '/healthz')[2]['waiting'] < 1: time.sleep(0.02)
-            p.send_signal(signal.SIGTERM)
+            os.kill(p.pid, signal.SIGTERM)
             time.sleep(0.3)
             s.sendall(body[500:])
             out = b''
             while chunk := s.recv(65536): out += chunk
         assert b' 200 ' in out.split(b'\r\n')[0] and out.count(b'"path"') == 12
         with pytest.raises(OSError): ask(where, '/healthz')
-        rest, talk = p.communicate(timeout=20)
+        said, talk = p.communicate(timeout=20)
     finally: p.kill()
-    assert p.returncode == 0 and json.loads(rest)['pictures'] == 14 and 'Traceback' not in talk and 'invalid' not in talk and not list(spool.iterdir())
+    assert p.returncode == 0
+    assert json.loads(said.partition('\n')[2])['pictures'] == 14 and 'Traceback' not in talk and 'invalid' not in talk and not list(spool.iterdir())
     assert sorted(f.name for f in tmp_path.iterdir()) == ['tmp']
 
 
