@@ -620,7 +620,7 @@ predict_to_file(sys.argv[1], PredictConfig(model=sys.argv[2], out=sys.argv[1] + 
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 '''
     peaks = []
-    for n in (300, 3000):
+    for n in (500, 5000):
         (tmp_path/f'{n}.txt').write_text('one.png\n' * n)
         r = run_python(['-c', code, tmp_path/f'{n}.txt', run.path])
         peaks.append(int(r.stdout.splitlines()[-1]) / 1024)
