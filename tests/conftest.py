@@ -94,6 +94,22 @@ def run(faces, tiny, tmp_path_factory):
     return fit(faces, replace(tiny, decide='balanced', out=str(tmp_path_factory.mktemp('runs')/'tiny')))
 
 
+@contextmanager
+def without_charts():
+    "Runs without charts and explained pictures, which take most of the time of a little training"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('fastsmile.reports.charts.svg_chart', lambda *_, **__: '')
+        m.setattr('fastsmile.runs.fit.write_training_plots', lambda run: None)
+        m.setattr('fastsmile.runs.results.explain_for_report', lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def no_charts():
+    "For a test that trains several runs and looks at the charts and explained pictures of none"
+    with without_charts(): yield
+
+
 def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', seed=0, **kwargs) -> bytes:
     "The bytes of a picture with some structure; another seed is another picture"
     rng = np.random.default_rng(seed)
