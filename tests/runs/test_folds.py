@@ -89,8 +89,8 @@ def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
     assert {f.kind for f in done.findings} >= {'suspect-label', 'conflicting-label'}
 
 
-def test_given_test_rows_stay_out(faces, tiny, tmp_path):
-    run = fit(faces, replace(tiny, epochs=1, folds=2, out=str(tmp_path/'cv')))
+def test_given_test_rows_stay_out(faces, tiny, tmp_path, no_charts):
+    run = fit(faces, replace(tiny, epochs=1, folds=2, tta='none', out=str(tmp_path/'cv')))
     looked = run_audit(read_source(faces), DataOptions())
     used = looked.table[looked.table.reason == '']
     made = pd.read_csv(run.path/'predictions_oof.csv')
