@@ -13,7 +13,8 @@ from fastsmile.config.recipes import RECIPES, options_toml, read_options, recipe
 from fastsmile.core.errors import OptionError
 from fastsmile.core.files import read_json
 
-SMALL = dict(arch='resnet10t', weights='none', model_args='{"channels": [8, 8, 8, 8]}', size=32, bs=16, epochs=1, tta='none', device='cpu', workers=0, no_onnx=True)
+SMALL = dict(arch='resnet10t', weights='none', model_args='{"channels": [8, 8, 8, 8]}', size=32, bs=16, epochs=1, tta='none', device='cpu',
+             workers=0, no_onnx=True)
 
 
 def written(tmp_path, text):

@@ -329,7 +329,7 @@ def test_refit_trains_on_train_and_valid(faces, tiny, tmp_path, run, no_charts):
 
 
 def test_a_search_that_diverges_falls_back_and_leaves_no_trace(data, tiny, tmp_path):
-    learn, _ = learner(data, tiny, tmp_path)
+    learn, _ = learner(data, replace(tiny, augment='none'), tmp_path)
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
 
     class Diverge(Callback):
@@ -337,9 +337,9 @@ def test_a_search_that_diverges_falls_back_and_leaves_no_trace(data, tiny, tmp_p
         def after_loss(self):
             if self.training and self.train_iter >= 3: self.learn.loss_grad = self.learn.loss = self.loss * float('nan')
     learn.add_cb(Diverge())
-    rate = find_lr(learn)
+    rate = find_lr(learn, 50)
     assert rate.lr == 1e-3 and 'fell back' in rate.message and all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
-    learn.lr_find(show_plot=False, suggest_funcs=())  # fastai's own: no error either, and the weights are back
+    learn.lr_find(num_it=20, show_plot=False, suggest_funcs=())  # fastai's own: no error either, and the weights are back
     assert all(v.equal(before[k]) for k, v in learn.model.state_dict().items())
     with pytest.raises(SmileError, match='lower --lr'): learn.fit(1, 1e-3)
 
@@ -352,7 +352,7 @@ def test_what_fastai_offers_works_on_a_runs_learner(run):
     assert all(v.cpu().equal(kept[k]) for k, v in learn.model.state_dict().items())
     learn.show_results(max_n=4)
     with learn.no_logging():
-        found = learn.lr_find(show_plot=False)
+        found = learn.lr_find(num_it=40, show_plot=False)
         learn.fine_tune(1, 1e-3)
     assert 1e-7 < found.valley < 10 and len(learn.recorder.values) == 1
     assert not all(v.cpu().equal(kept[k]) for k, v in learn.model.state_dict().items())
