@@ -102,7 +102,7 @@ def test_more_trials_are_new_ones(searched, config, faces, no_charts):
     assert tune(faces, replace(config, trials=1, out=str(run.path))).config['finished'] == more.config['finished']
 
 
-def test_a_trial_that_lags_is_stopped(config, faces, tmp_path, no_charts):
+def test_a_trial_that_lags_is_stopped(config, faces, tmp_path):
     "At its first epoch, by a pruner that is never content; without one it is not"
     def each(search):
         if len(search.study.trials): search.study.pruner = optuna.pruners.ThresholdPruner(lower=2.)
