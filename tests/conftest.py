@@ -2,8 +2,10 @@
 import functools
 import io
 import os
+import shutil
 import time
 import warnings
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,6 +94,35 @@ def run(faces, tiny, tmp_path_factory):
     from dataclasses import replace
     from fastsmile.runs.fit import fit
     return fit(faces, replace(tiny, decide='balanced', out=str(tmp_path_factory.mktemp('runs')/'tiny')))
+
+
+@contextmanager
+def without_charts():
+    "Reports of runs without charts and explained pictures, which take most of the time of a little training"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('fastsmile.reports.run._report_charts', lambda *_: defaultdict(str))
+        m.setattr('fastsmile.reports.run._threshold_charts', lambda *_: {})
+        m.setattr('fastsmile.runs.fit.write_training_plots', lambda run: None)
+        m.setattr('fastsmile.runs.results.explain_for_report', lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def no_charts():
+    "For a test that trains several runs and looks at the charts and explained pictures of none"
+    with without_charts(): yield
+
+
+@pytest.fixture(scope='module')
+def browser():
+    "Chromium for the tests of a file, each with a page of its own"
+    sync_api = pytest.importorskip('playwright.sync_api')
+    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not found: pytest.skip('no Chromium on this machine')
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
+        yield browser
+        browser.close()
 
 
 def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', seed=0, **kwargs) -> bytes:

@@ -26,7 +26,7 @@ def text(shown, width=80):
     return console.export_text()
 
 
-TINY = ('--arch resnet10t --weights none --size 32 --bs 16 --lr 0.005 --balance none').split()
+TINY = ('--arch resnet10t --weights none --size 32 --bs 16 --lr 0.005 --balance none --no-onnx').split()
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +57,7 @@ def test_stages_of_the_network_are_for_verbose_alone(trained):
     place, r = trained
     line = 'parameters, all of them are trained'
     assert line in r.stderr and not re.search(r'^ +layer1 ', r.stderr, re.M)
-    r = shell('fit', 'faces', *TINY, '--epochs', '1', '--model-args', '{"channels": [8, 16, 32, 64]}', '-v', '--out', 'verbose', cwd=place)
+    r = shell('fit', 'faces', *TINY, '--epochs', '1', '--model-args', '{"channels": [8, 16, 32, 64]}', '--tta', 'none', '-v', '--out', 'verbose', cwd=place)
     assert r.returncode == 0 and line in r.stderr and re.search(r'^ +layer1 +[\d,]+ of +[\d,]+$', r.stderr, re.M)
 
 

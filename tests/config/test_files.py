@@ -13,7 +13,8 @@ from fastsmile.config.recipes import RECIPES, options_toml, read_options, recipe
 from fastsmile.core.errors import OptionError
 from fastsmile.core.files import read_json
 
-SMALL = dict(arch='resnet10t', weights='none', model_args='{"channels": [8, 8, 8, 8]}', size=32, bs=16, epochs=1, tta='none', device='cpu', workers=0)
+SMALL = dict(arch='resnet10t', weights='none', model_args='{"channels": [8, 8, 8, 8]}', size=32, bs=16, epochs=1, tta='none', device='cpu',
+             workers=0, no_onnx=True)
 
 
 def written(tmp_path, text):
@@ -79,7 +80,7 @@ def test_the_table_of_recipes_marks_what_is_assumed():
         assert {k for k in table if table.loc[name, k]} == set(recipe.options)
 
 
-def test_the_options_that_fit_writes_repeat_the_run(faces, tmp_path):
+def test_the_options_that_fit_writes_repeat_the_run(faces, tmp_path, no_charts):
     first = fit(faces, out=str(tmp_path/'first'), **SMALL)
     file = first.path/'options.toml'
     assert re.match(r'# fastsmile fit \S+ --config \S+options.toml\n', file.read_text())
@@ -90,8 +91,8 @@ def test_the_options_that_fit_writes_repeat_the_run(faces, tmp_path):
     assert a == b and read_json(tmp_path/'first'/'metrics.json')['test'] == read_json(tmp_path/'second'/'metrics.json')['test']
 
 
-@pytest.mark.parametrize('options,folder', [(dict(seeds=2), ''), (dict(folds=2), '')])
-def test_comparisons_and_cross_validations_write_what_repeats_all_of_it(faces, tmp_path, options, folder):
+@pytest.mark.parametrize('options', [dict(seeds=2), dict(folds=2)])
+def test_comparisons_and_cross_validations_write_what_repeats_all_of_it(faces, tmp_path, no_charts, options):
     options = dict(precision='fp32') | options
     fit(faces, out=str(tmp_path/'run'), **SMALL | options)
     assert FitConfig.from_file(tmp_path/'run'/'options.toml') == FitConfig(**SMALL | dict(augment='light') | options)  # planned

@@ -1,4 +1,6 @@
 "A recipe stands below what is given, in Python and in the shell, and every one of them trains"
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -36,9 +38,14 @@ def test_cost_and_decide_do_not_go_together():
     with pytest.raises(OptionError, match='--cost with --decide'): FitConfig(cost='costs.csv', decide='argmax')
 
 
+THIN = dict(resnet50=dict(channels=[8, 8, 8, 8]), resnet18=dict(channels=[8, 8, 8, 8]), densenet161=dict(growth_rate=4))
+
+
 @pytest.mark.parametrize('name', RECIPES)
-def test_each_recipe_trains_from_end_to_end(name, faces, tmp_path):
-    small = dict(size=32, bs=16, epochs=1, freeze_epochs=0, weights='none', tta='none', no_onnx=True, out=str(tmp_path/'run'))
+def test_each_recipe_trains_from_end_to_end(name, faces, tmp_path, no_charts):
+    "The large networks with few channels: names of layers, heads and phases are those of the whole ones"
+    small = dict(size=32, bs=16, epochs=1, freeze_epochs=0, weights='none', tta='none', precision='fp32', no_onnx=True, out=str(tmp_path/'run'))
+    if thin := THIN.get(RECIPES[name].options['arch']): small |= dict(model_args=json.dumps(thin))
     run = fit(faces, FitConfig(recipe=name, **small))
     made = load_run(run.path)
     assert made.options.recipe == name and made.options.arch == RECIPES[name].options['arch']
@@ -46,9 +53,9 @@ def test_each_recipe_trains_from_end_to_end(name, faces, tmp_path):
     assert read_json(run.path/'model'/'config.json')['architecture'] == made.options.arch
 
 
-def test_the_shell_gives_what_is_typed_and_the_recipe_the_rest(faces, tmp_path):
+def test_the_shell_gives_what_is_typed_and_the_recipe_the_rest(faces, tmp_path, no_charts):
     out = tmp_path/'run'
-    done = CliRunner().invoke(app, ['fit', str(faces), '--recipe', 'cnn-b1', '--epochs', '1', '--bs', '64', '--out', str(out)])
+    done = CliRunner().invoke(app, ['fit', str(faces), '--recipe', 'cnn-b1', '--epochs', '1', '--bs', '64', '--no-onnx', '--out', str(out)])
     assert done.exit_code == 0, done.output
     options = read_json(out/'config.json')['options']
     assert (options['epochs'], options['bs'], options['lr'], options['size']) == (1, 64, '1e-3', 56)

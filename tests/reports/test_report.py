@@ -1,14 +1,10 @@
 "The page: in a real browser, wide and narrow, light and dark; nothing asked of the network; names are text."
 import re
-import shutil
 
 import pytest
 from conftest import folder, picture
 
 from fastsmile.reports.card import verdict
-from fastsmile.reports.run import write_report
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 def test_the_page_asks_the_network_for_nothing(run):
@@ -23,29 +19,25 @@ def test_labels_that_attack_are_text(tmp_path, tiny):
     labels = ['<script>alert(1)</script>', '$x^2$ & "q"']
     rows = [f'{i},"{labels[i % 2].replace(chr(34), chr(34) * 2)}"' for i in range(40)]
     folder(tmp_path/'s', {f'{i}.png': picture(['red', 'blue'][i % 2], seed=i) for i in range(40)} | {'l.csv': 'id,label\n' + '\n'.join(rows)})
-    html = fit(tmp_path/'s', replace(tiny, epochs=1, out=str(tmp_path/'r'))).report.read_text()
+    html = fit(tmp_path/'s', replace(tiny, epochs=1, tta='none', out=str(tmp_path/'r'))).report.read_text()
     assert html.count('<script') == 1 and '<script>alert' not in html and '&lt;script&gt;' in html
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [1100, 390])
-def test_the_page_in_a_browser(run, scheme, width):
-    sync_api = pytest.importorskip('playwright.sync_api')
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
-        page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
-        said, asked = [], []
-        page.on('console', lambda m: said.append(m.text))
-        page.on('pageerror', lambda e: said.append(str(e)))
-        page.on('request', lambda r: asked.append(r.url))
-        page.goto(write_report(run.path).as_uri())
-        assert not said and asked == [run.report.as_uri()]
-        assert page.evaluate('document.documentElement.scrollWidth') <= width
-        assert page.locator('svg[role=img] > title').count() >= 4
-        assert page.evaluate('getComputedStyle(document.body).backgroundColor') == ('rgb(255, 255, 255)' if scheme == 'light' else 'rgb(21, 21, 24)')
-        screen = page.evaluate('document.documentElement.scrollHeight')
-        page.emulate_media(media='print')
-        assert page.evaluate('document.documentElement.scrollHeight') > 1.2 * screen  # on paper what is folded lies open
-        browser.close()
+def test_the_page_in_a_browser(run, browser, scheme, width):
+    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
+    said, asked = [], []
+    page.on('console', lambda m: said.append(m.text))
+    page.on('pageerror', lambda e: said.append(str(e)))
+    page.on('request', lambda r: asked.append(r.url))
+    page.goto(run.report.as_uri())
+    assert not said and asked == [run.report.as_uri()]
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert page.locator('svg[role=img] > title').count() >= 4
+    assert page.evaluate('getComputedStyle(document.body).backgroundColor') == ('rgb(255, 255, 255)' if scheme == 'light' else 'rgb(21, 21, 24)')
+    screen = page.evaluate('document.documentElement.scrollHeight')
+    page.emulate_media(media='print')
+    assert page.evaluate('document.documentElement.scrollHeight') > 1.2 * screen  # on paper what is folded lies open
+    page.close()

@@ -118,7 +118,7 @@ def test_calibrate_changes_the_model_file_the_labels_and_the_metrics(run, tmp_pa
     assert again.loc[after.path].tolist() == after.label.tolist()
 
 
-def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
+def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path, no_charts):
     from fastsmile.runs.fit import fit
     def rule(**kw): return fit(faces, replace(tiny, epochs=1, tta='none', out=str(tmp_path/'-'.join(kw.values())), **kw))
     auto, plain_ = rule(monitor='balanced_accuracy'), rule(decide='argmax', monitor='macro_f1')
@@ -127,9 +127,9 @@ def test_fit_decides_by_what_it_monitors(faces, tiny, tmp_path):
     assert auto.model.metadata.calibration.offsets == auto.model.metadata.calibration.offsets | {'argmax': [0, 0, 0]}
 
 
-def test_no_rows_of_calib_is_said(faces, tiny, tmp_path):
+def test_no_rows_of_calib_is_said(faces, tiny, tmp_path, no_charts):
     from fastsmile.runs.fit import fit
-    r = fit(faces, replace(tiny, epochs=1, calib=0.0, out=str(tmp_path/'r')))
+    r = fit(faces, replace(tiny, epochs=1, calib=0.0, tta='none', out=str(tmp_path/'r')))
     assert 'no rows in calib' in r.metrics['calibration']['notes'][0] and r.model.metadata.calibration.temperature == 1
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import without_charts
 
 from fastsmile.metrics.calibration import calibration_from_metadata
 from fastsmile.runs.compare import compare
@@ -33,7 +34,7 @@ def folds(faces, tiny, tmp_path_factory):
     rows = pd.concat([pd.read_csv(faces/f'{s}.csv', header=None, dtype=str) for s in ('train', 'test')])
     rows.to_csv(root/'all.csv', header=['id', 'label'], index=False)
     config = replace(tiny, epochs=1, folds=3, labels=str(root/'all.csv'), out=str(root/'runs'/'cv'))
-    return fit(faces, config), run_audit(read_source(faces, config), config)
+    with without_charts(): return fit(faces, config), run_audit(read_source(faces, config), config)
 
 
 def test_every_row_is_held_out_once_by_a_model_that_never_saw_its_group(folds):
@@ -89,8 +90,8 @@ def test_its_predictions_say_which_labels_look_wrong(folds, faces, tmp_path):
     assert {f.kind for f in done.findings} >= {'suspect-label', 'conflicting-label'}
 
 
-def test_given_test_rows_stay_out(faces, tiny, tmp_path):
-    run = fit(faces, replace(tiny, epochs=1, folds=2, out=str(tmp_path/'cv')))
+def test_given_test_rows_stay_out(faces, tiny, tmp_path, no_charts):
+    run = fit(faces, replace(tiny, epochs=1, folds=2, tta='none', out=str(tmp_path/'cv')))
     looked = run_audit(read_source(faces), DataOptions())
     used = looked.table[looked.table.reason == '']
     made = pd.read_csv(run.path/'predictions_oof.csv')
@@ -119,7 +120,7 @@ def test_a_cross_validation_is_measured_on_what_its_folds_held_out(folds, tmp_pa
         with pytest.raises(SmileError, match='no model of its own'): ask()
 
 
-def test_a_cross_validation_is_compared_with_another_and_calibrated_again(folds, tmp_path):
+def test_a_cross_validation_is_compared_with_another_and_calibrated_again(folds, tmp_path, no_charts):
     import shutil
     run = folds[0]
     copy = shutil.copytree(run.path, tmp_path/'again')

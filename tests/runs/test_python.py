@@ -25,7 +25,7 @@ class CountEpochs(Callback):
     def after_validate(self): self.validated += 1
 
 
-def test_fit_takes_callbacks_and_trains_as_without(run, faces, tiny, tmp_path):
+def test_fit_takes_callbacks_and_trains_as_without(run, faces, tiny, tmp_path, no_charts):
     count = CountEpochs()
     again = fit(faces, replace(tiny, decide='balanced', out=str(tmp_path/'r')), cbs=[count])
     assert (count.fits, count.trained, count.validated) == (1, 2, 2)  # neither searches nor predictions
@@ -34,7 +34,7 @@ def test_fit_takes_callbacks_and_trains_as_without(run, faces, tiny, tmp_path):
     assert 'count_epochs' in again.report.read_text() and 'callbacks given in Python' not in run.report.read_text()
 
 
-def test_one_callback_needs_no_list_and_a_class_is_made_an_object(faces, tiny, tmp_path):
+def test_one_callback_needs_no_list_and_a_class_is_made_an_object(faces, tiny, tmp_path, no_charts):
     made = fit(faces, replace(tiny, epochs=1, freeze_epochs=1, out=str(tmp_path/'r')), cbs=CountEpochs)
     assert made.config['training']['callbacks'] == ['count_epochs'] and len(made.history) == 2
 

@@ -71,7 +71,7 @@ def test_ties_are_named(searched):
     else: assert 'No other trial is a tie' in said
 
 
-def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, faces, tmp_path, monkeypatch):
+def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, faces, tmp_path, monkeypatch, no_charts):
     "In the middle of the second trial, after its first epoch"
     once = replace(config, out=str(tmp_path/'search'))
     from fastsmile.training.callbacks import TrialReporter
@@ -92,7 +92,7 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(searched, config, f
     assert tune(faces, once).config['finished'] == again.config['finished']  # nothing left to do
 
 
-def test_more_trials_are_new_ones(searched, config, faces):
+def test_more_trials_are_new_ones(searched, config, faces, no_charts):
     run, _ = searched
     before = table(run)
     more = tune(faces, replace(config, trials=5, out=str(run.path)))
@@ -115,7 +115,7 @@ def test_a_trial_that_lags_is_stopped(config, faces, tmp_path):
     assert isinstance(pruner_for(config), optuna.pruners.MedianPruner)
 
 
-def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, tmp_path, monkeypatch):
+def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, tmp_path, monkeypatch, no_charts):
     import fastsmile.runs.tune as module
     real = module.train_trial
     def fails(search, trial, told):
@@ -130,15 +130,15 @@ def test_a_trial_that_fails_is_a_row_and_minutes_end_the_search(config, faces, t
 
 
 @pytest.mark.parametrize('error', [WriteError('The disk is full.'), pytest.param(UnreadableImageError('a.jpg: no such file'), marks=pytest.mark.slow)])
-def test_what_is_no_fault_of_a_trial_ends_the_search_which_goes_on(config, faces, tmp_path, monkeypatch, error):
-    once = replace(config, trials=1, out=str(tmp_path/'search'))
+def test_what_is_no_fault_of_a_trial_ends_the_search_which_goes_on(config, faces, tmp_path, monkeypatch, no_charts, error):
+    once = replace(config, trials=1, epochs=1, out=str(tmp_path/'search'))
     with monkeypatch.context() as m, pytest.raises(type(error), match=error.message):
         m.setattr(tuning, 'train_trial', lambda *_: (_ for _ in ()).throw(error))
         tune(faces, once)
     assert table(tune(faces, once)).state.tolist() == ['complete']
 
 
-def test_the_epoch_that_ends_a_trial_early_is_told(config, faces, tmp_path):
+def test_the_epoch_that_ends_a_trial_early_is_told(config, faces, tmp_path, no_charts):
     run = tune(faces, replace(config, epochs=5, patience=1, lr='1e-9', space='bs', trials=1, out=str(tmp_path/'search')))
     assert 1 < len(run.history) < 5 and table(run).epochs.tolist() == [len(run.history)]
 
@@ -159,11 +159,11 @@ def test_what_does_not_go_together_is_not_drawn(config, faces, tmp_path, monkeyp
     drawn = []
     monkeypatch.setattr(module, 'train_trial', lambda search, trial, told: drawn.append(trial.params) or 0.5)
     monkeypatch.setattr(module, '_finish_best_trial', lambda search, command: None)
-    run = tune(faces, replace(config, trials=40, space='balance,loss', out=str(tmp_path/'pairs')))
+    run = tune(faces, replace(config, trials=20, space='balance,loss', out=str(tmp_path/'pairs')))
     study = optuna.load_study(study_name='fastsmile', storage=f'sqlite:///{run.path}/tune.db')
-    assert len(drawn) == 40 < len(study.trials)  # the others were drawn and not begun
+    assert len(drawn) == 20 < len(study.trials)  # the others were drawn and not begun
     assert not [p for p in drawn if p['balance'] == 'logit-adjust' and p['loss'] != 'ce'] and {p['loss'] for p in drawn} == set(module._LOSS_CHOICES)
-    assert len(module.trial_table(study, 'macro_f1')) == 40
+    assert len(module.trial_table(study, 'macro_f1')) == 20
 
 
 def test_a_recipe_stands_below_what_is_searched():

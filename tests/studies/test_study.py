@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import without_charts
 
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import folder_lock, read_json
@@ -31,7 +32,7 @@ def small(tmp_path_factory):
 @pytest.fixture(scope='module')
 def done(faces, small, monkeypatch_module):
     "That study, on the sample"
-    return study('face-property', faces, small)
+    with without_charts(): return study('face-property', faces, small)
 
 
 @pytest.fixture(scope='module')
@@ -167,7 +168,7 @@ def test_fewer_rows_keep_groups_whole_classes_in_proportion_and_every_test_row(r
     assert not lost & set(some.rows.group)
 
 
-def test_nearest_neighbours_are_an_entry_on_the_same_rows(faces, tmp_path, monkeypatch):
+def test_nearest_neighbours_are_an_entry_on_the_same_rows(faces, tmp_path, monkeypatch, no_charts):
     s = STUDIES['emotions']
     knn = next(e for e in s.entries if e.kind == 'probe')
     assert knn.options['k'] == '101'
