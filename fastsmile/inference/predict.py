@@ -190,7 +190,7 @@ def predict_rows(
     check_choice('--tta', tta, TTA_MODES)
     check_choice('--tta-mean', mean, ('probs', 'logits'))
     backend = model if isinstance(model, Backend) else make_backend(model, precision, device)
-    row_format = row_format or make_row_format(backend.model, faces=faces is not None)
+    row_format = row_format or make_row_format(backend.model, faces=faces is not None, tta=tta)
     threads = threads or os.cpu_count() or 1
     job = PredictionJob(backend, reader, TTA_VIEWS[tta], mean, row_format, faces)
     return predict_batches(job, names, bs or inference_batch_size(backend, threads, total), threads, total)
@@ -212,7 +212,7 @@ def predict_frame(
 ) -> 'pd.DataFrame': # `prediction_columns`, a row per name
     "The rows of `predict_rows`, with the same parameters, as a table"
     backend = model if isinstance(model, Backend) else make_backend(model, precision, device)
-    row_format = row_format or make_row_format(backend.model, faces=faces is not None)
+    row_format = row_format or make_row_format(backend.model, faces=faces is not None, tta=tta)
     rows = predict_rows(backend, reader, names, tta, bs, device, threads, precision, mean, row_format, total, faces)
     return import_pandas().DataFrame(list(rows), columns=prediction_columns((), row_format))
 
@@ -264,7 +264,7 @@ def predict_table(
     inputs = ImageInputs(None, (), 0, '') if is_empty(where) else open_inputs(where, every=every)
     if isinstance(tta, bool): tta = 'flip' if tta else 'none'
     if known is not None: known = open_known_images(known, self.spec.classes)
-    row_format = make_row_format(self, request=request, known=known, faces=faces is not None)
+    row_format = make_row_format(self, request=request, known=known, faces=faces is not None, tta=tta)
     given = None
     if prior not in ('data', 'estimate'): given = target_prior(prior, np.array(self.metadata.prior), self.spec.classes)
     table = predict_frame(self, inputs.reader, inputs.names, tta, bs, device, threads, precision, mean, row_format,
@@ -301,7 +301,7 @@ def open_prediction_job(
         known = open_known_images(config.known, model.spec.classes, config.known_labels, config.known_label_col)
     detector = make_face_detector(config, model.metadata.domain.face)
     request = RowOptions(config.uncalibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
-    row_format = make_row_format(model, config.raw, request, known, detector is not None)
+    row_format = make_row_format(model, config.raw, request, known, detector is not None, config.tta)
     backend = make_backend(model, _job_precision(config, model, images), config.device)
     return PredictionJob(backend, reader, TTA_VIEWS[config.tta], config.tta_mean, row_format, detector)
 

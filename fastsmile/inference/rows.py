@@ -361,9 +361,10 @@ def make_row_format(
     request: RowOptions = RowOptions(), # another rule, abstention, sets, probabilities before calibration
     known: KnownImages | None = None,   # labelled images, whose labels are used
     faces: bool = False,                # columns of where a face is in its photograph
+    tta: str = 'none',                  # the test-time views whose means are read
 ) -> RowFormat:
     "The format of a model's rows; an `OptionError` for a rule that does not exist, or for what was never calibrated"
-    calibration = model.metadata.calibration
+    calibration = model.metadata.calibration.for_views(tta)
     request.parse_threshold(model.spec.classes, calibration.rules)
     _check_calibrated(request, calibration)
     _check_scale(request, model.metadata.unlike)

@@ -371,8 +371,17 @@ class Calibration:
     calib_rows: list = field(default_factory=list)     # (C,) rows of calib
     confusion: list = field(default_factory=list)      # (C, C) counts on calib of labels of `balanced`, rows true
     notes: list = field(default_factory=list)          # how each was found
+    views: str = 'none'         # of test-time augmentation, on whose mean it was fitted
+    with_views: 'Calibration | None' = None # the one for means over test-time views, where it was fitted
 
     def as_dict(self) -> dict: return asdict(self)
+
+    def for_views(self,
+        views: str, # one of `TTA_MODES`
+    ) -> 'Calibration':
+        "What reads means over these views; this one, where nothing was fitted for them"
+        own = self.with_views
+        return own if own is not None and own.views == views else self
 
     @property
     def rules(self) -> list[str]:
@@ -518,11 +527,15 @@ def with_coverage(
     return replace(calibration, min_confidence=threshold, coverage=coverage)
 
 # %% ../../nbs/metrics/02_calibration.ipynb #43f2c855
+def _calibration_from_dict(found: dict) -> Calibration:
+    more = found.get('with_views')
+    return Calibration(**found | dict(with_views=more and Calibration(**more)))
+
 def calibration_from_metadata(
     own: dict, # fastsmile's key in the JSON of a model file
 ) -> Calibration:
     "The calibration in a model file; where it has none, the rule and its offset alone"
-    if own.get('calibration'): return Calibration(**own['calibration'])
+    if own.get('calibration'): return _calibration_from_dict(own['calibration'])
     start = unfitted_calibration(own['prior'], own['decide'])
     return replace(start, offsets=start.offsets | {own['decide']: list(own['offset'])})
 

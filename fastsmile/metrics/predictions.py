@@ -61,7 +61,7 @@ def predictions_from_table(
     return SavedPredictions(table[good].reset_index(drop=True), tuple(classes), int((~good).sum()), class_row_weights)
 
 # %% ../../nbs/metrics/04_predictions.ipynb #4904da6e
-PREDICTION_PARTS = ('calib', 'valid', 'test', 'test_tta')
+PREDICTION_PARTS = ('calib', 'valid', 'test', 'calib_tta', 'test_tta')  # `_tta`: with test-time views
 
 def split_of_part(
     part: str, # one of `PREDICTION_PARTS`, or oof
@@ -159,14 +159,16 @@ def _values(measured: dict, names: tuple) -> dict:
 def tta_gain(
     plain_saved: SavedPredictions, # without test-time augmentation
     views_saved: SavedPredictions, # with it, on the same rows
-    calibration: Calibration,
+    calibration: Calibration,       # of single views
+    views_calibration: Calibration, # of the means over views
     draws: int = 1000, # of the bootstrap
 ) -> dict: # score -> value, low, high
     "What test-time augmentation changes, row by row; a `SmileError` where the rows differ"
     if plain_saved.table.path.tolist() != views_saved.table.path.tolist():
         raise SmileError('The predictions with and without test-time augmentation are not of the same rows.',
                          'Run `fastsmile fit` again.')
-    plain, views = ((calibration.apply(s.probs)[0], s.probs) for s in (plain_saved, views_saved))
+    read = (calibration, plain_saved), (views_calibration, views_saved)
+    plain, views = ((c.apply(s.probs)[0], s.probs) for c, s in read)
     return paired_difference(plain_saved.y, plain, views, plain_saved.groups, draws)
 
 # %% ../../nbs/metrics/04_predictions.ipynb #406c9070
@@ -201,20 +203,26 @@ def _sets_note(calibration: Calibration, classes: tuple) -> list[str]:
     if not always: return []
     return [f"in every set of --sets, for want of {calibration.rows_for_sets} rows of calib: {list_few(always)}"]
 
+# %% ../../nbs/metrics/04_predictions.ipynb #334ed0ca
+def _fit_on_part(run: str | Path, part: str, prior: list, settings: CalibrationSettings) -> Calibration:
+    saved = read_saved_predictions(run, part)
+    made = fit_calibration(saved.probs, saved.y, prior, settings, saved.weights, saved.groups)
+    return replace(made, notes=[*made.notes, *_sets_note(made, saved.classes)], confusion=calib_confusion(saved, made))
+
 def fit_run_calibration(
     run: str | Path, # a run folder with its predictions
     prior: list,     # (C,) of its probabilities
     settings: CalibrationSettings,
+    views: str = 'none', # of the test-time augmentation in predictions_calib_tta.csv
 ) -> Calibration:
-    "Fit on the saved predictions on calib, and say how; nothing is written"
-    if has_predictions(run, 'calib'):
-        saved = read_saved_predictions(run, 'calib')
-        made = fit_calibration(saved.probs, saved.y, prior, settings, saved.weights, saved.groups)
-        made = replace(made, notes=[*made.notes, *_sets_note(made, saved.classes)],
-                       confusion=calib_confusion(saved, made))
+    "Fit on the saved predictions on calib, those with test-time views apart, and say how; nothing is written"
+    if has_predictions(run, 'calib'): made = _fit_on_part(run, 'calib', prior, settings)
     else: made = fit_calibration(np.zeros((0, len(prior))), np.zeros(0, int), prior, settings)
     for note in made.notes: say(note)
-    return made
+    if views == 'none' or not has_predictions(run, 'calib_tta'): return made
+    own = replace(_fit_on_part(run, 'calib_tta', prior, settings), views=views)
+    say(f'with --tta {views}: {own.notes[0]}')
+    return replace(made, with_views=own)
 
 # %% ../../nbs/metrics/04_predictions.ipynb #400fbbd2
 def _measure_rule(
@@ -311,9 +319,10 @@ def measure_run(
     for part in ('valid', 'test'):
         if part in saved: out[part] = measure_predictions(saved[part], calibration)
     if 'test_tta' in saved:
-        measured = measure_predictions(saved['test_tta'], calibration)
-        gain = tta_gain(saved['test'], saved['test_tta'], calibration, draws)
-        out['test_tta'] = dict(views=views, **measured, difference=gain)
+        own = calibration.for_views(views)
+        measured = measure_predictions(saved['test_tta'], own)
+        gain = tta_gain(saved['test'], saved['test_tta'], calibration, own, draws)
+        out['test_tta'] = dict(views=views, **measured, difference=gain, temperature=own.temperature)
     on = 'test' if 'test' in saved else 'valid'
     return out | dict(calibration=dict(on=on, **measure_calibration(saved[on], calibration)))
 
@@ -327,7 +336,8 @@ def write_metrics(
     "Label all saved rows by the calibration's rule, and measure them; writes the tables and metrics.json"
     for part in PREDICTION_PARTS:
         if not has_predictions(run, part): continue
-        relabelled = relabel_predictions(read_prediction_table(run, part), calibration)
+        own = calibration.for_views(views) if part.endswith('_tta') else calibration
+        relabelled = relabel_predictions(read_prediction_table(run, part), own)
         write_prediction_table(relabelled, predictions_path(run, part))
     metrics = dict(monitor=monitor) | measure_run(run, calibration, views)
     write_json(Path(run)/'metrics.json', metrics)

@@ -210,6 +210,9 @@ def _check_calibration(
     if not c.temperature > 0 or {n_classes} != set(map(len, per_class)):
         raise ValueError('its calibration does not fit its classes')
     if c.confusion: _check_confusion(c.confusion, n_classes)
+    if c.with_views is None: return
+    if c.with_views.with_views is not None: raise ValueError('its calibration is nested')
+    _check_calibration(c.with_views, n_classes)
 
 def _check_confusion(confusion: list, n_classes: int):
     "Raise a `ValueError` where a confusion matrix of calib is none of these classes"

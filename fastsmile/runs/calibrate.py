@@ -38,7 +38,7 @@ def _predict_missing_splits(run: Path, config: CalibrateConfig):
     missing = [part for part in PREDICTION_PARTS if not has_predictions(run, part)]
     table = read_safe_csv(run/'table.csv')
     splits, tta = set(table[table.reason == ''].split), read_json(run/'config.json')['options']['tta']
-    needed = [p for p in missing if p.partition('_')[0] in splits and not (p == 'test_tta' and tta == 'none')]
+    needed = [p for p in missing if p.partition('_')[0] in splits and not (p.endswith('_tta') and tta == 'none')]
     if not needed: return
     from fastsmile.runs.results import predict_splits
     opened = Run(run)
@@ -51,7 +51,7 @@ def _calibrate_run(run: Path, config: CalibrateConfig) -> dict:
     options = read_json(run/'config.json')['options']
     part = next(p for p in PREDICTION_PARTS if has_predictions(run, p))
     settings = calibration_settings(config, options['monitor'], read_saved_predictions(run, part).classes)
-    calibration = fit_run_calibration(run, read_model_metadata(run)['prior'], settings)
+    calibration = fit_run_calibration(run, read_model_metadata(run)['prior'], settings, options['tta'])
     with _calibrating(run, config):
         metrics = write_metrics(run, calibration, options['tta'], options['monitor'])
         _write_to_model_file(run, calibration, metrics)

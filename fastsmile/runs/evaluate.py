@@ -40,6 +40,7 @@ class MeasuredRows:
     tta: SavedPredictions | None       # with it, on the same rows
     measured_on: str                   # for people
     copies: tuple = ()                 # rows of a source whose images the run was trained on
+    views: str = 'none'                # of the test-time augmentation
 
 # %% ../../nbs/runs/10_evaluate.ipynb #f1dce580
 def load_predictions(
@@ -60,15 +61,16 @@ def load_predictions(
 def _requested_calibration(
     run: Path,
     config: EvaluateConfig,
+    views: str = 'none', # of the test-time augmentation
 ) -> Calibration:
     "The run's calibration with the rule and the abstention of the options"
-    calibration = calibration_from_metadata(read_model_metadata(run))
+    calibration = calibration_from_metadata(read_model_metadata(run)).for_views(views)
     if config.threshold: check_choice('--threshold', config.threshold, calibration.rules)
     calibration = replace(calibration, rule=config.threshold or calibration.rule)
     if config.min_confidence is not None:
         return replace(calibration, min_confidence=config.min_confidence, coverage=None)
     if config.coverage is None: return calibration
-    calib = read_saved_predictions(run, 'calib')
+    calib = read_saved_predictions(run, 'calib' if calibration.views == 'none' else 'calib_tta')
     return with_coverage(calibration, calib.probs, config.coverage, calib.weights)
 
 # %% ../../nbs/runs/10_evaluate.ipynb #a968dc43
@@ -76,11 +78,13 @@ def calibration_of_run(
     run: Path,
     saved: SavedPredictions,
     config: EvaluateConfig,
+    views: str = 'none', # of the test-time augmentation
 ) -> Calibration:
     "The run's calibration, or that of each row's fold"
     folds = fold_folders(run)
-    if not folds: return _requested_calibration(run, config)
-    return combine_fold_calibrations([_requested_calibration(f, config) for f in folds], saved.table.fold.to_numpy())
+    if not folds: return _requested_calibration(run, config, views)
+    own = [_requested_calibration(f, config, views) for f in folds]
+    return combine_fold_calibrations(own, saved.table.fold.to_numpy())
 
 # %% ../../nbs/runs/10_evaluate.ipynb #c690c359
 def _rows_labelled_by_people(
@@ -182,7 +186,7 @@ def _predict_source(run: Path, source: str | Path, config: EvaluateConfig) -> Me
     rows, copies = _without_training_copies(run, read.reader, rows, source, config.anyway)
     single_view = _predict_rows_of_source(model, read.reader, rows, 'none', config)
     tta = _predict_rows_of_source(model, read.reader, rows, config.tta, config) if config.tta != 'none' else None
-    return MeasuredRows(single_view, tta, str(source), tuple(copies))
+    return MeasuredRows(single_view, tta, str(source), tuple(copies), config.tta)
 
 # %% ../../nbs/runs/10_evaluate.ipynb #4d872e89
 def _predict_rows_of_source(
@@ -219,15 +223,17 @@ def _unlike_rows(table: pd.DataFrame) -> int | None: # of predictions
     "How many images are unlike the training images; None where nothing measures it"
     return int(flag_unlike(table.unlike).sum()) if 'unlike' in table else None
 
-def _measure(rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
+def _measure(run: Path, rows: MeasuredRows, calibration: Calibration, config: EvaluateConfig) -> dict:
     saved, copies = rows.single_view, list(rows.copies)
     result = dict(metrics=measure_predictions(saved, calibration),
                   calibration=measure_calibration(saved, calibration), copies=copies,
                   left_out=0 if config.anyway else len(copies), unlike=_unlike_rows(saved.table),
                   slices={by: measure_slices(saved, calibration, by) for by in config.by})
     if rows.tta is None: return result
-    gain = tta_gain(saved, rows.tta, calibration, config.draws)
-    return result | dict(tta=measure_predictions(rows.tta, calibration) | dict(difference=gain))
+    own = calibration_of_run(run, rows.tta, config, rows.views)
+    gain = tta_gain(saved, rows.tta, calibration, own, config.draws)
+    measured = measure_predictions(rows.tta, own) | dict(difference=gain, temperature=own.temperature)
+    return result | dict(tta=measured | dict(views=rows.views))
 
 # %% ../../nbs/runs/10_evaluate.ipynb #e9f4d500
 def evaluate(
@@ -242,11 +248,10 @@ def evaluate(
     is_model = source is not None and _is_model(run)
     run = Path(local_model(run)) if is_model else finished_run(run, folds=source is None)
     out = _output_folder(Path() if is_model else run, source, config)
-    rows = MeasuredRows(*load_predictions(run, config.part)) if source is None else _predict_source(run, source, config)
+    if source is not None: rows = _predict_source(run, source, config)
+    else: rows = MeasuredRows(*load_predictions(run, config.part), views=read_json(run/'config.json')['options']['tta'])
     calibration = calibration_of_run(run, rows.single_view, config)
-    result = dict(run=str(run), measured_on=rows.measured_on) | _measure(rows, calibration, config)
-    if rows.tta is not None:
-        result['tta']['views'] = read_json(run/'config.json')['options']['tta'] if source is None else config.tta
+    result = dict(run=str(run), measured_on=rows.measured_on) | _measure(run, rows, calibration, config)
     if out:
         write_prediction_table(relabel_predictions(rows.single_view.table, calibration), out/'predictions.csv')
         write_json(out/'metrics.json', result)

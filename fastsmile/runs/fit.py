@@ -28,6 +28,7 @@ from ..data.audit import write_split_data
 from ..data.domain import colour_note
 from ..metrics.calibration import target_prior
 from ..metrics.comparison import write_comparison
+from ..metrics.predictions import PREDICTION_PARTS
 from ..models.device import pick_device
 from ..models.factory import build_network, freeze_before
 from ..models.spec import Model, ModelSpec, spec_for_domain
@@ -92,11 +93,11 @@ def _train_and_write(
     learn, facts = build_learner(data, spec, net, config, path, device, images)
     with tracked_training(learn, config, path): training, done = train_learner(learn, config, path, resume, cbs)
     model = Model(spec, facts, learn.model.eval(), str(path/'model'))
-    parts = ('calib', 'valid', 'test', 'test_tta')
+    parts = PREDICTION_PARTS
     if config.refit_all:
         predict_splits(model, data, path, config.tta, ('valid',), device=config.device)
         learn, facts, training = refit_on_all_rows(learn, data, spec, start, config, done, training, resume)
-        model, parts = Model(spec, facts, learn.model.eval(), str(path/'model')), ('calib', 'test', 'test_tta')
+        model, parts = Model(spec, facts, learn.model.eval(), str(path/'model')), [p for p in parts if p != 'valid']
     predict_splits(model, data, path, config.tta, parts, device=config.device)
     write_balance(data, spec, config, learn, path)
     write_augmentation_preview(learn, config, path)

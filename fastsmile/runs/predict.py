@@ -160,21 +160,21 @@ def _write_gallery_page(page: str, picked: dict, inputs: ImageInputs, done: Pred
 # %% ../../nbs/runs/09_predict.ipynb #1937d0e4
 _MANY_UNLIKE = 0.25  # of the rows: shares are then not all that has changed
 
-def _check_prior(config: PredictConfig, model: Model):
+def _check_prior(config: PredictConfig, job: PredictionJob):
     "Raise `OptionError` or `SmileError` for a file of shares that cannot be used; say where an interval is missing"
-    metadata = model.metadata
+    model = job.backend.model
     if config.prior not in ('data', 'estimate'):
-        target_prior(config.prior, np.array(metadata.prior), model.spec.classes)  # raises where it cannot be used
-    if config.prior == 'estimate' and not metadata.calibration.confusion:
+        target_prior(config.prior, np.array(model.metadata.prior), model.spec.classes)  # raises where it cannot be used
+    if config.prior == 'estimate' and not job.row_format.calibration.confusion:
         say('this model keeps no confusion matrix of calib: its class shares are estimated by EM alone, without an '
             'interval (a run with rows in calib gets one with fastsmile calibrate RUN)', style='yellow')
 
-def _estimate(probs: np.ndarray, config: PredictConfig, model: Model) -> ShareEstimate | None:
+def _estimate(probs: np.ndarray, config: PredictConfig, job: PredictionJob) -> ShareEstimate | None:
     "The class shares of these images; None where nobody needs them"
-    metadata = model.metadata
-    hint = metadata.calibration.confusion and hint_possible(len(probs), len(metadata.prior))
+    prior, calibration = job.backend.model.metadata.prior, job.row_format.calibration
+    hint = calibration.confusion and hint_possible(len(probs), len(prior))
     if not len(probs) or not (config.prior == 'estimate' or hint): return None
-    return estimate_shares(probs, metadata.prior, metadata.calibration)
+    return estimate_shares(probs, prior, calibration)
 
 def _are_many_unlike(sheet: PredictionFile) -> bool:
     counts = sheet.counts
@@ -204,7 +204,7 @@ def _apply_prior(sheet: PredictionFile, job: PredictionJob, config: PredictConfi
     model, many_unlike = job.backend.model, _are_many_unlike(sheet)
     probs = np.array(sheet.counts.sample.rows).reshape(-1, len(model.spec.classes))
     probs = job.row_format.before_temperature(probs)
-    found, classes = _estimate(probs, config, model), model.spec.classes
+    found, classes = _estimate(probs, config, job), model.spec.classes
     if config.prior == 'estimate' and many_unlike:
         say('many images are unlike the training images: more than the class shares may have changed, and then the '
             'estimate of these does not hold', style='yellow')
@@ -255,7 +255,7 @@ def predict(
     inputs = open_inputs(where, config.image_col, config.root, config.every)
     placed = replace(config, device='cpu') if config.ray else config
     job = _count_training_files(open_prediction_job(placed, inputs.reader, images=inputs.total), config)
-    _check_prior(config, job.backend.model)
+    _check_prior(config, job)
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")

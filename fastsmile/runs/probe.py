@@ -34,7 +34,7 @@ from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..metrics.comparison import write_comparison
-from ..metrics.predictions import write_prediction_table
+from ..metrics.predictions import PREDICTION_PARTS, write_prediction_table
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
@@ -240,7 +240,7 @@ class ProbeFeatures:
     spec: ModelSpec     # with its linear head
     config: ProbeConfig
     device: str
-    features: dict = field(default_factory=dict) # calib, valid, test, test_tta, train -> (K, N, F), of each view
+    features: dict = field(default_factory=dict) # train and `PREDICTION_PARTS` -> (K, N, F), of each view
     seconds: float = 0. # that they took
 
     def rows(self, split: str) -> pd.DataFrame:
@@ -268,7 +268,7 @@ def extract_probe_features(
     net = build_network(spec, 'none' if config.features == 'pixels' else config.weights)
     probed = ProbeFeatures(data, feature_model(spec, net), spec, config, device)
     backend = TorchBackend(probed.model, device=device)
-    for part in ('train', 'calib', 'valid', 'test', 'test_tta'):
+    for part in ('train', *PREDICTION_PARTS):
         names = probed.rows(part.partition('_')[0]).path.tolist()
         tta = config.tta if part.endswith('_tta') else 'none'
         if not names or part.endswith('_tta') and tta == 'none': continue

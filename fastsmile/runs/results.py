@@ -35,8 +35,8 @@ from ..inference.load import make_backend
 from ..inference.predict import predict_frame
 from ..inference.rows import RowOptions, make_row_format
 from ..inference.quantize import add_int8
-from ..metrics.predictions import calibration_settings, fit_run_calibration, summary_metrics, write_metrics
-from ..metrics.predictions import write_prediction_table
+from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration
+from ..metrics.predictions import summary_metrics, write_metrics, write_prediction_table
 from ..models.bundle import save_bundle
 from ..models.factory import count_parameters, needs_fastsmile, stage_table
 from ..models.spec import Model, ModelSpec
@@ -113,7 +113,7 @@ def predict_labelled(
 ) -> pd.DataFrame: # `prediction_columns` and target, group
     "Predictions on labelled rows, in fp32, as a calibration is fitted on them: before the temperature"
     given = model.model if isinstance(model, Backend) else model
-    made = make_row_format(given, request=RowOptions(uncalibrated=True))
+    made = make_row_format(given, request=RowOptions(uncalibrated=True), tta=tta)
     return add_labels(predict_frame(model, reader, rows.path, tta, bs, device, row_format=made, total=len(rows)), rows)
 
 # %% ../../nbs/runs/03_results.ipynb #00b4ce74
@@ -142,12 +142,12 @@ def predict_splits(
     model: Model,
     data: SplitData,
     path: Path,
-    tta: str,                 # of the part test_tta
-    parts: Iterable[str] = ('calib', 'valid', 'test', 'test_tta'),
+    tta: str,                 # of the parts calib_tta and test_tta
+    parts: Iterable[str] = PREDICTION_PARTS,
     bs: int | None = None,
     device: str | None = None,
 ):
-    "Write predictions_PART.csv for every part that has rows; test_tta is test with the views of `tta`"
+    "Write predictions_PART.csv for every part that has rows; calib_tta and test_tta are with the views of `tta`"
     backend = make_backend(model, 'fp32', device)
     for part in parts:
         split, views = part.partition('_')[0], tta if part.endswith('_tta') else 'none'
@@ -203,7 +203,7 @@ def calibrate_and_save(
 ):
     "Fit on calib, measure, write the model file, and draw what the report explains"
     settings = calibration_settings(config, config.monitor, model.spec.classes)
-    calibration = fit_run_calibration(path, model.metadata.prior, settings)
+    calibration = fit_run_calibration(path, model.metadata.prior, settings, config.tta)
     metrics = write_metrics(path, calibration, config.tta, config.monitor)
     model = replace(model, metadata=model.metadata.calibrated(calibration))
     facts = replace(model.metadata, metrics=summary_metrics(metrics), domain=data.domain,

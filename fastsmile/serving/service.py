@@ -140,7 +140,7 @@ class _ServedModel:
         self.model, self.config = model, config
         faces = make_face_detector(config, model.metadata.domain.face)
         options = RowOptions(config.uncalibrated, config.threshold, config.abstain, config.sets, config.abstain_unlike)
-        row_format = make_row_format(model, request=options, faces=faces is not None)
+        row_format = make_row_format(model, request=options, faces=faces is not None, tta=config.tta)
         self.columns = prediction_columns((), row_format)
         self.engine = make_backend(model, config.precision, config.device)
         self.job = PredictionJob(self.engine, None, TTA_VIEWS[config.tta], 'probs', row_format, faces)

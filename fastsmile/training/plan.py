@@ -295,7 +295,7 @@ def plan_facts(
     n, train = rows.split.value_counts(), rows[rows.split == 'train']
     sides = train[['width', 'height']].min(axis=1)
     views = 0 if config.tta == 'none' else 2
-    measured = n.get('calib', 0) + n.get('valid', 0) + (1 + views) * n.get('test', 0)
+    measured = n.get('valid', 0) + (1 + views) * (n.get('calib', 0) + n.get('test', 0))
     sweep = len(parse_rates(config.lr_sweep)) if config.lr_sweep else 1
     return PlanFacts(len(train), int(n.get('valid', 0)), int(measured), int(sides.median()),
                      (config.folds or config.seeds) * sweep, device, free_bytes(device), used_memory())

@@ -290,6 +290,16 @@ def test_a_zip_is_no_model(tmp_path, spec):
     assert not (tmp_path/'owned').exists()
 
 
+@pytest.mark.parametrize('more', [dict(temperature=0.), dict(set_thresholds=[0.5]), dict(rule='magic'), dict(magic=1), 7, dict(with_views=dict(views='flip'))],
+                         ids=str)
+def test_an_impossible_calibration_of_views_is_refused(more, bundle):
+    cfg = json.loads((bundle/'config.json').read_text())['fastsmile']['calibration']
+    change(bundle, 'fastsmile', 'calibration', to=cfg | dict(with_views=cfg | dict(views='flip', temperature=2.)))
+    assert load_bundle(bundle).metadata.calibration.for_views('flip').temperature == 2
+    change(bundle, 'fastsmile', 'calibration', to=cfg | dict(with_views=cfg | dict(views='flip') | more if isinstance(more, dict) else more))
+    with pytest.raises(SmileError): load_bundle(bundle)
+
+
 @pytest.mark.parametrize('confusion', [[[1, 2]], [[1, 2], [3]], [[1, -2], [3, 4]], [[1, 2], [3, float('nan')]], [[1, 1e12], [3, 4]], 'ab', [['x', 1], [2, 3]]],
                          ids=str)
 def test_an_impossible_confusion_matrix_of_calib_is_refused(confusion, bundle):

@@ -1,4 +1,5 @@
 "evaluate, calibrate and compare on a run."
+import io
 import json
 import shutil
 import subprocess
@@ -171,6 +172,42 @@ def told(shown) -> str:
     console = Console(file=io.StringIO(), width=110)
     for s in shown: console.print(s)
     return console.file.getvalue()
+
+
+def test_views_are_read_by_a_calibration_of_their_own(run, faces, tmp_path):
+    "Temperature, rule and sets of means over views come from calib with these views, wherever such means are read"
+    from fastsmile.metrics.calibration import CalibrationSettings, fit_calibration
+    from fastsmile.runs.calibrate import calibrate
+    from fastsmile.runs.evaluate import evaluate
+    from fastsmile.runs.folder import load_run
+    assert run.model.metadata.calibration.with_views.views == 'flip'
+    copy, settings = shutil.copytree(run.path, tmp_path/'r'), dict(set_level=0.6, coverage=0.7)
+    test = pd.read_csv(copy/'predictions_test_tta.csv', keep_default_na=False)
+    columns = [c for c in test if c.startswith('p_')]
+    extreme = test[columns] ** 4
+    test.assign(**extreme.div(extreme.sum(axis=1), axis=0)).to_csv(copy/'predictions_calib_tta.csv', index=False)  # more rows, and others
+    calibrate(copy, CalibrateConfig(decide='balanced', **settings))
+    plain, calib = load_run(copy).model.metadata.calibration, read_saved_predictions(copy, 'calib_tta')
+    own = fit_calibration(calib.probs, calib.y, run.model.metadata.prior, CalibrationSettings('balanced', **settings), groups=calib.groups)
+    found = plain.for_views('flip')
+    assert found.temperature == own.temperature > 2 * plain.temperature and found.set_thresholds == own.set_thresholds != plain.set_thresholds
+    assert found.min_confidence == own.min_confidence != plain.min_confidence and found.confusion and plain.for_views('full') == plain
+    shown = load_run(copy).predict(faces, tta='flip', precision='fp32').set_index('path').loc[test.path]
+    label, p = own.apply(test[columns].to_numpy())
+    assert np.abs(shown[columns].astype(float).to_numpy() - p).max() < 1e-4 and shown.label.tolist() == [columns[i][2:] for i in label]
+    assert pd.read_csv(copy/'predictions_test_tta.csv').label.tolist() == shown.label.tolist()
+    metrics, covering = load_run(copy).metrics, evaluate(copy, coverage=0.5, draws=100)
+    assert evaluate(copy, draws=100)['tta']['temperature'] == metrics['test_tta']['temperature'] == covering['tta']['temperature'] == own.temperature
+
+
+def test_predictions_of_calib_with_views_are_made_again_where_they_are_missing(run, tmp_path):
+    from fastsmile.runs.calibrate import calibrate
+    copy = shutil.copytree(run.path, tmp_path/'r')
+    old = (copy/'predictions_calib_tta.csv').read_text()
+    (copy/'predictions_calib_tta.csv').unlink()
+    calibrate(copy, CalibrateConfig(decide='balanced'))
+    new = pd.read_csv(copy/'predictions_calib_tta.csv')
+    pd.testing.assert_frame_equal(new, pd.read_csv(io.StringIO(old)), atol=1e-5)
 
 
 def test_a_class_without_rows_is_not_measured_rather_than_zero(run, tmp_path):

@@ -30,7 +30,8 @@ def test_the_run_folder_is_whole(run):
                      'training_fingerprints.csv', 'audit.json', 'plan.csv', 'history.csv', 'curves.png',
                      'balance.json', 'augmented.jpg',
                      'checkpoints/best.safetensors', 'checkpoints/last.safetensors', 'model/model.safetensors', 'model/config.json', 'model/README.md',
-                     'predictions_calib.csv', 'predictions_valid.csv', 'predictions_test.csv', 'predictions_test_tta.csv', 'metrics.json', 'report.html'}
+                     'predictions_calib.csv', 'predictions_valid.csv', 'predictions_test.csv', 'predictions_calib_tta.csv', 'predictions_test_tta.csv',
+                     'metrics.json', 'report.html'}
     assert run.config['status'] == 'finished' and load_run(run.path).metrics == run.metrics
 
 
