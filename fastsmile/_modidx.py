@@ -4943,6 +4943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastsmile.training.plan._seconds': ('training/plan.html#_seconds', 'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._takes_one_size': ( 'training/plan.html#_takes_one_size',
                                                                                       'fastsmile/training/plan.py'),
+                                         'fastsmile.training.plan._time_step': ( 'training/plan.html#_time_step',
+                                                                                 'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._time_steps': ( 'training/plan.html#_time_steps',
                                                                                   'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._train_step': ( 'training/plan.html#_train_step',

@@ -31,6 +31,7 @@ from ..core.files import read_json
 from ..core.system import LEAST_INT8_IMAGES, free_memory, has_fast_int8, used_memory
 from ..data.audit import SplitData
 from ..models.device import free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
+from ..models.device import return_freed_memory
 from ..models.spec import ModelSpec
 from ..models.weights import cached_weights, check_hub, weight_files
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
@@ -228,15 +229,23 @@ _TIMED_STEP, _TIMED_SECONDS, _TIMED_STEPS = 1.0, 4.0, 6 # seconds of a step and 
 def _train_step(net: nn.Module, x: torch.Tensor, augment: str):
     net(_augmented(x, augment)).float().square().mean().backward()
 
-def _time_steps(net: nn.Module, size: int, most: int, device: str, augment: str) -> tuple[float, float]:
-    "Seconds for each image of a training step and of a forward pass: the fastest of some, after small first ones"
+def _time_step(net: nn.Module, n: int, size: int, device: str, augment: str) -> tuple[float, float]:
+    "Seconds for each of `n` images of a training step and of a forward pass"
+    x = torch.rand(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    train = _seconds(partial(_train_step, net, x, augment), device) / n
+    with torch.no_grad(): return train, _seconds(partial(net, x), device) / n
+
+def _time_steps(net: nn.Module, size: int, most: int, device: str, augment: str) -> tuple[float, float, int]:
+    "The fastest of some steps after small first ones, and how many images fit into one: `most`, or what memory allows"
     n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch
     while len(times) < 3 or len(times) <= _TIMED_STEPS and time.perf_counter() - start < _TIMED_SECONDS:
-        x = torch.rand(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-        train = _seconds(partial(_train_step, net, x, augment), device) / n
-        with torch.no_grad(): times.append((train, _seconds(partial(net, x), device) / n))
+        try: times.append(_time_step(net, n, size, device, augment))
+        except RuntimeError as e:
+            if n == 2 or not is_out_of_memory(e): raise
+            most = n // 2
+            return_freed_memory()
         n = max(2, min(most, 8 * n, int(_TIMED_STEP / times[-1][0])))
-    return tuple(map(min, zip(*times[1:])))
+    return *map(min, zip(*times[1:])), most
 
 # %% ../../nbs/training/10_plan.ipynb #9cabe57d
 def measure_step(
@@ -253,7 +262,8 @@ def measure_step(
         net.to(device, memory_format=torch.channels_last).train()
         kept = activation_bytes(net, torch.rand(2, 3, size, size, device=device))
         most = images_that_fit(kept, bs, memory, net, size)
-        return StepCost(*_time_steps(net, size, most, device, augment), kept, optimizer_bytes(net), most)
+        train, forward, most = _time_steps(net, size, most, device, augment)
+        return StepCost(train, forward, kept, optimizer_bytes(net), most)
 
 # %% ../../nbs/training/10_plan.ipynb #4b677ccc
 _BEST_SEEDS = 3

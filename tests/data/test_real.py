@@ -5,6 +5,8 @@ from fastsmile.config.fields import SourceOptions
 from fastsmile.data.scan import scan_images
 from fastsmile.data.source import read_source
 
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
+
 
 def test_smiles(shared):
     s = read_source(shared/'data'/'smiles.zip', SourceOptions(label_col='label', group_col='person'))

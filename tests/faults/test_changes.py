@@ -30,6 +30,8 @@ from fastsmile.training.learner import train_learner
 sys.path.insert(0, str(Path(__file__).parent))
 from kills import shell  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
+
 
 def deleted(path): path.unlink()
 def truncated(path): path.write_bytes(path.read_bytes()[:200])

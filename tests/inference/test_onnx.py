@@ -30,6 +30,8 @@ from fastsmile.inference.load import choose_backend, load_model
 from fastsmile.inference.predict import predict_rows
 from fastsmile.runs.predict import predict
 
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
+
 NEAR = 1e-5  # in probabilities, between the engines
 
 

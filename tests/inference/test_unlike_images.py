@@ -19,6 +19,8 @@ from fastsmile.data.unlike import fit_unlike_scale
 from fastsmile.inference.rows import RowOptions
 from fastsmile.models.bundle import load_bundle, save_bundle
 
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
+
 
 def faces_of(n: int, seed: int) -> list:
     rng = np.random.default_rng(seed)

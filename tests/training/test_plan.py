@@ -15,10 +15,12 @@ from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
 from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
-from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _with_schedule, activation_bytes,
-                                     choose_network, default_lr, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
+from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _time_steps, _with_schedule,
+                                     activation_bytes, choose_network, default_lr, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
 from fastsmile.training.learner import spec_from_config
 from fastsmile.runs.fit import new_network
+
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
 
 FACTS = PlanFacts(train=5000, valid=900, measured=3000, side=64, repeats=1, device='cpu', memory=16 * 10**9, used=6 * 10**8)
 COST = StepCost(train=7e-3, forward=2e-3, activations=2.6e7, fixed=27_000_000, at_once=64)
@@ -111,6 +113,20 @@ def test_a_folder_of_weights_a_file_and_nothing(tmp_path, monkeypatch):
     assert nothing.config.weights == 'none' and 'the hub cannot be reached' in nothing.rows[0].why
     monkeypatch.setattr('fastsmile.training.plan.cached_weights', lambda arch: 'x' if arch == 'resnet18' else None)
     assert (choose_network(FitConfig(), 'cpu').config.arch, choose_network(FitConfig(), 'cpu').config.weights) == ('resnet18', 'hub')
+
+
+def test_a_timed_step_that_memory_does_not_hold_is_a_smaller_one():
+    class Large(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.seen = torch.nn.Linear(3, 2), []
+        def forward(self, x):
+            self.seen.append(len(x))
+            if len(x) > 5: raise torch.OutOfMemoryError('no memory for so many')
+            return self.fc(x.mean((2, 3)))
+    net = Large()
+    train, forward, most = _time_steps(net, 8, most=64, device='cpu', augment='none')
+    assert 2 <= most <= 5 and max(net.seen) > 5 and net.seen[-1] <= 5 and train > 0 and forward > 0
 
 
 def test_an_estimate_over_the_time_names_the_ways_out(data):

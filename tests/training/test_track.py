@@ -12,6 +12,8 @@ from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.config.fit import FitConfig
 from fastsmile.runs.fit import fit
 
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
+
 SAME = ['epoch', 'phase', 'train_loss', 'valid_loss', 'valid_macro_f1', 'lr']
 
 
