@@ -56,7 +56,7 @@ def expressions(people, faces):
 def bench(script: str, *args, fails: bool = False) -> str:
     "What a benchmark prints"
     env = os.environ | dict(FASTSMILE_QUIET='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
-    done = run_python([BENCHMARKS/script, *args], env=env, timeout=300)
+    done = run_python([BENCHMARKS/script, *args], env=env, timeout=300, forks=True)
     assert bool(done.returncode) == fails, done.stderr[-2000:]
     return done.stdout
 
