@@ -34,6 +34,7 @@ def _weakest_class_text(
     "Where it fails: the class with the least F1, how much of it is found, and what it is taken for"
     measured = [(i, c) for i, c in enumerate(metrics['per_class']) if c['support']]
     i, c = min(measured, key=lambda pair: pair[1]['f1'])
+    if c['f1'] == 1: return 'None of these rows has a wrong label.'
     others = {label: n for label, n in zip(metrics['classes'], metrics['confusion'][i]) if label != c['label'] and n}
     taken_for = f", and takes most of the others for {max(others, key=others.get)!r}" if others else ''
     low, high = c['intervals']['f1']

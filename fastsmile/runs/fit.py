@@ -406,5 +406,5 @@ def demo_config(
 ) -> FitConfig:
     "What the demo trains: about 1.2 million parameters, from scratch, in about a minute and a half on two cores"
     return FitConfig(arch='resnet10t', weights='none', model_args='{"channels": [32, 64, 128, 256]}', size=48,
-                     epochs=25, bs=16, lr='0.004', augment='light',
+                     epochs=25, bs=16, lr='0.004', augment='light', precision='fp32',
                      out=str(local_path(config.out)/'run'), seed=config.seed)

@@ -30,7 +30,7 @@ from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
 from ..core.system import LEAST_INT8_IMAGES, free_memory, has_fast_int8, used_memory
 from ..data.audit import SplitData
-from ..models.device import free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
+from ..models.device import DTYPES, free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
 from ..models.device import return_freed_memory
 from ..models.spec import ModelSpec
 from ..models.weights import cached_weights, check_hub, weight_files
@@ -226,20 +226,24 @@ def _augmented(x: torch.Tensor, augment: str) -> torch.Tensor:
 # %% ../../nbs/training/10_plan.ipynb #6ded79bb
 _TIMED_STEP, _TIMED_SECONDS, _TIMED_STEPS = 1.0, 4.0, 6 # seconds of a step and of all, about; the most steps
 
-def _train_step(net: nn.Module, x: torch.Tensor, augment: str):
-    net(_augmented(x, augment)).float().square().mean().backward()
+def _train_step(net: nn.Module, x: torch.Tensor, augment: str, precision: str):
+    x = _augmented(x, augment)
+    with torch.autocast(x.device.type, DTYPES[precision], enabled=precision != 'fp32'): out = net(x)
+    out.float().square().mean().backward()
 
-def _time_step(net: nn.Module, n: int, size: int, device: str, augment: str) -> tuple[float, float]:
-    "Seconds for each of `n` images of a training step and of a forward pass"
+def _time_step(net: nn.Module, n: int, size: int, device: str, augment: str, precision: str) -> tuple[float, float]:
+    "Seconds for each of `n` images of a training step, and of a forward pass in fp32"
     x = torch.rand(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    train = _seconds(partial(_train_step, net, x, augment), device) / n
+    train = _seconds(partial(_train_step, net, x, augment, precision), device) / n
     with torch.no_grad(): return train, _seconds(partial(net, x), device) / n
 
-def _time_steps(net: nn.Module, size: int, most: int, device: str, augment: str) -> tuple[float, float, int]:
+def _time_steps(
+    net: nn.Module, size: int, most: int, device: str, augment: str, precision: str = 'fp32',
+) -> tuple[float, float, int]:
     "The fastest of some steps after small first ones, and how many images fit into one: `most`, or what memory allows"
     n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch
     while len(times) < 3 or len(times) <= _TIMED_STEPS and time.perf_counter() - start < _TIMED_SECONDS:
-        try: times.append(_time_step(net, n, size, device, augment))
+        try: times.append(_time_step(net, n, size, device, augment, precision))
         except RuntimeError as e:
             if n == 2 or not is_out_of_memory(e): raise
             most = n // 2
@@ -255,6 +259,7 @@ def measure_step(
     device: str,
     augment: str = 'none',
     memory: int | None = None, # bytes free; as the device says where None
+    precision: str = 'fp32',   # of training
 ) -> StepCost:
     "Time and memory of training steps on random images; raises `SmileError` where two images are too many for memory"
     memory = free_bytes(device) if memory is None else memory
@@ -262,7 +267,7 @@ def measure_step(
         net.to(device, memory_format=torch.channels_last).train()
         kept = activation_bytes(net, torch.rand(2, 3, size, size, device=device))
         most = images_that_fit(kept, bs, memory, net, size)
-        train, forward, most = _time_steps(net, size, most, device, augment)
+        train, forward, most = _time_steps(net, size, most, device, augment, precision)
         return StepCost(train, forward, kept, optimizer_bytes(net), most)
 
 # %% ../../nbs/training/10_plan.ipynb #4b677ccc
@@ -493,9 +498,9 @@ def plan_fit(
     sizes = [config.size or spec.prep.size] if is_fixed else sizes_to_try(facts, regime)
     config, speedup = plan_precision(config, net, sizes[0], device)
     augment = config.augment if 'augment' in config.given else regime.augment
+    precision = 'fp32' if config.precision == 'auto' else config.precision
     def measure(size: int) -> StepCost:
-        cost = measure_step(net, size, min(config.bs, facts.train), device, augment, facts.memory)
-        return replace(cost, train=cost.train / speedup, forward=cost.forward / speedup)
+        return measure_step(net, size, min(config.bs, facts.train), device, augment, facts.memory, precision)
     size, cost = _plan_size(config, facts, sizes, measure, regime)
     config = _with_schedule(config.planned_as(size=size), facts, cost, regime)
     rows = _reasons(config, facts, regime.epochs[config.preset][1], speedup)

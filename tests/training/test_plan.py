@@ -115,6 +115,20 @@ def test_a_folder_of_weights_a_file_and_nothing(tmp_path, monkeypatch):
     assert (choose_network(FitConfig(), 'cpu').config.arch, choose_network(FitConfig(), 'cpu').config.weights) == ('resnet18', 'hub')
 
 
+def test_steps_are_timed_in_the_precision_of_training():
+    class Asked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.seen = torch.nn.Linear(3, 2), set()
+        def forward(self, x):
+            self.seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled('cpu')))
+            return self.fc(x.mean((2, 3)))
+    for precision, is_autocast in (('fp32', False), ('bf16', True)):
+        net = Asked()
+        _time_steps(net, 8, most=4, device='cpu', augment='light', precision=precision)
+        assert net.seen == {(True, is_autocast), (False, False)}  # predictions are made in fp32
+
+
 def test_a_timed_step_that_memory_does_not_hold_is_a_smaller_one():
     class Large(torch.nn.Module):
         def __init__(self):
