@@ -120,7 +120,7 @@ def speed(args):
     from fastsmile.core.system import default_batch_size
     shape = tuple(map(int, args.shape.split('x')))
     with tempfile.TemporaryDirectory() as tmp:
-        model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(args.pictures, shape), default_batch_size(args.size, 'cpu')
+        model, some, most = bundle(args.arch, args.size, Path(tmp)/'model'), pictures(64, shape), default_batch_size(args.size, 'cpu')
         alone = {c: network_alone(model, some, min(c, most), args.seconds / 2) for c in args.clients or CLIENTS}
         decoded = decoding_alone(some, args.size, args.seconds / 4)
         print('| architecture | pictures | clients | p50 ms | p95 ms | p99 ms | answers a second | network alone | of it | decoding alone | bound | of bound |')
@@ -181,7 +181,6 @@ def main():
     p.add_argument('--seconds', type=float, default=8.)
     p.add_argument('--minutes', type=float, default=3.)
     p.add_argument('-n', type=int, default=10_000)
-    p.add_argument('--pictures', type=int, default=64, help='different pictures that speed sends')
     args = p.parse_args()
     dict(speed=speed, memory=memory, load=lasting, machine=machine)[args.what](args)
 

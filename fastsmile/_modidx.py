@@ -2915,6 +2915,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'fastsmile/metrics/predictions.py'),
                                                'fastsmile.metrics.predictions.measure_slices': ( 'metrics/predictions.html#measure_slices',
                                                                                                  'fastsmile/metrics/predictions.py'),
+                                               'fastsmile.metrics.predictions.parts_of_splits': ( 'metrics/predictions.html#parts_of_splits',
+                                                                                                  'fastsmile/metrics/predictions.py'),
                                                'fastsmile.metrics.predictions.predictions_from_table': ( 'metrics/predictions.html#predictions_from_table',
                                                                                                          'fastsmile/metrics/predictions.py'),
                                                'fastsmile.metrics.predictions.predictions_path': ( 'metrics/predictions.html#predictions_path',

@@ -54,7 +54,7 @@ class ForkingPopen(subprocess.Popen):
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
                        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *more):
         program = [*map(str, args)] if not isinstance(args, str) else [args]
-        if program[:1] != [sys.executable] or 'torch.distributed.run' in program:
+        if program[:1] != [sys.executable]:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
                                           p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *more)
         program = program[3 if program[1] == '-W' else 1:]

@@ -16,7 +16,7 @@ from ..core.files import folder_lock, read_json, read_safe_csv, write_json
 from ..inference.onnx_backend import update_onnx_metadata
 from ..metrics.calibration import Calibration, calibration_metadata
 from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration, fold_folders
-from ..metrics.predictions import has_predictions, read_model_metadata, read_saved_predictions
+from ..metrics.predictions import has_predictions, parts_of_splits, read_model_metadata, read_saved_predictions
 from ..metrics.predictions import summary_metrics, write_metrics
 from ..reports.card import write_card
 from ..reports.run import write_report
@@ -35,10 +35,9 @@ def _calibrating(run: Path, config: CalibrateConfig) -> Iterator[None]:
 # %% ../../nbs/runs/11_calibrate.ipynb #017d6012
 def _predict_missing_splits(run: Path, config: CalibrateConfig):
     "Predict the parts whose predictions do not exist"
-    missing = [part for part in PREDICTION_PARTS if not has_predictions(run, part)]
     table = read_safe_csv(run/'table.csv')
     splits, tta = set(table[table.reason == ''].split), read_json(run/'config.json')['options']['tta']
-    needed = [p for p in missing if p.partition('_')[0] in splits and not (p.endswith('_tta') and tta == 'none')]
+    needed = [part for part in parts_of_splits(splits, tta) if not has_predictions(run, part)]
     if not needed: return
     from fastsmile.runs.results import predict_splits
     opened = Run(run)

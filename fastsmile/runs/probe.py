@@ -34,7 +34,7 @@ from ..inference.tta import TTA_VIEWS
 from ..metrics.calibration import ValidationMetrics, class_prior, decision_offset, prior_shift
 from ..metrics.calibration import resolve_decision_rule, rule_before_fitting, target_prior
 from ..metrics.comparison import write_comparison
-from ..metrics.predictions import PREDICTION_PARTS, write_prediction_table
+from ..metrics.predictions import parts_of_splits, split_of_part, write_prediction_table
 from ..models.bundle import load_bundle
 from ..models.device import pick_device
 from ..models.factory import build_network, make_spec
@@ -268,10 +268,8 @@ def extract_probe_features(
     net = build_network(spec, 'none' if config.features == 'pixels' else config.weights)
     probed = ProbeFeatures(data, feature_model(spec, net), spec, config, device)
     backend = TorchBackend(probed.model, device=device)
-    for part in ('train', *PREDICTION_PARTS):
-        names = probed.rows(part.partition('_')[0]).path.tolist()
-        tta = config.tta if part.endswith('_tta') else 'none'
-        if not names or part.endswith('_tta') and tta == 'none': continue
+    for part, tta in (dict(train='none') | parts_of_splits(set(data.rows.split), config.tta)).items():
+        names = probed.rows(split_of_part(part)).path.tolist()
         probed.features[part] = extract_features(backend, data.reader, names, TTA_VIEWS[tta], progress)
     return replace(probed, seconds=time.perf_counter() - start)
 
@@ -288,7 +286,7 @@ def _write_probe_predictions(probed: ProbeFeatures, chosen: FittedProbe, model: 
     "predictions_PART.csv from the features that are there"
     for part, features in probed.features.items():
         if part == 'train': continue
-        rows = probed.rows(part.partition('_')[0])
+        rows = probed.rows(split_of_part(part))
         logits = [_head_logits(chosen.head, view).astype(np.float64) for view in features]
         write_prediction_table(add_labels(frame_from_logits(model, rows.path, logits), rows),
                                path/f'predictions_{part}.csv')

@@ -9,7 +9,7 @@ __all__ = ['audit_and_build', 'initial_record', 'add_labels', 'predict_labelled'
 # %% ../../nbs/runs/03_results.ipynb #e33796c9
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
@@ -35,8 +35,9 @@ from ..inference.load import make_backend
 from ..inference.predict import predict_frame
 from ..inference.rows import RowOptions, make_row_format
 from ..inference.quantize import add_int8
-from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration
-from ..metrics.predictions import summary_metrics, write_metrics, write_prediction_table
+from ..metrics.predictions import PREDICTION_PARTS, calibration_settings, fit_run_calibration, parts_of_splits
+from ..metrics.predictions import predictions_path, split_of_part, summary_metrics, write_metrics
+from ..metrics.predictions import write_prediction_table
 from ..models.bundle import save_bundle
 from ..models.factory import count_parameters, needs_fastsmile, stage_table
 from ..models.spec import Model, ModelSpec
@@ -143,16 +144,16 @@ def predict_splits(
     data: SplitData,
     path: Path,
     tta: str,                 # of the parts calib_tta and test_tta
-    parts: Iterable[str] = PREDICTION_PARTS,
+    parts: Collection[str] = PREDICTION_PARTS,
     bs: int | None = None,
     device: str | None = None,
 ):
     "Write predictions_PART.csv for every part that has rows; calib_tta and test_tta are with the views of `tta`"
     backend = make_backend(model, 'fp32', device)
-    for part in parts:
-        split, views = part.partition('_')[0], tta if part.endswith('_tta') else 'none'
-        if not (data.rows.split == split).any() or part.endswith('_tta') and tta == 'none': continue
-        write_prediction_table(predict_split(backend, data, split, views, bs, device), path/f'predictions_{part}.csv')
+    for part, views in parts_of_splits(set(data.rows.split), tta).items():
+        if part not in parts: continue
+        frame = predict_split(backend, data, split_of_part(part), views, bs, device)
+        write_prediction_table(frame, predictions_path(path, part))
 
 # %% ../../nbs/runs/03_results.ipynb #867b9056
 def _read_inputs(

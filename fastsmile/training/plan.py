@@ -244,7 +244,7 @@ def _time_steps(
     n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch
     while len(times) < 3 or len(times) <= _TIMED_STEPS and time.perf_counter() - start < _TIMED_SECONDS:
         try: times.append(_time_step(net, n, size, device, augment, precision))
-        except RuntimeError as e:
+        except (RuntimeError, MemoryError) as e:
             if n == 2 or not is_out_of_memory(e): raise
             most = n // 2
             return_freed_memory()

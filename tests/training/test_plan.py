@@ -129,14 +129,15 @@ def test_steps_are_timed_in_the_precision_of_training():
         assert net.seen == {(True, is_autocast), (False, False)}  # predictions are made in fp32
 
 
-def test_a_timed_step_that_memory_does_not_hold_is_a_smaller_one():
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError, MemoryError])
+def test_a_timed_step_that_memory_does_not_hold_is_a_smaller_one(error):
     class Large(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.fc, self.seen = torch.nn.Linear(3, 2), []
         def forward(self, x):
             self.seen.append(len(x))
-            if len(x) > 5: raise torch.OutOfMemoryError('no memory for so many')
+            if len(x) > 5: raise error('no memory for so many')
             return self.fc(x.mean((2, 3)))
     net = Large()
     train, forward, most = _time_steps(net, 8, most=64, device='cpu', augment='none')
