@@ -24,11 +24,12 @@ def normalize_pixels(
     prep: Preprocessing,
 ) -> np.ndarray: # (n, 3, size, size), float32
     "The input of a network"
-    channels = []
+    n, *side = pixels.shape[:3]
+    out = np.empty((n, 3, *side), np.float32)
     for c, (mean, std) in enumerate(zip(prep.mean, prep.std)):
-        table = normalize(np.arange(256, dtype=np.float32), np.float32(mean), np.float32(std))
-        channels.append(np.take(table, pixels[..., c]))
-    return np.stack(channels, 1)
+        out[:, c] = pixels[..., c]
+        normalize(out[:, c], np.float32(mean), np.float32(std))
+    return out
 
 # %% ../../nbs/inference/01_backend.ipynb #2aa83fb9
 def pack_inputs(
