@@ -6,13 +6,14 @@
     python benchmarks/predict.py machine
 
 PICTURES.zip is any zip of photographs; the pictures of a shape are made from them, the same every time. Contenders whose package is not installed are left
-out. Every contender has its model in memory and is warm; rounds alternate between them and the best counts. `other` is the load of foreign processes on
-the machine during that round, as a share of all cores: a figure taken above 0.05 is not to be trusted.
+out. Every contender has a process of its own, its model in memory, and is warm; rounds alternate between them, and the median counts, with the range over
+the rounds. A round in which foreign processes took more than 5% of the machine is repeated.
 """
 import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,59 +54,54 @@ def bundle(arch: str, size: int, where: Path, model_args=None) -> Path:
     return where
 
 
-# The contenders: each takes the bundle and its size and returns a function from a list of files to the number of answers
+# The contenders: each takes a model folder, its size, and the pictures, and returns a function from a list of files to the number of answers
 
-def fastsmile(model: Path, size: int, precision: str = 'auto'):
-    from fastsmile.inference.torch_backend import TorchBackend
-    from fastsmile.data.readers import FolderReader
-    from fastsmile.inference.load import load_model
-    from fastsmile.inference.predict import predict_rows
-    engine = TorchBackend(load_model(model, 'torch'), precision)
-    return lambda files: sum(not r['error'] for r in predict_rows(engine, FolderReader('.'), files, total=len(files)))
-
-
-def onnx(model: Path, size: int):
-    from fastsmile.inference.export import export
-    from fastsmile.data.readers import FolderReader
-    from fastsmile.config.commands import ExportConfig
-    from fastsmile.inference.load import load_model
-    from fastsmile.inference.predict import predict_rows
-    made = load_model(export(model, ExportConfig(out=str(model.parent/f'{model.name}.onnx')))['out'])
-    return lambda files: sum(not r['error'] for r in predict_rows(made, FolderReader('.'), files, total=len(files)))
-
-
-def int8(model: Path, size: int):
-    "The quantized graph through `predict`, uncertain and unlike pictures recomputed; made at the first run, of the pictures themselves"
-    from fastsmile import OptionError
-    from fastsmile.core.system import has_fast_int8
-    from fastsmile.data.readers import FolderReader
-    from fastsmile.inference.predict import predict_rows
-    if not has_fast_int8(): raise OptionError('int8 needs a processor with VNNI.')
-    def run(files):
-        if 'net' not in kept: kept['net'] = quantized(model, model.parent/f'{model.name}-int8', files)
-        return sum(not r['error'] for r in predict_rows(kept['net'], FolderReader('.'), files, total=len(files)))
-    kept = {}
-    return run
-
-
-def quantized(model: Path, where: Path, files: list[str]):
-    "A copy of the bundle that knows what the pictures look like, exported, in int8"
-    import numpy as np
+def finished(model: Path, where: Path, files: list[str]) -> Path:
+    "A copy of the bundle as `fit` leaves it: it knows what the pictures look like, and has the graphs of onnxruntime"
     from dataclasses import replace
+    import numpy as np
+    from fastsmile.core.system import LEAST_INT8_IMAGES
     from fastsmile.data.images import resize_and_crop
     from fastsmile.data.readers import FolderReader
     from fastsmile.data.unlike import fit_unlike_scale
     from fastsmile.inference.export import export
-    from fastsmile.inference.load import load_model, make_backend
     from fastsmile.inference.quantize import add_int8
     from fastsmile.models.bundle import load_bundle, save_bundle
+    files = files * -(-LEAST_INT8_IMAGES // len(files))
     loaded, reader = load_bundle(model), FolderReader('.')
-    pixels = np.stack([resize_and_crop(reader.read_image(f, loaded.spec.prep), loaded.spec.prep) for f in 2 * files])
+    pixels = np.stack([resize_and_crop(reader.read_image(f, loaded.spec.prep), loaded.spec.prep) for f in files])
     save_bundle(replace(loaded, metadata=replace(loaded.metadata, unlike=fit_unlike_scale(pixels, pixels))), where)
     export(where)
-    facts = add_int8(where, reader, 8 * files, 8 * files, least_speedup=0.)
-    print(f'int8: {facts.recomputed:.1%} of the rows recomputed in fp32', file=sys.stderr)
-    return make_backend(load_model(where, 'onnx'), 'int8')
+    facts = add_int8(where, reader, files, files)
+    if facts: print(f'int8: {facts.recomputed:.1%} of the rows recomputed in fp32', file=sys.stderr)
+    return where
+
+
+def labels(engine: str, precision: str, model: Path):
+    "What `predict` runs: a function from files to their labels"
+    from fastsmile.data.readers import FolderReader
+    from fastsmile.inference.load import load_model, make_backend
+    from fastsmile.inference.predict import predict_rows
+    backend = make_backend(load_model(model, engine), precision)
+    return lambda files: [row['label'] for row in predict_rows(backend, FolderReader('.'), files, total=len(files)) if not row['error']]
+
+
+def fastsmile(model: Path, size: int):
+    "`predict` as it comes: onnxruntime, in int8 where the processor has VNNI and it pays, close rows recomputed in fp32"
+    run = labels('onnx', 'auto', model)
+    return lambda files: len(run(files))
+
+
+def fp32(model: Path, size: int):
+    "`predict --precision fp32`"
+    run = labels('onnx', 'fp32', model)
+    return lambda files: len(run(files))
+
+
+def torch_engine(model: Path, size: int):
+    "`predict --engine torch --precision fp32`"
+    run = labels('torch', 'fp32', model)
+    return lambda files: len(run(files))
 
 
 def fastai(model: Path, size: int):
@@ -153,27 +149,17 @@ def ultralytics(model: Path, size: int):
     return lambda files: sum(1 for _ in net.predict(files, imgsz=size, batch=16, stream=True, verbose=False, device='cpu'))
 
 
-def model_alone(model: Path, size: int):
-    "The bound's first part: the folded network in fp32 on all cores, the better of one group on all cores and a group on each"
-    import torch
+def graph_alone(model: Path, size: int):
+    "The bound's first part: the graph that `predict` runs, a group on each core, and nothing else"
+    import numpy as np
     from fastsmile.core.system import default_batch_size
-    from fastsmile.inference.torch_backend import TorchBackend
-    from fastsmile.inference.load import load_model
-    net, bs = TorchBackend(load_model(model, 'torch')).net, default_batch_size(size, 'cpu', CORES)
-    x = torch.randn(bs, 3, size, size).to(memory_format=torch.channels_last)
-    def once(_):
-        with torch.inference_mode(): return len(net(x))
+    from fastsmile.inference.load import load_model, make_backend
+    from fastsmile.inference.quantize import network_inputs
+    backend, bs = make_backend(load_model(model, 'onnx'), 'auto'), default_batch_size(size, 'cpu', CORES)
+    x = network_inputs(np.random.default_rng(0).integers(0, 256, (bs, size, size, 3), dtype=np.uint8), backend.preps)
+    def once(_): return len(backend.net.session(1).run(None, x)[0])
     def run(files):
-        rounds, best = -(-len(files) // bs), 0
-        start = time.perf_counter()
-        done = sum(map(once, range(rounds)))
-        best = done / (time.perf_counter() - start)
-        with ThreadPoolExecutor(CORES, initializer=lambda: torch.set_num_threads(1)) as pool:
-            start = time.perf_counter()
-            done = sum(pool.map(once, range(rounds)))
-            best = max(best, done / (time.perf_counter() - start))
-        torch.set_num_threads(CORES)
-        return best  # pictures per second
+        with ThreadPoolExecutor(CORES) as pool: return sum(pool.map(once, range(-(-len(files) // bs))))
     return run
 
 
@@ -181,15 +167,15 @@ def decode_alone(model: Path, size: int):
     "The bound's second part: decoding and resizing on all cores"
     from fastsmile.data.images import resize_and_crop
     from fastsmile.data.readers import FolderReader
-    from fastsmile.inference.load import load_model
-    prep, reader = load_model(model).spec.prep, FolderReader('.')
+    from fastsmile.models.spec import parse_config, read_bundle_config
+    prep, reader = parse_config(read_bundle_config(model))[0].prep, FolderReader('.')
     def run(files):
         with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda f: resize_and_crop(reader.read_image(f, prep), prep).shape, files))
     return run
 
 
-CONTENDERS = dict(fastsmile=fastsmile, onnx=onnx, int8=int8, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics,
-                  model=model_alone, decode=decode_alone)
+CONTENDERS = dict(fastsmile=fastsmile, fp32=fp32, torch=torch_engine, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics,
+                  graph=graph_alone, decode=decode_alone)
 
 
 def busy() -> tuple[float, float]:
@@ -198,37 +184,66 @@ def busy() -> tuple[float, float]:
     return (sum(v) - v[3] - v[4]) / os.sysconf('SC_CLK_TCK'), sum(os.times()[:4])
 
 
-def measure(run, files) -> tuple[float, float]: # pictures per second, foreign load
-    "One round"
-    (all0, own0), start = busy(), time.perf_counter()
-    done = run(files)
-    seconds, (all1, own1) = time.perf_counter() - start, busy()
-    return done if isinstance(done, float) else done / seconds, max(0., (all1 - all0 - own1 + own0) / seconds / CORES)
+def contend(args):
+    "In a process of its own: a contender, which answers each line of standard input with a round"
+    folder = Path(args.source)
+    files, asked = sorted(map(str, (folder/'pictures').iterdir())), sys.stdout
+    sys.stdout = sys.stderr  # a line there is an answer
+    try: run = CONTENDERS[args.who](folder/'model', args.size)
+    except ImportError as e: sys.exit(f'{args.who} is left out: {e}')
+    run(files)
+    print('ready', file=asked, flush=True)
+    for _ in sys.stdin:
+        (all0, own0), start = busy(), time.perf_counter()
+        done = run(files)
+        seconds, (all1, own1) = time.perf_counter() - start, busy()
+        other = max(0., (all1 - all0 - own1 + own0) / seconds / CORES)
+        print(json.dumps(dict(rate=done / seconds, other=other)), file=asked, flush=True)
+
+
+def start(name: str, folder: Path, size: int) -> subprocess.Popen | None:
+    "The process of a contender, warm; None where its package is not installed"
+    cmd = [sys.executable, '-W', 'ignore', __file__, 'contend', folder, '--who', name, '--size', size]
+    process = subprocess.Popen(list(map(str, cmd)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return process if process.stdout.readline() == 'ready\n' else None
+
+
+def round_of(process: subprocess.Popen) -> float: # pictures per second
+    "A round; one that others disturbed is repeated, up to four times"
+    for _ in range(4):
+        print('again', file=process.stdin, flush=True)
+        row = json.loads(process.stdout.readline())
+        if row['other'] <= 0.05: return row['rate']
+    print(f'other processes took {row["other"]:.0%} of the machine', file=sys.stderr)
+    return row['rate']
+
+
+def spread(values) -> dict:
+    "Median and range over the rounds"
+    return dict(median=round(statistics.median(values), 2), least=round(min(values), 2), most=round(max(values), 2))
 
 
 def speed(args):
-    "Every contender in turn, `--rounds` times; a round that others disturbed is repeated, up to four times"
-    from fastsmile import OptionError  # what a missing extra raises
+    "Every contender in turn, `--rounds` times, each in a process of its own"
     w, h = map(int, args.shape.split('x'))
     size = 224 if max(w, h) > 224 else max(w, h)
     with tempfile.TemporaryDirectory() as tmp:
-        files, model = pictures(args.source, Path(tmp)/'pictures', (w, h), args.n), bundle(args.arch, size, Path(tmp)/'model')
-        ready, best = {}, {}
-        for name in args.who.split(','):
-            try: ready[name] = CONTENDERS[name](model, size)
-            except (ImportError, OptionError) as e: print(f'{name} is left out: {e}', file=sys.stderr)
-        for run in ready.values(): run(files[:min(len(files), 32)])
-        for _ in range(args.rounds):
-            for name, run in ready.items():
-                for _ in range(4):
-                    rate, other = measure(run, files)
-                    if other <= 0.05: break
-                if name not in best or (other <= 0.05, rate) > (best[name][1] <= 0.05, best[name][0]): best[name] = rate, other
-        bound = 1 / (1 / best['model'][0] + 1 / best['decode'][0]) if {'model', 'decode'} <= set(best) else None
-        print(json.dumps(dict(arch=args.arch, shape=args.shape, size=size, n=args.n, rates={k: round(r, 1) for k, (r, _) in best.items()},
-                              other={k: round(o, 2) for k, (_, o) in best.items()}, bound=bound and round(bound, 1),
-                              of_bound=bound and 'fastsmile' in best and round(best['fastsmile'][0] / bound, 2),
-                              times_fastai=round(best['fastsmile'][0] / best['fastai'][0], 2) if {'fastai', 'fastsmile'} <= set(best) else None)))
+        folder = Path(tmp)
+        files = pictures(args.source, folder/'pictures', (w, h), args.n)
+        finished(bundle(args.arch, size, folder/'plain'), folder/'model', files)
+        quick, exact = labels('onnx', 'auto', folder/'model')(files), labels('onnx', 'fp32', folder/'model')(files)
+        ready = {name: process for name in args.who.split(',') if (process := start(name, folder, size))}
+        rounds = [{name: round_of(process) for name, process in ready.items()} for _ in range(args.rounds)]
+        for process in ready.values():
+            process.terminate()
+            process.wait()
+    row = dict(arch=args.arch, shape=args.shape, size=size, n=len(files), same_labels=sum(a == b for a, b in zip(quick, exact, strict=True)),
+               rates={name: spread([r[name] for r in rounds]) for name in ready})
+    if {'graph', 'decode'} <= set(ready):
+        row['bound'] = spread([1 / (1 / r['graph'] + 1 / r['decode']) for r in rounds])
+    if 'fastai' in ready:
+        row['times_fastai'] = {name: spread([r[name] / r['fastai'] for r in rounds]) for name in ready if name not in ('fastai', 'graph', 'decode')}
+    print(json.dumps(row))
 
 
 BY_HAND = '''
@@ -242,33 +257,32 @@ print(label, p[i])
 def _first(_): return 'a'  # a label for fastai, which wants one; a name of a module, so that the learner can be exported
 
 
+def seconds(cmd: list) -> float:
+    "How long a program takes"
+    start = time.perf_counter()
+    subprocess.run(list(map(str, cmd)), check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
 def cold(args):
-    "One picture from a fresh process: `fastsmile predict` with torch and from an exported file, and fastai's load_learner and predict"
+    "One picture from a fresh process: `fastsmile predict` as it comes and with torch, and fastai's load_learner and predict"
     from fastai.vision.all import CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Resize, ResizeMethod
     import timm
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        files, model = pictures(args.source, tmp/'pictures', (400, 533), 8), bundle(args.arch, 224, tmp/'model')
+        files = pictures(args.source, tmp/'pictures', (400, 533), 8)
+        model = finished(bundle(args.arch, 224, tmp/'plain'), tmp/'model', files)
         block = DataBlock((ImageBlock, CategoryBlock(vocab=['a', 'b', 'c'])), get_y=_first, item_tfms=Resize(224, method=ResizeMethod.Squish))
         learn = Learner(block.dataloaders(files, num_workers=0), timm.create_model(f'local-dir:{model}', pretrained=True),
                         loss_func=CrossEntropyLossFlat())
         learn.export(tmp/'export.pkl')
-        exported = ['export', model, '--check', tmp/'pictures', '--out', tmp/'model.onnx']
         python = [sys.executable, '-W', 'ignore']
-        subprocess.run(list(map(str, [*python, '-m', 'fastsmile', *exported])), check=True, capture_output=True)
-        ways = dict(fastsmile=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', model, '--out', tmp/'p.csv', '--overwrite'],
-                    onnx=[*python, '-m', 'fastsmile', 'predict', files[0], '--model', tmp/'model.onnx', '--out', tmp/'p.csv', '--overwrite'],
-                    fastai=[*python, '-c', BY_HAND, tmp/'export.pkl', files[0]])
-        best = {}
-        for _ in range(args.rounds + 1):  # the first fills the disk's cache
-            for name, cmd in ways.items():
-                (all0, own0), start = busy(), time.perf_counter()
-                subprocess.run(list(map(str, cmd)), check=True, capture_output=True)
-                seconds, (all1, own1) = time.perf_counter() - start, busy()
-                other = max(0., (all1 - all0 - own1 + own0) / seconds / CORES)
-                if name not in best or seconds < best[name][0]: best[name] = seconds, other
-        print(json.dumps(dict(arch=args.arch, seconds={k: round(s, 2) for k, (s, _) in best.items()}, other={k: round(o, 2) for k, (_, o) in best.items()},
-                              ratio={k: round(best[k][0] / best['fastai'][0], 2) for k in ('fastsmile', 'onnx')})))
+        predict = [*python, '-m', 'fastsmile', 'predict', files[0], '--model', model, '--out', tmp/'p.csv', '--overwrite']
+        ways = dict(fastsmile=predict, torch=[*predict, '--engine', 'torch'], fastai=[*python, '-c', BY_HAND, tmp/'export.pkl', files[0]])
+        for cmd in ways.values(): subprocess.run(list(map(str, cmd)), check=True, capture_output=True)  # fills the disk's cache
+        rounds = [{name: seconds(cmd) for name, cmd in ways.items()} for _ in range(args.rounds)]
+        print(json.dumps(dict(arch=args.arch, seconds={name: spread([r[name] for r in rounds]) for name in ways},
+                              of_fastai={name: spread([r[name] / r['fastai'] for r in rounds]) for name in ('fastsmile', 'torch')})))
 
 
 GROW = '''
@@ -311,8 +325,9 @@ def machine(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['speed', 'cold', 'growth', 'machine'])
+    parser.add_argument('what', choices=['speed', 'cold', 'growth', 'machine', 'contend'], help='contend is what speed starts')
     parser.add_argument('source', nargs='?', help='a zip of photographs')
+    parser.add_argument('--size', type=int, default=224, help='for contend: pixels on a side')
     parser.add_argument('--arch', default='resnet18')
     parser.add_argument('--shape', default='400x533', help='width x height of the pictures; the network sees 224 px, or the side where that is smaller')
     parser.add_argument('-n', type=int, default=128)
@@ -321,7 +336,7 @@ def main():
     parser.add_argument('--who', default=','.join(CONTENDERS))
     args = parser.parse_args()
     if args.what != 'machine' and not args.source: parser.error('a zip of photographs is needed')
-    dict(speed=speed, cold=cold, growth=growth, machine=machine)[args.what](args)
+    dict(speed=speed, cold=cold, growth=growth, machine=machine, contend=contend)[args.what](args)
 
 
 if __name__ == '__main__': main()

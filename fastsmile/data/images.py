@@ -7,8 +7,8 @@ __all__ = ['MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'COMMON_FORMATS', 'RARE_FORMAT
            'ALPHA_BACKGROUND', 'TIMM_CROP_MODES', 'FULL_SIZE_KEY', 'JPEG_DRAFT_OVERSAMPLING', 'ImageError',
            'ImageNotFoundError', 'without_text', 'named_content', 'unreadable_reason', 'open_image_bytes', 'to_rgb',
            'to_srgb', 'upright_rgb', 'Preprocessing', 'resized_size', 'resize_and_crop', 'normalize', 'denormalize',
-           'grey_pixels', 'decode_image', 'region_name', 'parse_region', 'crop_region', 'read_thumbnail',
-           'UnreadableImageError']
+           'grey_pixels', 'plain_jpeg_size', 'decode_image', 'region_name', 'parse_region', 'crop_region',
+           'read_thumbnail', 'UnreadableImageError']
 
 # %% ../../nbs/data/01_images.ipynb #091c69a8
 import io
@@ -291,11 +291,15 @@ def grey_pixels(
 # %% ../../nbs/data/01_images.ipynb #10522aed
 JPEG_DRAFT_OVERSAMPLING = 2  # a JPEG that is decoded smaller keeps this many times the pixels on a side that are needed
 
+def _draft_size(size: tuple[int, int], prep: Preprocessing | None, at_least: int | None) -> tuple[int, int] | None:
+    "The least width and height that a JPEG of some size is decoded to; None: all of it is needed"
+    if prep: return tuple(JPEG_DRAFT_OVERSAMPLING * v for v in resized_size(size, prep))
+    return (at_least, at_least) if at_least else None
+
 def _request_draft(img: Image.Image, prep: Preprocessing | None, at_least: int | None):
     "Ask Pillow to decode a JPEG no larger than is needed"
     if img.format not in ('JPEG', 'MPO'): return
-    if prep: img.draft(None, tuple(JPEG_DRAFT_OVERSAMPLING * v for v in resized_size(img.size, prep)))
-    elif at_least: img.draft(None, (at_least, at_least))
+    if least := _draft_size(img.size, prep, at_least): img.draft(None, least)
 
 # %% ../../nbs/data/01_images.ipynb #49374054
 def _record_full_size(img: Image.Image, full: tuple[int, int], scale: int) -> Image.Image:
@@ -304,6 +308,37 @@ def _record_full_size(img: Image.Image, full: tuple[int, int], scale: int) -> Im
     w, h = full[::-1] if turned else full
     img.info[FULL_SIZE_KEY] = w, h, scale
     return img
+
+# %% ../../nbs/data/01_images.ipynb #b5a1c6f4
+_START_OF_SCAN, _FRAMES = 0xda, (0xc0, 0xc1, 0xc2)                # baseline, extended, progressive
+_PLAIN_SEGMENTS = {0xe0, 0xfe, 0xdb, 0xc4, 0xdd, *_FRAMES}        # JFIF, comments, tables, restart intervals
+
+def plain_jpeg_size(
+    data: bytes, # a whole image file
+) -> tuple[int, int] | None: # width, height
+    "The size of a JPEG whose pixels are shown as they are stored; None for any other file"
+    if data[:2] != b'\xff\xd8': return None
+    at, size = 2, None
+    while at + 10 < len(data) and data[at] == 0xff:
+        kind, length = data[at + 1], int.from_bytes(data[at + 2:at + 4])
+        if kind == _START_OF_SCAN: return size
+        if kind not in _PLAIN_SEGMENTS: return None
+        if kind in _FRAMES:
+            bits, height, width, colours = struct.unpack_from('>BHHB', data, at + 4)
+            if size or bits != 8 or colours not in (1, 3) or not width * height: return None
+            size = width, height
+        at += 2 + length
+    return None
+
+def _decode_plain_jpeg(data: bytes, max_pixels: int, prep: Preprocessing | None, at_least: int | None) -> Image.Image | None:
+    "The RGB image in a plain JPEG all of which is needed; None where Pillow is to decide"
+    size = plain_jpeg_size(data)
+    if size is None or size[0] * size[1] > max_pixels: return None
+    least = _draft_size(size, prep, at_least)
+    if least and min(size[0] / least[0], size[1] / least[1]) >= 2: return None
+    from simplejpeg import decode_jpeg
+    try: return Image.fromarray(decode_jpeg(data, 'RGB'))
+    except ValueError: return None  # also where libjpeg-turbo only warns
 
 # %% ../../nbs/data/01_images.ipynb #9d958a7e
 def _open_checked(data: bytes, max_pixels: int) -> Image.Image:
@@ -323,6 +358,7 @@ def decode_image(
     at_least: int | None = None,        # decode a JPEG smaller, while both sides keep this many pixels
 ) -> Image.Image:
     "The image in `data`: sRGB, upright, first frame; raises `ImageError` with the reason"
+    if plain := _decode_plain_jpeg(data, max_pixels, prep, at_least): return plain
     img = _open_checked(data, max_pixels)
     try:
         full = img.size

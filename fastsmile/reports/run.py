@@ -29,7 +29,7 @@ from .card import CARD_SCORES, NextStep, RULE_SCORES, decision_rule_text, next_s
 from .card import reported_split, verdict
 from .charts import balance_chart, class_f1_chart, curve_chart, draw_history, draw_lr_find
 from .charts import draw_option_importance, draw_trials, lr_find_chart, precision_recall_chart
-from .charts import reliability_chart, roc_chart, save_figure, svg_chart
+from .charts import reliability_chart, roc_chart, save_chart, save_figure, svg_chart
 from .html import Thumbnails, jpeg_data_url, render_template
 
 
@@ -427,7 +427,5 @@ def write_lr_plot(
     folder: str | Path, # with lr_find.csv
 ):
     "Write lr_find.png"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(5, 3))
-    draw_lr_find(fig.subplots(), read_safe_csv(Path(folder)/'lr_find.csv', numbers=True))
-    save_figure(fig, Path(folder)/'lr_find.png')
+    curve = read_safe_csv(Path(folder)/'lr_find.csv', numbers=True)
+    save_chart(lambda ax: draw_lr_find(ax, curve), Path(folder)/'lr_find.png')

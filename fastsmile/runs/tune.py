@@ -30,7 +30,7 @@ from ..data.audit import SplitData, split_audited
 from ..data.images import Preprocessing, UnreadableImageError
 from ..models.device import pick_device
 from ..models.spec import ModelSpec
-from ..reports.charts import draw_option_importance, draw_trials, save_figure
+from ..reports.charts import draw_option_importance, draw_trials, save_chart
 from .fit import fit_data, new_network
 from .folder import Run, base_record, recording_status, run_status
 from .results import audit_and_build, write_report_and_config
@@ -296,15 +296,8 @@ def _write_search_results(path: Path, study: 'optuna.Study', monitor: str):
     table, shares = trial_table(study, monitor), option_importance(study)
     write_safe_csv(table, path/'candidates.csv')
     write_safe_csv(pd.DataFrame(dict(option=list(shares), importance=list(shares.values()))), path/'importance.csv')
-    _save_plot(path/'tune_history.png', draw_trials, table)
-    if shares: _save_plot(path/'tune_importance.png', draw_option_importance, shares)
-
-# %% ../../nbs/runs/14_tune.ipynb #df03869b
-def _save_plot(path: Path, draw: Callable, values: object):
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(5, 3))
-    draw(fig.subplots(), values)
-    save_figure(fig, path)
+    save_chart(lambda ax: draw_trials(ax, table), path/'tune_history.png')
+    if shares: save_chart(lambda ax: draw_option_importance(ax, shares), path/'tune_importance.png')
 
 # %% ../../nbs/runs/14_tune.ipynb #88f7a34b
 def describe_ties(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import cheap, folder, picture
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from fastsmile.core.errors import SmileError
-from fastsmile.data.images import ImageError, Preprocessing, _png_chunks, decode_image, resize_and_crop, to_rgb
+from fastsmile.data.images import ImageError, Preprocessing, _png_chunks, decode_image, plain_jpeg_size, resize_and_crop, to_rgb
 from fastsmile.data.readers import ArrayReader, FolderReader, ZipReader, left_aside_note
 
 
@@ -64,6 +64,64 @@ def test_damaged_bytes_are_a_picture_or_a_reason(noise, at):
     data[at:at + len(noise)] = noise
     try: assert decode_image(bytes(data), max_pixels=10_000).mode == 'RGB'
     except ImageError as e: assert str(e)
+
+
+def by_pillow(monkeypatch, data: bytes, **kwargs) -> np.ndarray | str:
+    "The pixels, or the reason, without simplejpeg"
+    with monkeypatch.context() as m:
+        m.setattr('fastsmile.data.images._decode_plain_jpeg', lambda *_: None)
+        return pixels_or_reason(data, **kwargs)
+
+
+def pixels_or_reason(data: bytes, **kwargs) -> np.ndarray | str:
+    try: return np.asarray(decode_image(data, **kwargs))
+    except ImageError as e: return str(e)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (7, 13), (64, 64), (101, 50)])
+@pytest.mark.parametrize('mode,options', [('RGB', dict(subsampling=0)), ('RGB', dict(subsampling=1)), ('RGB', dict(subsampling=2)), ('L', {}),
+                                          ('RGB', dict(progressive=True)), ('RGB', dict(restart_marker_rows=1)), ('RGB', dict(comment=b'by hand'))])
+def test_plain_jpegs_have_the_pixels_that_pillow_gives(monkeypatch, size, mode, options):
+    data = picture(size=(max(size[0], 2), max(size[1], 2)), fmt='JPEG', mode=mode, quality=85, **options)
+    assert plain_jpeg_size(data) and np.array_equal(pixels_or_reason(data), by_pillow(monkeypatch, data))
+
+
+def exif_turned() -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return dict(exif=exif)
+
+
+@pytest.mark.parametrize('data', [
+    picture(size=(40, 20), fmt='JPEG', **exif_turned()), picture(fmt='JPEG', mode='CMYK'), picture(fmt='JPEG', keep_rgb=True), picture(fmt='PNG'),
+    picture(fmt='JPEG', icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()),
+    picture(fmt='JPEG')[:30], b'\xff\xd8', b'\xff\xd8\xff\xda' + bytes(20), b''],
+    ids=['EXIF', 'CMYK', 'RGB', 'PNG', 'profile', 'cut', 'start', 'scan', 'empty'])
+def test_other_files_are_left_to_pillow(data): assert plain_jpeg_size(data) is None
+
+
+@given(st.binary(min_size=1, max_size=40), st.integers(0, 1500), st.integers(0, 1500))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_jpeg_comes_out_as_pillow_has_it(monkeypatch, noise, at, end):
+    data = bytearray(picture(fmt='JPEG', size=(48, 40)))
+    data[at:at + len(noise)] = noise
+    data = bytes(data[:len(data) - end // 2])
+    assert np.array_equal(pixels_or_reason(data), by_pillow(monkeypatch, data))
+
+
+def test_a_plain_jpeg_is_refused_and_reduced_as_others_are(monkeypatch):
+    data = picture(fmt='JPEG', size=(400, 300))
+    assert pixels_or_reason(data, max_pixels=400 * 300 - 1) == 'more than 119,999 pixels: 400 x 300'
+    for options in (dict(at_least=70), dict(at_least=151), dict(prep=Preprocessing(size=32)), dict(prep=Preprocessing(size=74, crop_mode='center'))):
+        assert np.array_equal(pixels_or_reason(data, **options), by_pillow(monkeypatch, data, **options))
+
+
+def test_real_photographs_have_the_pixels_that_pillow_gives(monkeypatch, shared):
+    for name in ('smiles.zip', 'clothing.zip', 'facial_expressions.zip'):
+        with zipfile.ZipFile(shared/'data'/name) as z:
+            files = [z.read(n) for n in sorted(z.namelist())[5::97] if n.lower().endswith(('.jpg', '.jpeg'))]
+        assert sum(plain_jpeg_size(data) is not None for data in files) > len(files) / 2
+        for data in files: assert np.array_equal(pixels_or_reason(data), by_pillow(monkeypatch, data))
 
 
 def test_folder_and_zip_agree(tmp_path):

@@ -101,14 +101,16 @@ def test_freeze_epochs_come_first(data, tiny, tmp_path):
 
 @pytest.mark.parametrize('lr', ['auto', 'find', '0.005'])
 def test_after_the_head_everything_is_trained_whoever_finds_the_rate(data, tiny, tmp_path, monkeypatch, lr):
-    "A search makes a new optimizer while the body is frozen; the body must come back all the same"
-    moved = {}
+    "A search makes a new optimizer while the body is frozen; the body must come back all the same, and the search's moments go"
+    moved, moments = {}, {}
     def spy(learn, phase, *rest):
+        moments[phase.name] = sum('step' in state for state in learn.opt.state.values())
         before = {k: v.clone() for k, v in learn.model.named_parameters()}
         run_phase(learn, phase, *rest)
         moved[phase.name] = {k for k, v in learn.model.named_parameters() if not v.equal(before[k])}
     monkeypatch.setattr('fastsmile.training.learner.run_phase', spy)
     _, _, learn = trained(data, replace(tiny, lr=lr, freeze_epochs=1, epochs=1, augment='none'), tmp_path)
+    assert moments == {'head': 0, 'all': 0}
     assert moved['head'] == {'fc.weight', 'fc.bias'} and moved['all'] == {k for k, _ in learn.model.named_parameters()}
 
 
