@@ -2,7 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 override VENV := $(abspath $(VENV))
-RUN = PATH="$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(VENV)"
+# Modules are compiled when they are first imported; where Python may not write them, each process would compile torch anew, ten seconds
+RUN = PATH="$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(VENV)" PYTHONDONTWRITEBYTECODE=
 
 .PHONY: demo test install export readme lint clean help
 

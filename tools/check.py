@@ -62,7 +62,6 @@ def main() -> int:
     quiet = os.environ | dict(FASTSMILE_QUIET='1', PYTHONWARNINGS='ignore::FutureWarning,ignore::DeprecationWarning')
     quiet['OMP_NUM_THREADS'] = '1'  # several notebooks or tests at a time: threads of theirs would fight
     quiet['TERM'] = 'dumb'  # the same checks wherever they run
-    quiet.pop('PYTHONDONTWRITEBYTECODE', None)  # the modules are compiled once, not in each of a hundred processes
     beside = ThreadPoolExecutor(1)
     types = beside.submit(subprocess.run, ['mypy', '--no-error-summary'], cwd=ROOT, capture_output=True, text=True)
     steps = dict(lint=lambda: run('ruff', 'check', '--quiet', '.'),

@@ -28,8 +28,7 @@ def main(venv: Path):
         print(f'installing ({name} changed): once, a minute or two', flush=True)
         what = ['-e', f'{root}[dev]'] if name == 'requirements' else ['--no-deps', '-e', f'{root}']
         if not (venv/'bin'/'uv').exists(): subprocess.run([*pip, 'uv'], check=True)  # installs in under half of pip's time
-        # Compiled once here: where Python may not write bytecode, each process would compile torch anew, ten seconds
-        subprocess.run([venv/'bin'/'uv', 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python, *what], check=True)
+        subprocess.run([venv/'bin'/'uv', 'pip', 'install', '--quiet', '--python', python, *what], check=True)
         file.write_text(stamp)
 
 
