@@ -114,6 +114,12 @@ def no_charts():
 
 
 @pytest.fixture(scope='module')
+def no_charts_in_module():
+    "The same for all tests and fixtures of a file, by `pytestmark`"
+    with without_charts(): yield
+
+
+@pytest.fixture(scope='module')
 def browser():
     "Chromium for the tests of a file, each with a page of its own"
     sync_api = pytest.importorskip('playwright.sync_api')

@@ -31,6 +31,8 @@ from fastsmile.data.sample import draw_face, random_face_params
 from fastsmile.data.scan import ImageScanner, scan_images
 from fastsmile.data.source import read_source
 
+pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
+
 BACK = (200, 200, 190)
 
 

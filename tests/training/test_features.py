@@ -19,6 +19,8 @@ from fastsmile.config.fit import FitConfig
 from fastsmile.training.resume import StateSaver
 from fastsmile.runs.fit import fit
 
+pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch): monkeypatch.setenv('FASTSMILE_CACHE', str(tmp_path/'cache'))

@@ -19,7 +19,7 @@ from fastsmile.runs.fit import fit
 from fastsmile.runs.folder import load_run
 from fastsmile.training.learner import train_learner
 
-pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
+pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
 
 
 class Stopped(BaseException): pass
