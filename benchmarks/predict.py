@@ -300,7 +300,7 @@ def growth(args):
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         files = pictures(args.source, tmp/'pictures', (32, 32), min(500, max(args.files)))
-        model = bundle('resnet10t', 32, tmp/'model', '{"channels": [8, 16, 32, 64]}')
+        model = finished(bundle('resnet10t', 32, tmp/'plain', '{"channels": [8, 16, 32, 64]}'), tmp/'model', files)
         for n in args.files:
             (tmp/f'{n}').mkdir()
             for i in range(n): os.link(files[i % len(files)], tmp/f'{n}'/f'{i:06}.jpg')

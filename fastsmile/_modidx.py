@@ -3785,6 +3785,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fastsmile.runs.fit._new_planned_folder': ( 'runs/fit.html#_new_planned_folder',
                                                                                 'fastsmile/runs/fit.py'),
                                     'fastsmile.runs.fit._plan_and_say': ('runs/fit.html#_plan_and_say', 'fastsmile/runs/fit.py'),
+                                    'fastsmile.runs.fit._say_if_late': ('runs/fit.html#_say_if_late', 'fastsmile/runs/fit.py'),
                                     'fastsmile.runs.fit._spec_of_data': ('runs/fit.html#_spec_of_data', 'fastsmile/runs/fit.py'),
                                     'fastsmile.runs.fit._train_and_write': ('runs/fit.html#_train_and_write', 'fastsmile/runs/fit.py'),
                                     'fastsmile.runs.fit._variants_of': ('runs/fit.html#_variants_of', 'fastsmile/runs/fit.py'),

@@ -114,8 +114,8 @@ def no_charts():
 
 
 @pytest.fixture(scope='module')
-def no_charts_in_module():
-    "The same for all tests and fixtures of a file, by `pytestmark`"
+def no_charts_in_module(run):
+    "The same for all tests and fixtures of a file, by `pytestmark`; the run that all files share has its charts by then"
     with without_charts(): yield
 
 

@@ -1,5 +1,6 @@
 "Make the virtual environment and install the package with its dev extra, but only what has changed since the last time."
 import hashlib
+import os
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -22,13 +23,14 @@ def main(venv: Path):
     python = venv/'bin'/'python'
     if not python.exists(): subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
     pip = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+    certified = dict(UV_SYSTEM_CERTS='1') | os.environ  # uv's own certificates do not know those of a company, which pip takes
     for name, stamp in stamps(root).items():
         file = venv/f'.fastsmile-{name}'
         if file.exists() and file.read_text() == stamp: continue
         print(f'installing ({name} changed): once, a minute or two', flush=True)
         what = ['-e', f'{root}[dev]'] if name == 'requirements' else ['--no-deps', '-e', f'{root}']
         if not (venv/'bin'/'uv').exists(): subprocess.run([*pip, 'uv'], check=True)  # installs in under half of pip's time
-        subprocess.run([venv/'bin'/'uv', 'pip', 'install', '--quiet', '--python', python, *what], check=True)
+        subprocess.run([venv/'bin'/'uv', 'pip', 'install', '--quiet', '--python', python, *what], check=True, env=certified)
         file.write_text(stamp)
 
 

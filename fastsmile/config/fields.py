@@ -504,8 +504,8 @@ def parse_duration(
     text: str, # e.g. 90s, 10m, 1.5h
 ) -> float: # seconds
     "A duration; raises `OptionError` where the text is none"
-    found = re.fullmatch(r'(\d+(?:\.\d+)?)([smh])', text.strip())
-    if found and float(found[1]): return float(found[1]) * _SECONDS[found[2]]
+    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(?:(s)(?:ec)?|(m)(?:in)?|(h))', text.strip())
+    if found and float(found[1]): return float(found[1]) * _SECONDS[found[found.lastindex]]
     raise OptionError(f'{name} {text!r} is not a duration.',
                       'Accepted: a number above 0 with s, m or h, e.g. 90s, 10m, 2h.')
 

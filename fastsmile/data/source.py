@@ -285,19 +285,20 @@ def _check_classes(frame: pd.DataFrame, what: str):
                          'not classes.', hint)
 
 # %% ../../nbs/data/12_source.ipynb #27714da9
-_PERSON_NAMES = (  # of a file; --group-from
-    (re.compile(r"[A-Z][\w'.-]*(?:_[A-Z][\w'.-]*)+_\d+"), r'(.+)_\d+'),
-    (re.compile(r'S\d{2,4}[_-].+'), r'^(S\d+)[_-]'),
-    (re.compile(r'(?:subject|person|user|id)[_-]?\d+[_-].+', re.IGNORECASE), r'^([A-Za-z]+[_-]?\d+)'))
+_PERSON_NAMES = (  # of a file; --group-from; the fewest different names that are not rather classes or series
+    (re.compile(r"[A-Z][\w'.-]*(?:_[A-Z][\w'.-]*)+_\d+"), r'(.+)_\d+', 2),
+    (re.compile(r'S\d{2,4}[_-].+'), r'^(S\d+)[_-]', 2),
+    (re.compile(r'(?:subject|person|user|id)[_-]?\d+[_-].+', re.IGNORECASE), r'^([A-Za-z]+[_-]?\d+)', 2),
+    (re.compile(r'\D*[^\W\d_]\D*[ _.-][A-Za-z]?\d+'), r'^(\D+?)[ _.-]+[A-Za-z]?\d+$', 10))
 
 def _person_note(frame: pd.DataFrame) -> list[str]:
     "A hint at `--group-from` where most names of files seem to name who is shown, some of them several times"
     if (frame.group != '').any() or frame.empty: return []
     all_stems = [PurePosixPath(p).stem for p in frame.path]
-    for pattern, regex in _PERSON_NAMES:
+    for pattern, regex, fewest in _PERSON_NAMES:
         stems = [s for s in all_stems if pattern.fullmatch(s)]
         people = {re.search(regex, s)[1] for s in stems}
-        if len(stems) > len(frame) / 2 and 1 < len(people) < len(stems):
+        if len(stems) > len(frame) / 2 and fewest <= len(people) < len(stems):
             return [f"Names such as {printable(stems[0])} may say who is shown: --group-from '{regex}' keeps each "
                     'person in one split.']
     return []

@@ -34,7 +34,7 @@ def _weakest_class_text(
     "Where it fails: the class with the least F1, how much of it is found, and what it is taken for"
     measured = [(i, c) for i, c in enumerate(metrics['per_class']) if c['support']]
     i, c = min(measured, key=lambda pair: pair[1]['f1'])
-    if c['f1'] == 1: return 'None of these rows has a wrong label.'
+    if c['f1'] == 1: return 'It answered every one of these rows right.'
     others = {label: n for label, n in zip(metrics['classes'], metrics['confusion'][i]) if label != c['label'] and n}
     taken_for = f", and takes most of the others for {max(others, key=others.get)!r}" if others else ''
     low, high = c['intervals']['f1']
@@ -132,7 +132,7 @@ def _training_steps(config: dict, metrics: dict) -> list[NextStep]: # of config.
     score, judged = m[_judged_score(metrics)], SCORE_NAMES[_judged_score(metrics)]
     trained = config['command'].startswith('fastsmile fit') and not options.get('folds')
     if trained and options.get('weights') == 'none':
-        steps.append(NextStep('Train with --weights hub: pretrained weights help most where images are few.'))
+        steps.append(NextStep('Train with pretrained weights (--weights hub, or a file or folder of them): they help most where images are few.'))
     if trained and (split == 'valid' or score['high'] - score['low'] > _WIDE_INTERVAL):
         why = 'There are no test rows' if split == 'valid' else \
             f"The interval of the {judged} is {score['high'] - score['low']:.2f} wide"

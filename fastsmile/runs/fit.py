@@ -21,7 +21,7 @@ from ..config.fit import FitConfig
 from ..config.recipes import describe_recipe, write_options
 from ..core.errors import OptionError, SmileError, WriteError, printable, say, shell_quote
 from ..core.files import absolute_source, check_run_folder_free, check_source_exists, folder_lock
-from ..core.files import local_path, new_run_folder, read_run_config, write_json
+from ..core.files import local_path, new_run_folder, read_json, read_run_config, write_json
 from ..core.system import in_notebook, is_distributed, iso_now, seed_everything
 from ..data.audit import AuditedSource, SplitData, cross_validation_splits, split_audited
 from ..data.audit import write_split_data
@@ -217,6 +217,15 @@ def _check_callbacks(cbs: Sequence['Callback'], config: FitConfig):
                       'torchrun): a callback holds the state of one.',
                       'Call fit for one training at a time, e.g. with seeds=1, each with callbacks of its own.')
 
+_LATE, _LATE_SECONDS = 1.5, 20 # of the planned time, and seconds more, from which on it is said
+
+def _say_if_late(run: Run, seconds: float):
+    "One line where a run took much longer than was planned"
+    planned = read_json(run.path/'training_plan.json')['seconds']
+    if seconds <= _LATE * planned + _LATE_SECONDS: return
+    say(f'It took {duration_text(seconds)}, planned were {duration_text(planned)}: the processor was slower than when '
+        'the steps were timed, busy with other programs perhaps.', style='yellow')
+
 def _fit_here(
     source: object,
     config: FitConfig,
@@ -249,7 +258,9 @@ def fit(
     if config.resume:
         source, config, into = resume_arguments(source, config)
         _check_callbacks(cbs, config)
+    start, resumed = time.monotonic(), into is not None
     run = _fit_here(source, config, into, cbs)
+    if run and not resumed: _say_if_late(run, time.monotonic() - start)
     if run and in_notebook(): say(run.verdict)
     return run
 

@@ -33,7 +33,7 @@ from ..data.audit import SplitData
 from ..models.device import DTYPES, free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
 from ..models.device import return_freed_memory
 from ..models.spec import ModelSpec
-from ..models.weights import cached_weights, check_hub, weight_files
+from ..models.weights import WEIGHTS_HINT, cached_weights, check_hub, weight_files
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
 from .precision import MIN_SPEEDUP, measure_speedup
 
@@ -123,6 +123,7 @@ def _arch_of_weights(path: Path) -> str:
     for config in (path/'model'/'config.json', path/'config.json'):
         if config.is_file() and 'architecture' in (read := read_json(config)): return read['architecture']
     if timm.is_model(path.stem): return path.stem
+    if not path.exists(): raise OptionError(f'--weights {printable(path)} does not exist.', WEIGHTS_HINT)
     raise OptionError(f'--weights {printable(path)} does not say of which architecture it is.', 'Name it with --arch.')
 
 def choose_network(

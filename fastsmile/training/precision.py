@@ -101,7 +101,7 @@ def choose_precision(
 ) -> PrecisionChoice:
     "The requested precision, or under auto the faster one, measured on a few batches"
     device = str(learn.dls.device)
-    if requested != 'auto': return PrecisionChoice(requested, requested, None, f'{requested}, as requested')
+    if requested != 'auto': return PrecisionChoice(requested, requested, None, requested)
     lower = half_precision_to_time(device)
     if lower is None: return PrecisionChoice(requested, 'fp32', None, f'fp32: {device} has no faster lower precision')
     speedup = measure_speedup(learn.model, lower, device, size, learn.dls.train.bs)

@@ -1,4 +1,6 @@
 "Folders named for splits, classes and people: what is read, what is asked, what is refused."
+import re
+
 import pytest
 from conftest import folder, picture
 
@@ -117,6 +119,25 @@ def test_folders_of_people_are_no_classes(tmp_path, pattern):
 @pytest.mark.parametrize('people', [('S001', 'S002', 'S003'), ('subject1', 'subject2', 'subject3'), ('Actor_01', 'Actor_02', 'Actor_03')])
 def test_numbered_people_are_no_classes(tmp_path, people):
     with pytest.raises(SmileError, match='look like those of people'): read(tmp_path, names('{p}/{i}.png', p=people))
+
+
+SYLLABLES = ('an', 'bo', 'ci', 'du', 'eve', 'fay', 'gus', 'hal', 'ida', 'jo', 'kim', 'lee')
+
+
+@pytest.mark.parametrize('name', ['{p}_{i}', 'Mary {p}_n{i}', '{p}-lee-p{i}', '{p}.{i}', "o'{p} {i}"])
+def test_names_that_recur_may_be_people_and_the_option_that_is_named_reads_them(tmp_path, name):
+    files = [f'{("smile", "no smile")[i % 2]}/{name.format(p=p, i=i)}.png' for p in SYLLABLES for i in range(10, 13)]
+    said, = (n for n in read(tmp_path/'s', files).notes if '--group-from' in n)
+    regex = re.search("--group-from '(.+)' keeps", said)[1]
+    assert read(tmp_path/'s', [], group_from=regex).kept.group.nunique() == len(SYLLABLES)
+
+
+@pytest.mark.parametrize('files', [[f'{c}/{c}_{i}.png' for c in ('smile', 'neutral') for i in range(20)],  # classes
+                                   [f'{("a", "b")[i % 2]}/{("IMG", "DSC", "face")[i % 3]}_{i}.png' for i in range(40)],  # cameras
+                                   [f'{("a", "b")[i % 2]}/2024-01-{i:02}_12-30-{i}.png' for i in range(10, 30)],
+                                   [f'{("a", "b")[i % 2]}/{p} {i}.png' for i, p in enumerate(SYLLABLES)]])  # each once
+def test_names_of_classes_cameras_and_times_are_no_people(tmp_path, files):
+    assert not any('--group-from' in n for n in read(tmp_path/'s', files).notes)
 
 
 def test_patterns_that_match_nothing_or_some(tmp_path):

@@ -1,16 +1,27 @@
 "The page: in a real browser, wide and narrow, light and dark; nothing asked of the network; names are text."
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import folder, picture
 
 from fastsmile.reports.card import verdict
+from fastsmile.runs.fit import fit
 
 
 def test_the_page_asks_the_network_for_nothing(run):
     html = run.report.read_text()
     assert not re.findall(r'(?:src|href)\s*=\s*"(?!#|data:image/jpeg;base64,)[^"]*"', html) and '@import' not in html and len(html) < 5_000_000
     assert verdict(run.metrics)['text'].split(':')[0] in html and run.config['command'].split()[0] in html
+
+
+def test_without_persons_the_page_says_what_that_means(tmp_path, tiny, no_charts):
+    files = {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(30)}
+    named = {f'{c}/{p}_{i}.png': picture(c, seed=10 * i + n) for c in ('red', 'blue') for n, p in enumerate('abcdefghijkl') for i in range(3)}
+    pages = [fit(folder(tmp_path/name, made), replace(tiny, epochs=1, tta='none', group_from=regex, out=str(tmp_path/f'run of {name}'))).report.read_text()
+             for name, made, regex in (('plain', files, None), ('named', named, '(.)_'))]
+    assert ['one person may be in train and in test' in page for page in pages] == [True, False]
+    assert ['by person or group' in page for page in pages] == [False, True]
 
 
 def test_labels_that_attack_are_text(tmp_path, tiny):

@@ -16,9 +16,10 @@ from fastsmile.core.files import read_json
 from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
 from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _time_steps, _with_schedule,
-                                     activation_bytes, choose_network, default_lr, images_that_fit, measure_step, plan_fit, plan_lines, sizes_to_try, unchanged)
+                                     activation_bytes, budget_seconds, choose_network, default_lr, images_that_fit, measure_step, plan_fit,
+                                     plan_lines, sizes_to_try, unchanged)
 from fastsmile.training.learner import spec_from_config
-from fastsmile.runs.fit import new_network
+from fastsmile.runs.fit import _say_if_late, new_network
 
 pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
 
@@ -157,6 +158,24 @@ def test_a_dry_run_leaves_nothing(faces, tmp_path, monkeypatch, capsys):
     assert fit(faces, weights='none', dry_run=True) is None and not list(tmp_path.iterdir())
     told = capsys.readouterr().err
     assert 'resnet10t' in told and 'memory' in told and 'an epoch about' in told
+
+
+def test_weights_that_do_not_exist_are_said_to():
+    with pytest.raises(OptionError, match='--weights nowhere/weights does not exist') as e: choose_network(FitConfig(weights='nowhere/weights'), 'cpu')
+    assert '--weights FOLDER' in e.value.hint
+
+
+@pytest.mark.parametrize('text,seconds', [('90s', 90), ('90 sec', 90), ('10m', 600), ('10min', 600), ('1.5 h', 5400)])
+def test_durations_as_people_write_them(text, seconds): assert budget_seconds(FitConfig(budget=text)) == seconds
+
+
+def test_a_run_that_took_much_longer_than_planned_says_so(run, capsys, monkeypatch):
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    planned = read_json(run.path/'training_plan.json')['seconds']
+    _say_if_late(run, planned + 10)
+    assert not capsys.readouterr().err
+    _say_if_late(run, 4 * planned + 400)
+    assert 'planned were' in capsys.readouterr().err
 
 
 def test_what_was_planned_repeats_the_run(faces, tmp_path):
