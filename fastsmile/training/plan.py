@@ -461,7 +461,8 @@ def _reasons(
     mixes, no_average = 'mixup' in config.augment, 'no average: it pays in longer trainings'
     epochs = f'as many as fit into {duration_text(budget_seconds(config))}'
     if config.epochs >= most: epochs = f'the most of --preset {config.preset}'
-    why = dict(size=f'the pictures have {facts.side} px (median of the shorter sides)',
+    smaller = ': a larger input would leave too few epochs' if config.size < facts.side <= _LARGE_ENOUGH else ''
+    why = dict(size=f'the pictures have {facts.side} px (median of the shorter sides){smaller}',
                epochs=epochs, bs=f'{math.ceil(facts.train / config.bs)} steps an epoch',
                augment='over so many epochs mixing pays' if mixes else 'the usual one',
                ema='an average over the last epoch' if config.ema else no_average)

@@ -13,6 +13,7 @@ def test_the_page_asks_the_network_for_nothing(run):
     html = run.report.read_text()
     assert not re.findall(r'(?:src|href)\s*=\s*"(?!#|data:image/jpeg;base64,)[^"]*"', html) and '@import' not in html and len(html) < 5_000_000
     assert verdict(run.metrics)['text'].split(':')[0] in html and run.config['command'].split()[0] in html
+    assert '--config RUN/options.toml' in html and (run.path/'options.toml').exists()
 
 
 def test_without_persons_the_page_says_what_that_means(tmp_path, tiny, no_charts):

@@ -15,7 +15,7 @@ from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
 from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
-from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _time_steps, _with_schedule,
+from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _reasons, _time_steps, _with_schedule,
                                      activation_bytes, budget_seconds, choose_network, default_lr, images_that_fit, measure_step, plan_fit,
                                      plan_lines, sizes_to_try, unchanged)
 from fastsmile.training.learner import spec_from_config
@@ -158,6 +158,13 @@ def test_a_dry_run_leaves_nothing(faces, tmp_path, monkeypatch, capsys):
     assert fit(faces, weights='none', dry_run=True) is None and not list(tmp_path.iterdir())
     told = capsys.readouterr().err
     assert 'resnet10t' in told and 'memory' in told and 'an epoch about' in told
+
+
+@pytest.mark.parametrize('size,side,said', [(48, 64, True), (64, 64, False), (128, 300, False)])
+def test_an_input_smaller_than_the_pictures_says_why(size, side, said):
+    config = FitConfig().planned_as(size=size, bs=64, epochs=8)
+    why = next(row.why for row in _reasons(config, replace(FACTS, side=side), 12, 1.) if row.option == 'size')
+    assert (f'{side} px' in why, 'too few epochs' in why) == (True, said)
 
 
 def test_weights_that_do_not_exist_are_said_to():
