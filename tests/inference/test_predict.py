@@ -469,6 +469,16 @@ def test_rows_without_a_prediction_replace_nothing(album, ask, tmp_path, more):
     assert (failed.out, failed.page) == (str(out/'p-2.csv'), str(out/'g-2.html')) and rows_of(failed.out)[0]['error']
 
 
+def test_a_wrong_input_says_nothing_of_where_rows_would_have_gone(album, ask, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    predict(album/'a', ask)
+    capsys.readouterr()
+    with pytest.raises(SmileError): predict(tmp_path/'nwe', ask)
+    assert 'is kept' not in capsys.readouterr().err
+    predict(album/'a', ask)
+    assert 'is kept: --out is' in ' '.join(capsys.readouterr().err.split())
+
+
 def test_a_numbered_file_is_resumed(album, ask, tmp_path):
     names, ask = sorted(map(str, album.rglob('*.png'))), replace(ask, overwrite=False, html=str(tmp_path/'out'/'g.html'))
     predict(names[:2], ask)
