@@ -251,11 +251,11 @@ def predict(
     config = options_or(config, PredictConfig, options)
     output_format(config.out)
     _check_output_paths(where, config.out, config.html)
-    config = _choose_outputs(config)
     inputs = open_inputs(where, config.image_col, config.root, config.every)
     placed = replace(config, device='cpu') if config.ray else config
     job = _count_training_files(open_prediction_job(placed, inputs.reader, images=inputs.total), config)
     _check_prior(config, job)
+    config = _choose_outputs(config)  # says where rows go, which nobody asks where an input or the model is wrong
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")

@@ -471,6 +471,7 @@ def test_rows_without_a_prediction_replace_nothing(album, ask, tmp_path, more):
 
 def test_a_wrong_input_says_nothing_of_where_rows_would_have_gone(album, ask, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    ask = replace(ask, overwrite=False)
     predict(album/'a', ask)
     capsys.readouterr()
     with pytest.raises(SmileError): predict(tmp_path/'nwe', ask)
