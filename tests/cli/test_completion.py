@@ -1,4 +1,5 @@
 "Tab in a shell: commands, options and the words that an option accepts."
+import fcntl
 import os
 import pty
 import re
@@ -6,7 +7,9 @@ import select
 import shutil
 import subprocess
 import sys
+import termios
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,8 @@ class Terminal:
     "A shell in a pseudo-terminal, typed into"
     def __init__(self, *words, env):
         self.fd, slave = pty.openpty()
-        self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+        own = partial(fcntl.ioctl, slave, termios.TIOCSCTTY, 0)  # fish ends where the terminal is not its own
+        self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True, preexec_fn=own)
         os.close(slave)
 
     def type(self, keys, until, seconds=60):
