@@ -422,7 +422,7 @@ class FitPlan:
                     epoch_seconds=round(self.estimate.epoch, 2), memory=round(self.estimate.memory))
 
 # %% ../../nbs/training/10_plan.ipynb #4c297fa9
-_LEAST_SHARE, _LARGE_ENOUGH = 0.8, 128 # of the side of the pictures, or pixels: a smaller input loses what they show
+_LEAST_SHARE, _LARGE_ENOUGH = 0.75, 128 # of the side of the pictures, or pixels: a smaller input loses what they show
 
 def _plan_size(
     config: FitConfig,

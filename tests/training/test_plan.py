@@ -68,6 +68,8 @@ def test_a_long_training_comes_before_a_larger_input():
     (long, step), (large, _) = (_plan_size(config, facts, sizes_to_try(facts, r), cost, r) for r in (PRETRAINED, replace(PRETRAINED, long=99)))
     assert long < large and _with_schedule(config.planned_as(size=long), facts, step, PRETRAINED).epochs >= PRETRAINED.long
     assert _plan_size(config, replace(facts, side=220), sizes_to_try(facts, PRETRAINED), cost, PRETRAINED)[0] >= 128
+    faces = replace(facts, side=128)  # three quarters of the side are near enough
+    assert _plan_size(FitConfig(budget='7m', bs=64), faces, sizes_to_try(faces, PRETRAINED), cost, PRETRAINED)[0] == 96
 
 
 @pytest.mark.parametrize('arch', ['resnet10t', 'mobilenetv2_100', 'vit_tiny_patch16_224'])
