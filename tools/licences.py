@@ -6,7 +6,7 @@
 import re
 import sys
 from configparser import ConfigParser
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import PackageNotFoundError, files, metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,13 +31,18 @@ def requirements() -> dict[str, list[str]]: # package -> who needs it: fastsmile
     return out
 
 
+def first_line(name: str) -> str: # empty where there is no such file
+    "Of the licence file that a package brings"
+    return next((f.read_text().strip().split('\n')[0] for f in files(name) or () if f.name.upper().startswith('LICEN')), '')
+
+
 def licence(name: str) -> str:
     "What a package says: SPDX where it has that, else its classifier, else its own words"
     try: said = metadata(name)
     except PackageNotFoundError: sys.exit(f'{name} is not installed, so its licence is not known.')
     kinds = [c.rpartition(' :: ')[2] for c in said.get_all('Classifier') or [] if c.startswith('License')]
     found = said.get('License-Expression') or ', '.join(kinds) or (said.get('License') or '').strip().split('\n')[0]
-    return found or sys.exit(f'{name} does not say its licence.')
+    return found or first_line(name) or sys.exit(f'{name} does not say its licence.')
 
 
 def named() -> list[str]:

@@ -166,6 +166,18 @@ def tab(browser):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize('scheme,width', [('light', 1280), ('dark', 390)])
+@pytest.mark.parametrize('name', ['report', 'two', 'compare', 'gallery', 'audit', 'explain'])
+def test_axe_finds_no_fault(pages, browser, name, scheme, width):
+    sync_playwright = pytest.importorskip('axe_playwright_python.sync_playwright')
+    page = browser.new_page(color_scheme=scheme, viewport=dict(width=width, height=900))
+    page.goto(pages[name][0].as_uri())
+    found = sync_playwright.Axe().run(page).response['violations']
+    page.close()
+    assert not found, [(v['id'], [node['target'] for node in v['nodes']][:3]) for v in found]
+
+
+@pytest.mark.browser
 def test_the_slider_measures_any_threshold(two, tab):
     saved, calibration = read_saved_predictions(two.path, 'test'), calibration_from_metadata(read_model_metadata(two.path))
     counts = threshold_counts(saved.y, calibration.apply(saved.probs)[1], saved.classes)
