@@ -330,7 +330,9 @@ def plain_jpeg_size(
         at += 2 + length
     return None
 
-def _decode_plain_jpeg(data: bytes, max_pixels: int, prep: Preprocessing | None, at_least: int | None) -> Image.Image | None:
+def _decode_plain_jpeg(
+    data: bytes, max_pixels: int, prep: Preprocessing | None, at_least: int | None,
+) -> Image.Image | None:
     "The RGB image in a plain JPEG all of which is needed; None where Pillow is to decide"
     size = plain_jpeg_size(data)
     if size is None or size[0] * size[1] > max_pixels: return None

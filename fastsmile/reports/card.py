@@ -132,7 +132,8 @@ def _training_steps(config: dict, metrics: dict) -> list[NextStep]: # of config.
     score, judged = m[_judged_score(metrics)], SCORE_NAMES[_judged_score(metrics)]
     trained = config['command'].startswith('fastsmile fit') and not options.get('folds')
     if trained and options.get('weights') == 'none':
-        steps.append(NextStep('Train with pretrained weights (--weights hub, or a file or folder of them): they help most where images are few.'))
+        steps.append(NextStep('Train with pretrained weights (--weights hub, or a file or folder of them): they help '
+                              'most where images are few.'))
     if trained and (split == 'valid' or score['high'] - score['low'] > _WIDE_INTERVAL):
         why = 'There are no test rows' if split == 'valid' else \
             f"The interval of the {judged} is {score['high'] - score['low']:.2f} wide"
