@@ -321,8 +321,8 @@ def weight_files(
 
 # %% ../../nbs/models/04_weights.ipynb #8b050370
 WEIGHTS_HINT = ("Options: --weights FILE (safetensors or .pth with timm's parameter names), --weights FOLDER (of "
-                'such files, named for their architectures), --weights RUN (an earlier run), --weights none (random weights: needs '
-                'more data and epochs), or fill the cache on a machine with network access and copy it (HF_HOME).')
+                'such files, named for their architectures), --weights RUN (an earlier run), --weights none (random '
+                'weights: needs more data and epochs), or fill the cache on a machine with network access and copy it (HF_HOME).')
 
 def short_message(e: Exception | str) -> str:
     "The text of an exception on one line, not too long"

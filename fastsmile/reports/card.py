@@ -171,10 +171,10 @@ def _fitted_rule_text(rule: str, weights: list | None, balanced: list | None) ->
         away = [math.log(a) - part * math.log(b) for part in (1, 0.5) for a, b in zip(weights, balanced)]
         if max(map(abs, away[:len(weights)])) < 1e-6: return _DECISION_RULE_TEXTS['balanced']
         if max(map(abs, away[len(weights):])) < 1e-6:
-            return (f'The label follows from class weights half-way to equal shares, which serve the {score} without any '
-                    'fitting; it need not be the most probable class.')
-    return (f'The label follows from class weights that were fitted on calib so that the highest {score} is to be expected; '
-            'it need not be the most probable class.')
+            return (f'The label follows from class weights half-way to equal shares, which serve the {score} without '
+                    'any fitting; it need not be the most probable class.')
+    return (f'The label follows from class weights that were fitted on calib so that the highest {score} is to be '
+            'expected; it need not be the most probable class.')
 
 def decision_rule_text(
     calibration: dict, # as measured: rule, and what its `rules` weigh
