@@ -21,6 +21,7 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def bundle(arch: str, size: int, where: Path, model_args=None) -> Path:
     return where
 
 
-# The contenders: each takes a model folder, its size, and the pictures, and returns a function from a list of files to the number of answers
+# The contenders: each takes a model folder and its size, and returns a function from a list of files to the number of answers
 
 def finished(model: Path, where: Path, files: list[str]) -> Path:
     "A copy of the bundle as `fit` leaves it: it knows what the pictures look like, and has the graphs of onnxruntime"
@@ -86,21 +87,9 @@ def labels(engine: str, precision: str, model: Path):
     return lambda files: [row['label'] for row in predict_rows(backend, FolderReader('.'), files, total=len(files)) if not row['error']]
 
 
-def fastsmile(model: Path, size: int):
+def fastsmile(model: Path, size: int, engine: str = 'onnx', precision: str = 'auto'):
     "`predict` as it comes: onnxruntime, in int8 where the processor has VNNI and it pays, close rows recomputed in fp32"
-    run = labels('onnx', 'auto', model)
-    return lambda files: len(run(files))
-
-
-def fp32(model: Path, size: int):
-    "`predict --precision fp32`"
-    run = labels('onnx', 'fp32', model)
-    return lambda files: len(run(files))
-
-
-def torch_engine(model: Path, size: int):
-    "`predict --engine torch --precision fp32`"
-    run = labels('torch', 'fp32', model)
+    run = labels(engine, precision, model)
     return lambda files: len(run(files))
 
 
@@ -174,8 +163,8 @@ def decode_alone(model: Path, size: int):
     return run
 
 
-CONTENDERS = dict(fastsmile=fastsmile, fp32=fp32, torch=torch_engine, fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics,
-                  graph=graph_alone, decode=decode_alone)
+CONTENDERS = dict(fastsmile=fastsmile, fp32=partial(fastsmile, precision='fp32'), torch=partial(fastsmile, engine='torch', precision='fp32'),
+                  fastai=fastai, timm=timm_loop, transformers=transformers, ultralytics=ultralytics, graph=graph_alone, decode=decode_alone)
 
 
 def busy() -> tuple[float, float]:

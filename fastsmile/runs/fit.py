@@ -217,15 +217,6 @@ def _check_callbacks(cbs: Sequence['Callback'], config: FitConfig):
                       'torchrun): a callback holds the state of one.',
                       'Call fit for one training at a time, e.g. with seeds=1, each with callbacks of its own.')
 
-_LATE, _LATE_SECONDS = 1.5, 20 # of the planned time, and seconds more, from which on it is said
-
-def _say_if_late(run: Run, seconds: float):
-    "One line where a run took much longer than was planned"
-    planned = read_json(run.path/'training_plan.json')['seconds']
-    if seconds <= _LATE * planned + _LATE_SECONDS: return
-    say(f'It took {duration_text(seconds)}, planned were {duration_text(planned)}: the processor was slower than when '
-        'the steps were timed, busy with other programs perhaps.', style='yellow')
-
 def _fit_here(
     source: object,
     config: FitConfig,
@@ -242,6 +233,16 @@ def _fit_here(
     spec = _spec_of_data(spec, data, config)
     if config.is_comparison: return _fit_variants(source, data, spec, config, path, device, command)
     return fit_data(source, data, spec, begun.net, config, path, device, command=command, cbs=cbs)
+
+# %% ../../nbs/runs/08_fit.ipynb #e8d0b4a2
+_LATE, _LATE_SECONDS = 1.5, 20 # of the planned time, and seconds more, from which on it is said
+
+def _say_if_late(run: Run, seconds: float):
+    "One line where a run took much longer than was planned"
+    planned = read_json(run.path/'training_plan.json')['seconds']
+    if seconds <= _LATE * planned + _LATE_SECONDS: return
+    say(f'It took {duration_text(seconds)}, planned were {duration_text(planned)}: the processor was slower than when '
+        'the steps were timed, busy with other programs perhaps.', style='yellow')
 
 # %% ../../nbs/runs/08_fit.ipynb #2011f242
 def fit(

@@ -23,7 +23,7 @@ from fastsmile.runs.evaluate import evaluate
 from fastsmile.runs.fit import fit, resume_arguments
 from fastsmile.data.source import read_source
 
-pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
 
 ODD = ['a b.png', 'ä.png', 'a,"b".png', 'new/c.png', 'new/deep/d.JPG', 'plain', '100%.png', 'a#b.png', 'q?.png']
 

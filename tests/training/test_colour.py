@@ -14,7 +14,7 @@ from fastsmile.models.bundle import load_bundle
 from fastsmile.training.learner import spec_from_config
 from fastsmile.training.loaders import RandomGrey
 
-pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
 
 
 def album(root, grey_share, n=60):

@@ -19,7 +19,7 @@ from fastsmile.config.fit import FitConfig
 from fastsmile.training.resume import StateSaver
 from fastsmile.runs.fit import fit
 
-pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
 
 
 @pytest.fixture(autouse=True)

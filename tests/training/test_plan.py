@@ -21,7 +21,7 @@ from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFact
 from fastsmile.training.learner import spec_from_config
 from fastsmile.runs.fit import _say_if_late, new_network
 
-pytestmark = pytest.mark.usefixtures('no_charts_in_module')  # nothing here looks at a run's charts
+pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run's charts
 
 FACTS = PlanFacts(train=5000, valid=900, measured=3000, side=64, repeats=1, device='cpu', memory=16 * 10**9, used=6 * 10**8)
 COST = StepCost(train=7e-3, forward=2e-3, activations=2.6e7, fixed=27_000_000, at_once=64)

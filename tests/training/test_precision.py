@@ -143,7 +143,7 @@ def test_other_errors_are_not_taken_for_it(data, tiny, tmp_path):
 
 def test_the_report_says_it(faces, tiny, tmp_path):
     r = fit(faces, replace(tiny, precision='bf16', epochs=1, tta='none', out=str(tmp_path/'r'), model_args=TINY))
-    assert r.config['training']['precision']['precision'] == 'bf16' and 'Computed in bf16' in r.report.read_text()
+    assert r.config['training']['precision']['precision'] == 'bf16' and 'Computed in bf16. ' in r.report.read_text()
     assert isinstance(r.learner(), MemorySafeLearner)
 
 

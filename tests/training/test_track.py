@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures('no_charts')  # nothing here looks at a run
 SAME = ['epoch', 'phase', 'train_loss', 'valid_loss', 'valid_macro_f1', 'lr']
 
 
-def test_tensorboard_reads_the_history_back(faces, data, tiny, tmp_path, no_charts):
+def test_tensorboard_reads_the_history_back(faces, data, tiny, tmp_path):
     "Two phases and two learning-rate searches; the searches are not tracked"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     config = replace(tiny, lr='find', freeze_epochs=1, epochs=2, bs=32, tta='none')
@@ -33,7 +33,7 @@ def test_tensorboard_reads_the_history_back(faces, data, tiny, tmp_path, no_char
         assert 'lr_0' in seen.Tags()['scalars'] and 'valid_loss' in seen.Tags()['scalars']
 
 
-def test_wandb_keeps_a_run_here(faces, data, tiny, tmp_path, monkeypatch, no_charts):
+def test_wandb_keeps_a_run_here(faces, data, tiny, tmp_path, monkeypatch):
     wandb = pytest.importorskip('wandb')
     for k, v in dict(WANDB_MODE='offline', WANDB_CONSOLE='off', WANDB_DISABLE_GIT='true').items(): monkeypatch.setenv(k, v)
     seen = []
