@@ -55,7 +55,7 @@ def layout_statistics(
     return flat / (flat.std(1, keepdims=True) + 0.02)
 
 # %% ../../nbs/data/24_unlike.ipynb #90c3e1aa
-_CHUNK_PIXELS = 2**16
+_CHUNK_PIXELS = 2**17
 
 def input_statistics(
     pixels: np.ndarray, # (n, size, size, 3), uint8: network inputs
