@@ -131,6 +131,12 @@ def browser():
         browser.close()
 
 
+def accessibility_faults(page) -> list[tuple]: # rule and elements
+    "What axe-core finds in a page of a browser"
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe()
+    return [(v['id'], [node['target'] for node in v['nodes']][:3]) for v in axe.run(page).response['violations']]
+
+
 def picture(colour='navy', size=(24, 24), fmt='PNG', mode='RGB', seed=0, **kwargs) -> bytes:
     "The bytes of a picture with some structure; another seed is another picture"
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import SmileError, printable
-from ..core.files import unescape_formula
+from ..core.files import COPY_GROUP, unescape_formula
 from .cells import parse_table, read_table_bytes
 from .duplicates import find_look_alikes, join_groups, picture_groups
 from .finder import spellings
@@ -138,7 +138,7 @@ def plan_copies(
     for i, (_, part) in enumerate(rows.groupby('look_alike_group', sort=False), 1):
         kinds, actions = _plan_group(part)
         for kind, paths in kinds.items(): groups[kind] += paths
-        plan += [(*action, f'same-{i}', '') for action in actions]
+        plan += [(*action, f'{COPY_GROUP}{i}', '') for action in actions]
     findings = [_copy_finding(kind, paths, rows) for kind, paths in groups.items()]
     return findings, pd.DataFrame(plan, columns=PLAN_COLUMNS, dtype=str)
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CARD_SCORES', 'RULE_SCORES', 'reported_split', 'verdict', 'NextStep', 'next_steps', 'decision_rule_text',
-           'probability_note', 'write_card']
+           'probability_note', 'names_people', 'write_card']
 
 # %% ../../nbs/reports/03_card.ipynb #3e9e0b24
+import csv
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from ..config.choices import LOSSES, SCORES, monitored_score, parse_choices, scores_where
 from ..config.fields import BALANCE_CHOICES, DataOptions, SAMPLING_CHOICES, command_line
 from ..core.errors import printable, printable_lines, shell_quote
-from ..core.files import read_json, write_text
+from ..core.files import COPY_GROUP, read_json, write_text
 from ..metrics.scores import SCORE_NAMES
 from .html import escape_markdown, render_template
 
@@ -251,6 +252,14 @@ def _yaml_head(name: str, config: dict, metrics: dict, split: str) -> str:
     head['model-index'] = _model_index(name, config, metrics, split)
     return '\n'.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in head.items())
 
+# %% ../../nbs/reports/03_card.ipynb #6e11d7a2
+def names_people(
+    run: Path, # a run folder
+) -> bool:
+    "Does the source say who is shown? Groups of look-alikes, which the audit makes, do not"
+    with open(run/'table.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        return any(row['group'] and not row['group'].startswith(COPY_GROUP) for row in csv.DictReader(f))
+
 # %% ../../nbs/reports/03_card.ipynb #42f79523
 def _card_context(
     run: Path,      # a run folder
@@ -264,7 +273,7 @@ def _card_context(
     return dict(
         run=run.name, config=config, options=options, m=metrics[split], part=split, cal=metrics['calibration'],
         verdict=verdict(metrics)['text'], names=CARD_SCORES, classes=classes,
-        smile=any('smile' in c.lower() for c in classes), reading=_interpretation_text(options, metrics['calibration']),
+        people=names_people(run), smile=any('smile' in c.lower() for c in classes), reading=_interpretation_text(options, metrics['calibration']),
         start=_starting_point_text(config), commands=commands, fence=_code_fence(commands), md=escape_markdown)
 
 # %% ../../nbs/reports/03_card.ipynb #72bf8f62

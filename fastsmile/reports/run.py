@@ -26,7 +26,7 @@ from ..metrics.predictions import read_prediction_table, read_saved_predictions
 from ..metrics.scores import SCORE_NAMES
 from ..metrics.thresholds import ThresholdCounts, ranking_curve, rule_threshold, threshold_counts
 from .card import CARD_SCORES, NextStep, RULE_SCORES, decision_rule_text, next_steps, probability_note
-from .card import reported_split, verdict
+from .card import names_people, reported_split, verdict
 from .charts import balance_chart, class_f1_chart, curve_chart, draw_history, draw_lr_find
 from .charts import draw_option_importance, draw_trials, lr_find_chart, precision_recall_chart
 from .charts import reliability_chart, roc_chart, save_chart, save_figure, svg_chart
@@ -96,14 +96,14 @@ def _training_text(options: dict, training: dict, model: dict) -> str:
 # %% ../../nbs/reports/04_run.ipynb #82e52bec
 def _data_context(
     run: Path,
-) -> dict: # splits; balance: class -> rows of each split, all, share
+) -> dict: # splits; balance: class -> rows of each split, all, share; names_people
     "Rows of each class in each split"
     used = used_rows(read_safe_csv(run/'table.csv'))
     splits = [s for s in ('train', 'calib', 'valid', 'test') if (used.split == s).any()]
     counts = pd.crosstab(used.label, used.split).reindex(columns=splits, fill_value=0)
     balance = {}
     for label, rows in counts.iterrows(): balance[label] = dict(rows, all=int(rows.sum()), share=rows.sum() / len(used))
-    return dict(splits=splits, balance=balance)
+    return dict(splits=splits, balance=balance, names_people=names_people(run))
 
 # %% ../../nbs/reports/04_run.ipynb #38e40b79
 def _balance_facts(
@@ -288,6 +288,7 @@ class _ReportPage:
     audit: dict
     splits: list[str]
     balance: dict           # class -> rows of each split
+    names_people: bool      # does the source say who is shown?
     balance_facts: dict     # class -> what was requested and sampled
     steps: list[NextStep]   # what to do next
     curves: dict            # name -> SVG; of the thresholds

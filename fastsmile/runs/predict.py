@@ -19,8 +19,8 @@ import numpy as np
 
 from ..config.commands import PredictConfig
 from ..config.fields import options_or
-from ..core.errors import OptionError, printable, say
-from ..core.files import TRAINING_FINGERPRINTS_FILE, file_sha256, is_url
+from ..core.errors import OptionError, SmileError, printable, say
+from ..core.files import TRAINING_FINGERPRINTS_FILE, file_sha256, is_url, read_json
 from ..core.system import Interrupted, graceful_interrupt
 from ..data.faces import warn_face_options
 from ..inference.inputs import ImageInputs, PictureReader, TrainingFileCounter, open_inputs
@@ -33,6 +33,7 @@ from ..inference.rows import move_row_format, prediction_columns, relabel_rows
 from ..metrics.calibration import target_prior
 from ..metrics.shares import ShareEstimate, estimate_shares, hint_possible
 from ..models.spec import Model
+from ..reports.card import verdict
 from ..reports.html import pick_gallery_rows, write_gallery
 
 # %% ../../nbs/runs/09_predict.ipynb #ad064d7a
@@ -118,21 +119,31 @@ def _choose_batch_size(job: PredictionJob, config: PredictConfig, threads: int, 
 def _worker_threads(config: PredictConfig) -> int: return config.workers or (1 if config.ray else os.cpu_count() or 1)
 
 # %% ../../nbs/runs/09_predict.ipynb #8e42b444
+def _run_file(model: Model, name: str) -> Path | None:
+    "A file of the run that the model is from, where its folder is there"
+    path = Path(model.path).absolute()
+    return next((folder/name for folder in (path, *path.parents[:2]) if (folder/name).is_file()), None)
+
 def _training_digests(model: Model) -> set[str]:
     "Digests of the files that the model's run used, its test rows aside; none where its run folder is not there"
-    path = Path(model.path).absolute()
-    for folder in (path, *path.parents[:2]):
-        file = folder/TRAINING_FINGERPRINTS_FILE
-        if not file.is_file(): continue
-        with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
-            return {row.get('digest') for row in csv.DictReader(f)} - {None, ''}
-    return set()
+    if (file := _run_file(model, TRAINING_FINGERPRINTS_FILE)) is None: return set()
+    with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
+        return {row.get('digest') for row in csv.DictReader(f)} - {None, ''}
 
 def _count_training_files(job: PredictionJob, config: PredictConfig) -> PredictionJob:
     "The job with a reader that notes training images, where these can be told"
     if config.ray or isinstance(job.reader, PictureReader) or not job.reader.stores_files: return job
     digests = _training_digests(job.backend.model)
     return replace(job, reader=TrainingFileCounter(job.reader, digests)) if digests else job
+
+# %% ../../nbs/runs/09_predict.ipynb #5f1b20ab
+def _poor_verdict(model: Model) -> str:
+    "The verdict on the model's run where that is bad; empty where it is not, or no run is there"
+    if (file := _run_file(model, 'metrics.json')) is None: return ''
+    try: judged = verdict(read_json(file))
+    except (SmileError, LookupError, TypeError, ValueError, AttributeError): return ''
+    return judged['text'] if judged['tone'] == 'bad' else ''
+
 
 # %% ../../nbs/runs/09_predict.ipynb #383d82a5
 def _write_rows(
@@ -259,6 +270,7 @@ def predict(
     threads, run_info = _worker_threads(config), _describe_job(job, config)
     bs = _choose_batch_size(job, config, threads, inputs.total)
     say(f"model: {run_info['model']}, {run_info['precision']}")
+    if warning := _poor_verdict(job.backend.model): say(warning, style='yellow')
     facts = job.backend.model.metadata
     warn_face_options(facts.origin, facts.domain.face, config)
     tick = progress(inputs.total) if progress else lambda n: None

@@ -26,6 +26,7 @@ from fastsmile.training.loaders import augmentation_transforms
 from fastsmile.training.losses import SoftF1, make_loss
 from fastsmile.models.factory import build_network, make_spec
 from fastsmile.metrics.predictions import read_saved_predictions
+from fastsmile.runs.predict import predict
 from fastsmile.runs.ensemble import ensemble
 from fastsmile.config.commands import (
     CalibrateConfig, EnsembleConfig, EvaluateConfig, PredictConfig, ReportConfig, ServeConfig,
@@ -416,7 +417,7 @@ def test_a_run_without_prior_weighs_no_row(run): assert read_saved_predictions(r
 
 
 @pytest.mark.parametrize('collapsed', [True, False])
-def test_a_collapse_is_said_loudly(run, tmp_path, collapsed):
+def test_a_collapse_is_said_loudly_by_fit_report_and_predict(run, faces, tmp_path, monkeypatch, capsys, collapsed):
     copy = shutil.copytree(run.path, tmp_path/'r')
     for part in ('valid', 'test', 'test_tta'):
         rows = pd.read_csv(copy/f'predictions_{part}.csv', keep_default_na=False)
@@ -427,6 +428,9 @@ def test_a_collapse_is_said_loudly(run, tmp_path, collapsed):
     said = next(s for s in shown if 'This model' in str(s))
     assert said.style == ('bold red' if collapsed else '') and result['verdict'] == str(said) and 'where answering' in result['verdict']
     assert ('has collapsed' in str(said)) == collapsed == ('class="verdict bad">This model has collapsed' in (copy/'report.html').read_text())
+    monkeypatch.delenv('FASTSMILE_QUIET', raising=False)
+    predict(faces/'happy_images', model=str(copy), out=str(tmp_path/'p.csv'), device='cpu')
+    assert ('This model has collapsed' in capsys.readouterr().err) == collapsed
 
 
 # Comparisons

@@ -2,6 +2,7 @@
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from conftest import folder, picture
 
@@ -23,6 +24,13 @@ def test_without_persons_the_page_says_what_that_means(tmp_path, tiny, no_charts
              for name, made, regex in (('plain', files, None), ('named', named, '(.)_'))]
     assert ['one person may be in train and in test' in page for page in pages] == [True, False]
     assert ['by person or group' in page for page in pages] == [False, True]
+
+
+def test_look_alikes_in_a_group_are_no_persons(run):
+    groups = set(pd.read_csv(run.path/'table.csv', keep_default_na=False).group) - {''}
+    assert groups and all(g.startswith('same-') for g in groups) and run.metrics['test']['groups']
+    assert 'by row, look-alikes together: nothing in the source says who is shown' in run.report.read_text()
+    assert 'Nothing in the source says who is shown' in (run.path/'model'/'README.md').read_text()
 
 
 def test_labels_that_attack_are_text(tmp_path, tiny):

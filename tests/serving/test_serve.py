@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import accessibility_faults, picture
 from forked import Program
 from hypothesis import given, settings, strategies as st
 from PIL import Image
@@ -734,6 +734,7 @@ def test_the_page_in_a_browser(server, faces, tmp_path, width, scheme):
         good.get_by_role('img', name='Where the evidence').wait_for()
         for s in ('h1', 'header p', 'form p.script', '.button', '.bad h2', '.answer .name', 'footer p', 'caption', '#status', 'td:last-child'):
             assert contrast(tab, s) >= 4.5, s
+        assert not accessibility_faults(tab)
         tab.screenshot(path=str(tmp_path/'page.png'), full_page=True)
         assert tab.evaluate('document.documentElement.scrollWidth') <= width and not tab.said
         assert all(u.startswith((f'http://{where}/', 'blob:', 'data:')) for u in tab.asked)
