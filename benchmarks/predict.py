@@ -88,7 +88,7 @@ def labels(engine: str, precision: str, model: Path):
 
 
 def fastsmile(model: Path, size: int, engine: str = 'onnx', precision: str = 'auto'):
-    "`predict` as it comes: onnxruntime, in int8 where the processor has VNNI and it pays, close rows recomputed in fp32"
+    "`predict` as it comes: onnxruntime, in int8 where the processor has AVX2 or VNNI and it pays, close rows recomputed in fp32"
     run = labels(engine, precision, model)
     return lambda files: len(run(files))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CGROUP', 'LEAST_INT8_IMAGES', 'used_memory', 'free_memory', 'default_batch_size', 'is_memory_error', 'may_have_gpu',
-           'cpu_flags', 'has_fast_int8', 'iso_now', 'sub_seed', 'seed_everything', 'is_distributed', 'Interrupted',
+           'cpu_flags', 'int8_weight_bits', 'iso_now', 'sub_seed', 'seed_everything', 'is_distributed', 'Interrupted',
            'graceful_interrupt', 'in_notebook']
 
 # %% ../../nbs/core/03_system.ipynb #9543a9db
@@ -15,7 +15,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -119,12 +119,16 @@ def cpu_flags(
     return frozenset(next((line.partition(':')[2].split() for line in lines if line.startswith('flags')), ()))
 
 # %% ../../nbs/core/03_system.ipynb #09f2b175
-_FAST_INT8_FLAGS = {'avx512_vnni', 'avx_vnni', 'amx_int8'}
+_VNNI_FLAGS = {'avx512_vnni', 'avx_vnni', 'amx_int8'}
 LEAST_INT8_IMAGES = 100 # of valid: with fewer no margin of an int8 copy is measured, and none is made
 
-def has_fast_int8() -> bool:
-    "Does the processor multiply 8-bit integers fast, and without saturation?"
-    return not _FAST_INT8_FLAGS.isdisjoint(cpu_flags())
+def int8_weight_bits(
+    flags: Set[str] | None = None, # None: those of this processor
+) -> int: # 8 or 7; 0: integers are not fast
+    "The most bits of weights that are multiplied with 8-bit activations fast, and without saturation"
+    flags = cpu_flags() if flags is None else flags
+    if not _VNNI_FLAGS.isdisjoint(flags): return 8
+    return 7 if 'avx2' in flags else 0
 
 # %% ../../nbs/core/03_system.ipynb #41689003
 def iso_now() -> str:

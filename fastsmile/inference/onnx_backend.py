@@ -23,7 +23,7 @@ import numpy as np
 
 from ..core.errors import OptionError, SmileError, printable, say, shell_quote
 from ..core.files import atomic_write, read_json
-from ..core.system import has_fast_int8
+from ..core.system import int8_weight_bits
 from ..data.images import Preprocessing
 from .backend import Backend, normalize_pixels, unpack_inputs
 from ..models.spec import Model, check_members, parse_config, parse_prep, read_bundle_config
@@ -231,6 +231,7 @@ class Int8Facts:
     probs: float            # the largest difference from fp32 in a probability of the others
     speedup: float          # how many times as fast as fp32, recomputed rows included
     fp32_convolutions: int  # left in fp32
+    weight_bits: int = 8    # of `int8_weight_bits` where it was made
 
     def __post_init__(self):
         finite = np.isfinite([*self.leads, *self.margins, self.speedup]).all()
@@ -272,15 +273,16 @@ def load_int8(
     return net, facts
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #927482ac
-LEAST_INT8_SPEEDUP = 1.1  # below, `auto` computes in fp32
+LEAST_INT8_SPEEDUP = 1.2  # below, `auto` computes in fp32
 
 def _forced_int8(model: Model) -> tuple[OnnxNet, Int8Facts]:
     "What `--precision int8` runs; raises `OptionError`"
-    if not has_fast_int8():
-        raise OptionError('--precision int8 needs a processor with VNNI, and this one has none.',
-                          'Take --precision fp32.')
-    try: return load_int8(model)
+    try: net, facts = load_int8(model)
     except SmileError as e: raise OptionError(f'--precision int8: {e.message}', e.hint) from None
+    if facts.weight_bits <= int8_weight_bits(): return net, facts
+    needed = 'VNNI' if facts.weight_bits == 8 else 'AVX2 or VNNI'
+    raise OptionError(f'--precision int8: {printable(net.path)} needs a processor with {needed}, and this one has none.',
+                      'Take --precision fp32.')
 
 def _pick_int8(
     model: Model,
@@ -288,12 +290,13 @@ def _pick_int8(
 ) -> tuple[OnnxNet, Int8Facts] | None: # None: fp32
     "The int8 file, where it is requested or pays; raises `OptionError`"
     if precision == 'int8': return _forced_int8(model)
-    if precision == 'fp32' or not has_fast_int8() or not int8_path(model.net.path).is_file(): return None
+    if precision == 'fp32' or not int8_weight_bits() or not int8_path(model.net.path).is_file(): return None
     try: net, facts = load_int8(model)
     except SmileError as e:
         say(f'{e.message} It is computed in fp32.', style='yellow')
         return None
-    return (net, facts) if facts.speedup >= LEAST_INT8_SPEEDUP else None
+    pays = facts.speedup >= LEAST_INT8_SPEEDUP and facts.weight_bits <= int8_weight_bits()
+    return (net, facts) if pays else None
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #89d21ccd
 class OnnxBackend(Backend):

@@ -9,7 +9,7 @@ __all__ = ['CALIBRATION_IMAGES', 'HELD_OUT_IMAGES', 'network_inputs', 'add_int8'
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,7 @@ import onnx
 
 from ..core.errors import SmileError, WriteError, printable, say
 from ..core.files import atomic_write
-from ..core.system import LEAST_INT8_IMAGES, has_fast_int8
+from ..core.system import LEAST_INT8_IMAGES, int8_weight_bits
 from ..data.unlike import flag_unlike
 from .backend import flips_within, normalize_pixels, unpack_inputs
 from .export import quiet_exporter, read_some_images
@@ -70,10 +70,11 @@ class _Quantizer:
         folder: Path,       # for files that are not kept
         images: np.ndarray, # (n, ...), uint8: for calibration
         preps: tuple,
+        weight_bits: int,   # of `int8_weight_bits`
     ):
         from onnxruntime.quantization import create_calibrator
         from onnxruntime.quantization.preprocess import quant_pre_process
-        self.prepared, augmented = folder/'prepared.onnx', folder/'augmented.onnx'
+        self.prepared, augmented, self.weight_bits = folder/'prepared.onnx', folder/'augmented.onnx', weight_bits
         quant_pre_process(path, str(self.prepared), skip_symbolic_shape=True)
         self.convolutions, self.tail = _find_layers(onnx.load(self.prepared).graph)
         if not self.convolutions: raise SmileError('the network has no convolutions', '')
@@ -91,8 +92,8 @@ class _Quantizer:
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
         quantizer = QDQQuantizer(
-            load_model_with_shape_infer(self.prepared), True, False, QuantType.QInt8, QuantType.QUInt8, self.ranges,
-            list(only), [*self.tail, *fp32], sorted({*QDQRegistry, *QLinearOpsRegistry}), {})
+            load_model_with_shape_infer(self.prepared), True, self.weight_bits < 8, QuantType.QInt8, QuantType.QUInt8,
+            self.ranges, list(only), [*self.tail, *fp32], sorted({*QDQRegistry, *QLinearOpsRegistry}), {})
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(str(out), False)
         return out
@@ -229,13 +230,13 @@ def _fastest(
     least_speedup: float,
 ) -> tuple[Path, Int8Facts]:
     "The fastest int8 graph; raises `SmileError` where none is fast enough"
-    quantizer = _Quantizer(model.net.path, folder, calibration, model.preps)
+    quantizer = _Quantizer(model.net.path, folder, calibration, model.preps, int8_weight_bits())
     made = _candidates(quantizer, _HeldOut.of(model, held_out), folder)
     path, facts = max(made, key=lambda one: one[1].speedup, default=(None, None))
     if facts is None or facts.speedup < least_speedup:
         reason = 'int8' if facts is None else f'int8 with {facts.recomputed:.0%} of the rows recomputed in fp32'
         raise SmileError(f'{reason} is not faster than fp32', '')
-    return path, facts
+    return path, replace(facts, weight_bits=quantizer.weight_bits)
 
 def _write_int8(made: Path, facts: Int8Facts, out: Path):
     with atomic_write(out) as tmp: save_onnx(onnx.load(made), {INT8_KEY: json.dumps(asdict(facts))}, tmp)
@@ -251,7 +252,7 @@ def add_int8(
     "Write a bundle's model.int8.onnx, or a line with the reason why there is none; raises `WriteError`"
     out = int8_path(onnx_path(folder))
     out.unlink(missing_ok=True)
-    if not has_fast_int8() or len(calibration) < _LEAST_CALIBRATION or len(held_out) < LEAST_INT8_IMAGES: return None
+    if not int8_weight_bits() or len(calibration) < _LEAST_CALIBRATION or len(held_out) < LEAST_INT8_IMAGES: return None
     model = load_onnx(folder)
     if model.metadata.unlike is None: return None
     images = [read_some_images(reader, names, model.preps, n) for names, n in

@@ -75,7 +75,7 @@ def pick_precision(
     "The precision requested, or under auto the fast one of the device; raises `OptionError`"
     if precision == 'int8':
         raise OptionError("--precision int8 needs a model.int8.onnx, and torch has none: fit writes one beside model.onnx "
-                          'where the processor has VNNI and the rows suffice to measure it.',
+                          'where the processor has AVX2 or VNNI and the rows suffice to measure it.',
                           f'Accepted with torch: {", ".join(PRECISIONS)}.')
     check_choice('--precision', precision, PRECISIONS)
     return (fast_half_precision(device) or 'fp32') if precision == 'auto' else precision

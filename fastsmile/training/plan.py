@@ -28,7 +28,7 @@ from ..config.fit import FitConfig
 from ..config.fields import parse_duration, parse_rates
 from ..core.errors import OptionError, SmileError, printable
 from ..core.files import read_json
-from ..core.system import LEAST_INT8_IMAGES, free_memory, has_fast_int8, used_memory
+from ..core.system import LEAST_INT8_IMAGES, free_memory, int8_weight_bits, used_memory
 from ..data.audit import SplitData
 from ..models.device import DTYPES, free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
 from ..models.device import return_freed_memory
@@ -370,7 +370,7 @@ def estimate(
     if config.parsed().cached_views is not None: # features are computed once
         all_epochs = (1 + config.parsed().cached_views) * facts.train * cost.forward + looked_at
     end = _END_SECONDS + facts.measured * cost.forward
-    if has_fast_int8() and not config.no_onnx and facts.valid >= LEAST_INT8_IMAGES:
+    if int8_weight_bits() and not config.no_onnx and facts.valid >= LEAST_INT8_IMAGES:
         end += _INT8_SECONDS + _INT8_PASSES * cost.forward
     total = facts.repeats * (all_epochs + end)
     kept = cost.activations * _OVERHEAD * cost.at_once

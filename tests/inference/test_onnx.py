@@ -360,7 +360,7 @@ def noise_png(rng):
 
 @pytest.fixture(scope='module')
 def quick(tmp_path_factory):
-    "A tiny network whose classes are close to each other on noise, its int8 copy, and a folder of other noise; as on a processor with VNNI"
+    "A tiny network whose classes are close to each other on noise, its int8 copy with weights of 7 bits, which every processor computes alike, and a folder of other noise"
     import fastsmile.inference.onnx_backend as backends
     import fastsmile.inference.quantize as quantize
     from fastsmile.inference.export import write_onnx
@@ -379,7 +379,7 @@ def quick(tmp_path_factory):
     write_onnx(model, json.loads((where/'model'/'config.json').read_text()), where/'model'/'model.onnx')
     names = sorted(reader.names())
     with pytest.MonkeyPatch.context() as patch:
-        for module in (backends, quantize): patch.setattr(module, 'has_fast_int8', lambda: True)
+        for module in (backends, quantize): patch.setattr(module, 'int8_weight_bits', lambda: 7)
         facts = quantize.add_int8(where/'model', reader, names[:60], names[60:], least_speedup=0.)
         yield where/'model', others, facts
 
@@ -433,7 +433,7 @@ def test_what_was_measured_is_in_the_int8_file(quick):
     from fastsmile.inference.onnx_backend import load_int8
     model = load_onnx(quick[0])
     net, facts = load_int8(model)
-    assert facts == quick[2] and facts.images == 120 and 0 < facts.recomputed < 0.5 and facts.margins == sorted(facts.margins)
+    assert facts == quick[2] and facts.weight_bits == 7 and facts.images == 120 and 0 < facts.recomputed < 0.5 and facts.margins == sorted(facts.margins)
     assert OnnxBackend(model, 'int8').precision == 'int8' and OnnxBackend(model, 'fp32').fp32_backend is None
 
 
@@ -450,8 +450,10 @@ def test_auto_takes_int8_where_it_pays(quick, tmp_path, monkeypatch, capsys):
     assert done.run_info['precision'].startswith('fp32')
     done = predict(quick[1], ask_quick(quick, tmp_path/'p.csv', prior='uniform'))
     assert done.run_info['precision'].startswith('fp32')
-    monkeypatch.setattr(backends, 'has_fast_int8', lambda: False)
-    assert OnnxBackend(model, 'auto').precision == 'fp32'
+    for made, processor, precision in ((7, 8, 'int8'), (8, 8, 'int8'), (8, 7, 'fp32'), (7, 0, 'fp32')):
+        monkeypatch.setattr(backends, 'load_int8', lambda m: (net, replace(quick[2], speedup=1.5, weight_bits=made)))
+        monkeypatch.setattr(backends, 'int8_weight_bits', lambda: processor)
+        assert OnnxBackend(model, 'auto').precision == precision, (made, processor)
 
 
 def test_int8_is_refused_where_it_cannot_be(quick, made, tmp_path, monkeypatch, capsys):
@@ -464,13 +466,13 @@ def test_int8_is_refused_where_it_cannot_be(quick, made, tmp_path, monkeypatch, 
     refused('with --prior uniform', prior='uniform')
     refused('computes on the CPU', engine='onnx', device='cuda')
     copy = shutil.copytree(quick[0], tmp_path/'copy')
-    monkeypatch.setattr(backends, 'has_fast_int8', lambda: True)
+    monkeypatch.setattr(backends, 'int8_weight_bits', lambda: 8)
     for data, match in ((b'cut off', 'cannot be read as ONNX'), ((made[0]/'model'/'model.onnx').read_bytes(), 'is not an int8 file of fastsmile')):
         (copy/'model.int8.onnx').write_bytes(data)
         refused(match, model=str(copy))
         assert OnnxBackend(load_onnx(copy), 'auto').precision == 'fp32' and 'It is computed in fp32' in capsys.readouterr().err
-    monkeypatch.setattr(backends, 'has_fast_int8', lambda: False)
-    refused('needs a processor with VNNI')
+    monkeypatch.setattr(backends, 'int8_weight_bits', lambda: 0)
+    refused('needs a processor with AVX2 or VNNI')
     from fastsmile.config.fit import FitConfig
     with pytest.raises(OptionError, match='precision'): FitConfig(precision='int8')
 
