@@ -450,10 +450,10 @@ def test_auto_takes_int8_where_it_pays(quick, tmp_path, monkeypatch, capsys):
     assert done.run_info['precision'].startswith('fp32')
     done = predict(quick[1], ask_quick(quick, tmp_path/'p.csv', prior='uniform'))
     assert done.run_info['precision'].startswith('fp32')
-    for made, processor, precision in ((7, 8, 'int8'), (8, 8, 'int8'), (8, 7, 'fp32'), (7, 0, 'fp32')):
-        monkeypatch.setattr(backends, 'load_int8', lambda m: (net, replace(quick[2], speedup=1.5, weight_bits=made)))
-        monkeypatch.setattr(backends, 'int8_weight_bits', lambda: processor)
-        assert OnnxBackend(model, 'auto').precision == precision, (made, processor)
+    for bits, processor, precision in ((7, 8, 'int8'), (8, 8, 'int8'), (8, 7, 'fp32'), (7, 0, 'fp32')):
+        monkeypatch.setattr(backends, 'load_int8', lambda m, b=bits: (net, replace(quick[2], speedup=1.5, weight_bits=b)))
+        monkeypatch.setattr(backends, 'int8_weight_bits', lambda p=processor: p)
+        assert OnnxBackend(model, 'auto').precision == precision, (bits, processor)
 
 
 def test_int8_is_refused_where_it_cannot_be(quick, made, tmp_path, monkeypatch, capsys):
