@@ -360,7 +360,7 @@ def noise_png(rng):
 
 @pytest.fixture(scope='module')
 def quick(tmp_path_factory):
-    "A tiny network whose classes are close to each other on noise, its int8 copy with weights of 7 bits, which every processor computes alike, and a folder of other noise"
+    "A tiny network whose classes are close on noise, its int8 copy with weights of 7 bits, which all processors compute alike, and other noise"
     import fastsmile.inference.onnx_backend as backends
     import fastsmile.inference.quantize as quantize
     from fastsmile.inference.export import write_onnx
