@@ -51,7 +51,7 @@ class NetworkOptions(RecipeOptions, panel='Model'):
 class ScheduleOptions(Options, panel='Optimisation'):
     "How long the layers are trained, and at which rates"
     freeze: str = opt('none', 'layers that stay frozen: none, head (all but the head), or all before a MODULE, e.g. '
-                      'layer4.1.conv2', metavar='none|head|MODULE')
+                      'layer4.1.conv2 (default: planned)', metavar='none|head|MODULE', planned=True)
     views: str | None = opt(None, 'with --freeze head the features of each image are computed once, and of N augmented '
                             'views of it (default 0); fresh: no cached features, each epoch has new views',
                             metavar='N|fresh')

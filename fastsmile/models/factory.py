@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMM_FACTORY_ARGS', 'SUGGESTED_ARCHS', 'make_spec', 'create_network', 'build_network', 'needs_fastsmile',
-           'list_archs', 'count_parameters', 'freeze_before', 'trainable_names', 'param_groups', 'stage_table']
+           'list_archs', 'count_parameters', 'freeze_before', 'early_layers_end', 'trainable_names', 'param_groups',
+           'stage_table']
 
 # %% ../../nbs/models/05_factory.ipynb #ab058c21
 import difflib
@@ -313,6 +314,19 @@ def _named_module(model: nn.Module, name: str) -> nn.Module:
     near = difflib.get_close_matches(name, names, n=6, cutoff=0.3) or [n for n in names if '.' not in n]
     raise OptionError(f'--freeze {printable(name)!r} is not a module of this network.',
                       f'Accepted: none, head, or a module such as {", ".join(near)}.')
+
+# %% ../../nbs/models/05_factory.ipynb #7c1d52e2
+_FROZEN_REDUCTION = 8 # of the side of the input, in the first stage that is trained
+
+def early_layers_end(
+    model: nn.Module, # from timm
+) -> str | None: # a module's name for `freeze_before`; None where the maps do not become smaller stage by stage
+    "Where the early layers end: the first stage on an eighth of the input's side"
+    info = getattr(model, 'feature_info', None) or ()
+    features = list(getattr(info, 'info', info))
+    found = next((f['module'] for f in features[1:] if f.get('reduction') == _FROZEN_REDUCTION), None)
+    if found is None or next(model.get_submodule(found).parameters(), None) is None: return None
+    return found
 
 # %% ../../nbs/models/05_factory.ipynb #59e80a54
 def _body_stages(model: nn.Module) -> list[list[nn.Parameter]]: # from timm

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRETRAINED', 'RANDOM', 'PRESET_BUDGETS', 'CANDIDATES', 'default_lr', 'Regime', 'budget_seconds', 'PlanRow',
            'NetworkChoice', 'choose_network', 'activation_bytes', 'optimizer_bytes', 'images_that_fit', 'unchanged',
-           'free_bytes', 'StepCost', 'measure_step', 'averages_seeds', 'plan_seeds', 'PlanFacts', 'plan_facts',
-           'sizes_to_try', 'planned_batch_size', 'planned_ema', 'Estimate', 'estimate', 'plan_precision', 'FitPlan',
-           'duration_text', 'plan_fit', 'plan_lines']
+           'free_bytes', 'StepCost', 'measure_step', 'averages_seeds', 'plan_seeds', 'plan_freeze', 'PlanFacts',
+           'plan_facts', 'sizes_to_try', 'planned_batch_size', 'planned_ema', 'Estimate', 'estimate', 'plan_precision',
+           'FitPlan', 'duration_text', 'plan_fit', 'plan_lines']
 
 # %% ../../nbs/training/10_plan.ipynb #69061ab7
 import math
@@ -32,8 +32,10 @@ from ..core.system import LEAST_INT8_IMAGES, free_memory, int8_weight_bits, used
 from ..data.audit import SplitData
 from ..models.device import DTYPES, free_device_memory, half_precision_to_time, is_out_of_memory, keep_freed_memory
 from ..models.device import return_freed_memory
+from ..models.factory import early_layers_end, freeze_before
 from ..models.spec import ModelSpec
 from ..models.weights import WEIGHTS_HINT, cached_weights, check_hub, weight_files
+from .callbacks import keep_frozen_statistics
 from .loaders import MAX_CACHED_BYTES, augmentation_transforms
 from .precision import MIN_SPEEDUP, measure_speedup
 
@@ -55,14 +57,15 @@ def default_lr(
 class Regime:
     "How a training goes that starts from such weights"
     epochs: dict[str, tuple[int, int]] # preset -> fewest and most
+    freezes_early: bool # do the early layers stay as they are?
     enlarge: float      # pixels of the input for each pixel of the pictures
     sizes: tuple[int, int] # smallest and largest input, in pixels
     augment: str
     long: int           # epochs from which on there is a moving average of the weights
     long_augment: str   # the augmentation then
 
-PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), 1.5, (96, 224), 'medium', 7, 'medium+mixup:0.2')
-RANDOM = Regime(dict(quick=(2, 10), good=(8, 30), best=(10, 60)), 1.0, (48, 128), 'light', 15, 'light+mixup:0.2')
+PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), True, 2.0, (96, 224), 'medium', 5, 'medium+mixup:0.2')
+RANDOM = Regime(dict(quick=(2, 10), good=(8, 30), best=(10, 60)), False, 1.0, (48, 128), 'light', 15, 'light+mixup:0.2')
 
 # %% ../../nbs/training/10_plan.ipynb #4f119aad
 PRESET_BUDGETS = dict(quick='3m', good='15m', best='40m')
@@ -265,7 +268,7 @@ def measure_step(
     "Time and memory of training steps on random images; raises `SmileError` where two images are too many for memory"
     memory = free_bytes(device) if memory is None else memory
     with unchanged(net), keep_freed_memory():  # as training does
-        net.to(device, memory_format=torch.channels_last).train()
+        keep_frozen_statistics(net.to(device, memory_format=torch.channels_last).train())
         kept = activation_bytes(net, torch.rand(2, 3, size, size, device=device))
         most = images_that_fit(kept, bs, memory, net, size)
         train, forward, most = _time_steps(net, size, most, device, augment, precision)
@@ -287,6 +290,17 @@ def plan_seeds(
     "Three seeds with --preset best, where nothing else asks for several trainings"
     planned = 'seeds' not in config.given and config.preset == 'best' and not config.folds and not config.refit_all
     return config.planned_as(seeds=_BEST_SEEDS) if planned and not config.is_comparison else config
+
+# %% ../../nbs/training/10_plan.ipynb #3d9e41f2
+def plan_freeze(
+    config: FitConfig,
+    net: nn.Module, # from timm
+    regime: Regime,
+) -> FitConfig:
+    "The early layers frozen, where neither that nor the epochs were given"
+    if not regime.freezes_early or config.recipe or config.given & {'freeze', 'epochs'}: return config
+    end = early_layers_end(net)
+    return config.planned_as(freeze=end) if end else config
 
 # %% ../../nbs/training/10_plan.ipynb #cd359e3a
 @dataclass(frozen=True)
@@ -432,15 +446,19 @@ def _plan_size(
     regime: Regime,
 ) -> tuple[int, StepCost]:
     "The largest size, near that of the pictures, with time for a long training; else for the fewest epochs; its cost"
-    first, seconds = measure(sizes[0]), budget_seconds(config)
+    costs, seconds = {sizes[0]: measure(sizes[0])}, budget_seconds(config)
     def fits(size: int, epochs: int) -> bool:
-        cost = _scaled(first, (size / sizes[0])**2)
-        return _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= epochs
+        scaled = _scaled(costs[sizes[0]], (size / sizes[0])**2)
+        def within(cost: StepCost) -> bool:
+            return _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= epochs
+        if not within(costs.get(size, scaled)): return False
+        if size not in costs: costs[size] = measure(size)  # scaled by its pixels it was only near
+        return within(costs[size])
     fewest, most = regime.epochs[config.preset]
     least = min(_LEAST_SHARE * facts.side, _LARGE_ENOUGH)
     near = [s for s in sizes if s >= least] if most >= regime.long else []
     size = next((s for s in near if fits(s, regime.long)), None) or next((s for s in sizes if fits(s, fewest)), sizes[-1])
-    return size, first if size == sizes[0] else measure(size)
+    return size, costs.get(size) or measure(size)
 
 # %% ../../nbs/training/10_plan.ipynb #be091f0d
 def duration_text(
@@ -462,7 +480,8 @@ def _reasons(
     epochs = f'as many as fit into {duration_text(budget_seconds(config))}'
     if config.epochs >= most: epochs = f'the most of --preset {config.preset}'
     smaller = ': a larger input would leave too few epochs' if config.size < facts.side <= _LARGE_ENOUGH else ''
-    why = dict(size=f'the pictures have {facts.side} px (median of the shorter sides){smaller}',
+    why = {} if config.freeze in ('none', 'head') else dict(freeze='the early layers stay: a larger input is worth more')
+    why |= dict(size=f'the pictures have {facts.side} px (median of the shorter sides){smaller}',
                epochs=epochs, bs=f'{math.ceil(facts.train / config.bs)} steps an epoch',
                augment='over so many epochs mixing pays' if mixes else 'the usual one',
                ema='an average over the last epoch' if config.ema else no_average)
@@ -488,7 +507,7 @@ def plan_fit(
     choice: NetworkChoice,
     data: SplitData,
     spec: ModelSpec, # of the network at its own size
-    net: nn.Module,  # of `spec`
+    net: nn.Module,  # of `spec`; what is planned to stay frozen is frozen in it
     device: str,
 ) -> FitPlan:
     "Decide what is not given, and estimate what the training takes; raises `SmileError` where memory is too small"
@@ -496,6 +515,8 @@ def plan_fit(
     facts = plan_facts(data, config, device)
     regime = PRETRAINED if config.is_pretrained else RANDOM
     if 'bs' not in config.given: config = config.planned_as(bs=planned_batch_size(facts.train))
+    config = plan_freeze(config, net, regime)
+    freeze_before(net, config.freeze)
     is_fixed = 'size' in config.given or 'img_size' in spec.model_args or _takes_one_size(spec)
     sizes = [config.size or spec.prep.size] if is_fixed else sizes_to_try(facts, regime)
     config, speedup = plan_precision(config, net, sizes[0], device)

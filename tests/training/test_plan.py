@@ -9,6 +9,7 @@ import timm
 import torch
 from conftest import folder, picture
 from forked import run_python
+from safetensors.torch import load_file
 
 from fastsmile.config.fit import FitConfig
 from fastsmile.core.errors import OptionError, SmileError
@@ -17,7 +18,7 @@ from fastsmile.inference.rows import RowOptions
 from fastsmile.runs.fit import fit
 from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _reasons, _time_steps, _with_schedule,
                                      activation_bytes, budget_seconds, choose_network, default_lr, images_that_fit, measure_step, plan_fit,
-                                     plan_lines, sizes_to_try, unchanged)
+                                     plan_freeze, plan_lines, sizes_to_try, unchanged)
 from fastsmile.training.learner import spec_from_config
 from fastsmile.runs.fit import _say_if_late, new_network
 
@@ -45,11 +46,11 @@ def test_long_trainings_from_random_weights_mix_and_average_short_ones_do_not():
     short, long = (planned(FitConfig(arch='resnet10t', weights='none', size=64, bs=64, epochs=n)) for n in (5, 24))
     assert (short.augment, short.ema) == ('light', 0.0)
     assert 'mixup' in long.augment and 0.9 <= long.ema < 1
-    from_weights = [planned(FitConfig(size=96, bs=64, epochs=n), regime=PRETRAINED) for n in (5, 10)]
+    from_weights = [planned(FitConfig(size=96, bs=64, epochs=n), regime=PRETRAINED) for n in (4, 5)]
     assert [c.augment for c in from_weights] == ['medium', 'medium+mixup:0.2'] and [c.ema > 0 for c in from_weights] == [False, True]
 
 
-@pytest.mark.parametrize('side,regime,largest', [(64, PRETRAINED, 96), (48, RANDOM, 64), (64, RANDOM, 64), (4000, PRETRAINED, 224), (10, PRETRAINED, 96)])
+@pytest.mark.parametrize('side,regime,largest', [(64, PRETRAINED, 128), (48, RANDOM, 64), (64, RANDOM, 64), (4000, PRETRAINED, 224), (10, PRETRAINED, 96)])
 def test_small_pictures_are_never_blown_up_to_224(side, regime, largest):
     sizes = sizes_to_try(replace(FACTS, side=side), regime)
     assert sizes[0] == largest and sizes == sorted(sizes, reverse=True) and sizes[-1] == regime.sizes[0] and len(set(sizes)) == len(sizes)
@@ -69,7 +70,17 @@ def test_a_long_training_comes_before_a_larger_input():
     assert long < large and _with_schedule(config.planned_as(size=long), facts, step, PRETRAINED).epochs >= PRETRAINED.long
     assert _plan_size(config, replace(facts, side=220), sizes_to_try(facts, PRETRAINED), cost, PRETRAINED)[0] >= 128
     faces = replace(facts, side=128)  # three quarters of the side are near enough
-    assert _plan_size(FitConfig(budget='7m', bs=64), faces, sizes_to_try(faces, PRETRAINED), cost, PRETRAINED)[0] == 96
+    assert _plan_size(FitConfig(budget='5m', bs=64), faces, sizes_to_try(faces, PRETRAINED), cost, PRETRAINED)[0] == 96
+
+
+def test_a_size_has_to_fit_by_its_own_measurement():
+    honest = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
+    slower = lambda size: replace(honest(size), train=honest(size).train * (2 if size == 128 else 1))  # than its pixels say
+    facts = replace(FACTS, side=128)
+    config = next(c for c in (FitConfig(budget=f'{m}m', bs=64) for m in range(3, 15))
+                  if _plan_size(c, facts, sizes_to_try(facts, PRETRAINED), honest, PRETRAINED)[0] == 128)
+    size, cost = _plan_size(config, facts, sizes_to_try(facts, PRETRAINED), slower, PRETRAINED)
+    assert (size, cost) == (96, honest(96)) and _with_schedule(config.planned_as(size=size), facts, cost, PRETRAINED).epochs >= PRETRAINED.long
 
 
 @pytest.mark.parametrize('arch', ['resnet10t', 'mobilenetv2_100', 'vit_tiny_patch16_224'])
@@ -196,6 +207,18 @@ def test_what_was_planned_repeats_the_run(faces, tmp_path):
     assert run.options == replace(written, out=str(tmp_path/'run'))
 
 
+def test_the_early_layers_of_pretrained_weights_stay_unless_that_or_the_epochs_are_given(faces, run, tmp_path):
+    options = dict(weights=str(run.path), model_args=run.options.model_args, size=32, preset='quick', budget='1s', tta='none', no_onnx=True, freeze_epochs=0, lr='0.005')
+    found = fit(faces, out=str(tmp_path/'planned'), **options)
+    before, after = (load_file(r.path/'model'/'model.safetensors') for r in (run, found))
+    changed = {k.split('.')[0] for k in before if 'num_batches' not in k and not torch.equal(before[k], after[k])}
+    assert found.config['options']['freeze'] == 'layer2' and changed == {'layer2', 'layer3', 'layer4', 'fc'}
+    assert 'freeze' in [row['option'] for row in read_json(found.path/'training_plan.json')['rows']]
+    for given in (dict(freeze='none'), dict(epochs=1), dict(recipe='resnet18')):
+        config = FitConfig(**{k: v for k, v in options.items() if k != 'freeze_epochs'} | given)
+        assert plan_freeze(config, run.model.net, PRETRAINED).freeze == 'none'
+
+
 LIMITED = '''
 import json, resource, sys
 import torch, fastsmile.runs.fit
@@ -210,9 +233,9 @@ print(json.dumps(dict(parts=run.config['training']['micro_batches'], loss=float(
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='address space is limited and counted on Linux')
 def test_training_stays_below_a_limit_on_memory(tmp_path):
-    "64 pictures of 224 px keep 1 GB for the backward pass; with 1.5 GB for everything, of which threads and libraries take a half, they go through in parts"
+    "64 pictures of 224 px keep 1 GB for the backward pass; with 1.9 GB of addresses for everything, of which threads and libraries take more than a half, they go through in parts"
     source = folder(tmp_path/'s', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(50)})
-    r = run_python(['-c', LIMITED, source, tmp_path/'run', '1500'], timeout=300)
+    r = run_python(['-c', LIMITED, source, tmp_path/'run', '1900'], timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     result = json.loads(r.stdout.splitlines()[-1])
     assert result['parts'] > 1 and result['loss'] < 5
