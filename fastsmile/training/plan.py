@@ -64,7 +64,7 @@ class Regime:
     long: int           # epochs from which on there is a moving average of the weights
     long_augment: str   # the augmentation then
 
-PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), True, 2.0, (96, 224), 'medium', 5, 'medium+mixup:0.2')
+PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), True, 2.0, (96, 224), 'medium', 4, 'medium+mixup:0.2')
 RANDOM = Regime(dict(quick=(2, 10), good=(8, 30), best=(10, 60)), False, 1.0, (48, 128), 'light', 15, 'light+mixup:0.2')
 
 # %% ../../nbs/training/10_plan.ipynb #4f119aad
