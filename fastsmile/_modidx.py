@@ -4943,6 +4943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan.PlanRow': ('training/plan.html#planrow', 'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan.Regime': ('training/plan.html#regime', 'fastsmile/training/plan.py'),
+                                         'fastsmile.training.plan.Regime.long_from': ( 'training/plan.html#regime.long_from',
+                                                                                       'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan.StepCost': ('training/plan.html#stepcost', 'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._arch_of_weights': ( 'training/plan.html#_arch_of_weights',
                                                                                        'fastsmile/training/plan.py'),

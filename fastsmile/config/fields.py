@@ -202,11 +202,12 @@ def command_line(
     arguments: Iterable[Any], # what precedes the options
     options: Options,
 ) -> str:
-    "The shell command, with every option that differs from its default"
+    "The shell command, with every option that differs from its default, or that was given and would be planned"
     words, defaults = ['fastsmile', name, *map(str, arguments)], options.defaults()
     for f in fields(options):
         value = getattr(options, f.name)
-        if value == defaults[f.name]: continue
+        planned = f.metadata['planned'] and f.name in options.given
+        if value == defaults[f.name] and not planned: continue
         for one in value if isinstance(value, tuple) else (value,):
             words.append(flag(f.name))
             if one is not True: words.append(str(one))

@@ -203,10 +203,11 @@ def _candidates(
     quantizer: _Quantizer,
     held_out: _HeldOut,
     folder: Path,
+    least_speedup: float,
 ) -> Iterator[tuple[Path, Int8Facts]]:
     "Int8 graphs with more and more convolutions in fp32, while that makes them faster"
     path = quantizer.write(folder/'0.onnx')
-    if 1 / held_out.time_share(OnnxNet(path)) < LEAST_INT8_SPEEDUP: return
+    if 1 / held_out.time_share(OnnxNet(path)) < least_speedup: return
     facts = _measure(held_out, OnnxNet(path), 0)
     yield path, facts
     if facts.recomputed <= _FEW_RECOMPUTED: return
@@ -231,11 +232,11 @@ def _fastest(
 ) -> tuple[Path, Int8Facts]:
     "The fastest int8 graph; raises `SmileError` where none is fast enough"
     quantizer = _Quantizer(model.net.path, folder, calibration, model.preps, int8_weight_bits())
-    made = _candidates(quantizer, _HeldOut.of(model, held_out), folder)
+    made = _candidates(quantizer, _HeldOut.of(model, held_out), folder, least_speedup)
     path, facts = max(made, key=lambda one: one[1].speedup, default=(None, None))
     if facts is None or facts.speedup < least_speedup:
         reason = 'int8' if facts is None else f'int8 with {facts.recomputed:.0%} of the rows recomputed in fp32'
-        raise SmileError(f'{reason} is not faster than fp32', '')
+        raise SmileError(f'{reason} is not {least_speedup - 1:.0%} faster than fp32', '')
     return path, replace(facts, weight_bits=quantizer.weight_bits)
 
 def _write_int8(made: Path, facts: Int8Facts, out: Path):

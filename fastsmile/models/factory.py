@@ -11,7 +11,7 @@ __all__ = ['TIMM_FACTORY_ARGS', 'SUGGESTED_ARCHS', 'make_spec', 'create_network'
 import difflib
 import json
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -316,17 +316,21 @@ def _named_module(model: nn.Module, name: str) -> nn.Module:
                       f'Accepted: none, head, or a module such as {", ".join(near)}.')
 
 # %% ../../nbs/models/05_factory.ipynb #7c1d52e2
-_FROZEN_REDUCTION = 8 # of the side of the input, in the first stage that is trained
+_FROZEN_REDUCTION = 8     # of the side of the input, at the first module that is trained
+_MOST_FROZEN_SHARE = 0.4 # of the parameters: early layers are small, whatever they cost
 
 def early_layers_end(
     model: nn.Module, # from timm
 ) -> str | None: # a module's name for `freeze_before`; None where the maps do not become smaller stage by stage
-    "Where the early layers end: the first stage on an eighth of the input's side"
+    "Where the early layers end: the module that timm names for an eighth of the input's side"
     info = getattr(model, 'feature_info', None) or ()
-    features = list(getattr(info, 'info', info))
-    found = next((f['module'] for f in features[1:] if f.get('reduction') == _FROZEN_REDUCTION), None)
-    if found is None or next(model.get_submodule(found).parameters(), None) is None: return None
-    return found
+    features = [(f['reduction'], f['module']) for f in getattr(info, 'info', info)]
+    found = [(at, name) for at, (reduction, name) in enumerate(features) if reduction == _FROZEN_REDUCTION]
+    modules = dict(model.named_modules())
+    if len(found) != 1 or not found[0][0] or found[0][1] not in modules: return None
+    first = next(modules[found[0][1]].parameters(), None)
+    share = sum(p.numel() for p in takewhile(lambda p: p is not first, model.parameters())) / max(1, count_parameters(model)['parameters'])
+    return found[0][1] if first is not None and share <= _MOST_FROZEN_SHARE else None
 
 # %% ../../nbs/models/05_factory.ipynb #59e80a54
 def _body_stages(model: nn.Module) -> list[list[nn.Parameter]]: # from timm

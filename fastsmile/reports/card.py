@@ -258,7 +258,8 @@ def names_people(
 ) -> bool:
     "Does the source say who is shown? Groups of look-alikes, which the audit makes, do not"
     with open(run/'table.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
-        return any(row['group'] and not row['group'].startswith(COPY_GROUP) for row in csv.DictReader(f))
+        groups = {row['group'] for row in csv.DictReader(f) if not row['reason']}
+    return any(g and not g.startswith(COPY_GROUP) for g in groups)
 
 # %% ../../nbs/reports/03_card.ipynb #42f79523
 def _card_context(

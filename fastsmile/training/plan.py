@@ -62,10 +62,14 @@ class Regime:
     sizes: tuple[int, int] # smallest and largest input, in pixels
     augment: str
     long: int           # epochs from which on there is a moving average of the weights
+    long_frozen: int    # the same, where early layers stay frozen
     long_augment: str   # the augmentation then
 
-PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), True, 2.0, (96, 224), 'medium', 4, 'medium+mixup:0.2')
-RANDOM = Regime(dict(quick=(2, 10), good=(8, 30), best=(10, 60)), False, 1.0, (48, 128), 'light', 15, 'light+mixup:0.2')
+    def long_from(self, config: FitConfig) -> int: # epochs
+        return self.long if config.freeze in ('none', 'head') else self.long_frozen
+
+PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), True, 2.0, (96, 224), 'medium', 7, 4, 'medium+mixup:0.2')
+RANDOM = Regime(dict(quick=(2, 10), good=(8, 30), best=(10, 60)), False, 1.0, (48, 128), 'light', 15, 15, 'light+mixup:0.2')
 
 # %% ../../nbs/training/10_plan.ipynb #4f119aad
 PRESET_BUDGETS = dict(quick='3m', good='15m', best='40m')
@@ -297,7 +301,7 @@ def plan_freeze(
     net: nn.Module, # from timm
     regime: Regime,
 ) -> FitConfig:
-    "The early layers frozen, where neither that nor the epochs were given"
+    "The early layers frozen, where neither that nor the epochs were given, by the caller or a recipe"
     if not regime.freezes_early or config.recipe or config.given & {'freeze', 'epochs'}: return config
     end = early_layers_end(net)
     return config.planned_as(freeze=end) if end else config
@@ -456,8 +460,9 @@ def _plan_size(
         return within(costs[size])
     fewest, most = regime.epochs[config.preset]
     least = min(_LEAST_SHARE * facts.side, _LARGE_ENOUGH)
-    near = [s for s in sizes if s >= least] if most >= regime.long else []
-    size = next((s for s in near if fits(s, regime.long)), None) or next((s for s in sizes if fits(s, fewest)), sizes[-1])
+    long = regime.long_from(config)
+    near = [s for s in sizes if s >= least] if most >= long else []
+    size = next((s for s in near if fits(s, long)), None) or next((s for s in sizes if fits(s, fewest)), sizes[-1])
     return size, costs.get(size) or measure(size)
 
 # %% ../../nbs/training/10_plan.ipynb #be091f0d
@@ -480,7 +485,7 @@ def _reasons(
     epochs = f'as many as fit into {duration_text(budget_seconds(config))}'
     if config.epochs >= most: epochs = f'the most of --preset {config.preset}'
     smaller = ': a larger input would leave too few epochs' if config.size < facts.side <= _LARGE_ENOUGH else ''
-    why = {} if config.freeze in ('none', 'head') else dict(freeze='the early layers stay: a larger input is worth more')
+    why = {} if config.freeze in ('none', 'head') else dict(freeze='the early layers stay: epochs take less time')
     why |= dict(size=f'the pictures have {facts.side} px (median of the shorter sides){smaller}',
                epochs=epochs, bs=f'{math.ceil(facts.train / config.bs)} steps an epoch',
                augment='over so many epochs mixing pays' if mixes else 'the usual one',
@@ -495,7 +500,7 @@ def _with_schedule(config: FitConfig, facts: PlanFacts, cost: StepCost, regime: 
     "The options with epochs, augmentation and average, where they were not given"
     fit = _epochs_within(config, facts, cost, budget_seconds(config))
     values = dict(epochs=min(regime.epochs[config.preset][1], max(1, fit)))
-    is_long = (config.epochs if 'epochs' in config.given else values['epochs']) >= regime.long
+    is_long = (config.epochs if 'epochs' in config.given else values['epochs']) >= regime.long_from(config)
     mixes = is_long and config.parsed().cached_views is None and LOSSES[config.parsed().loss[0]].per_row
     values['augment'] = regime.long_augment if mixes else regime.augment
     values['ema'] = planned_ema(math.ceil(facts.train / config.bs)) if is_long else 0.

@@ -15,6 +15,7 @@ from fastsmile.config.fit import FitConfig
 from fastsmile.core.errors import OptionError, SmileError
 from fastsmile.core.files import read_json
 from fastsmile.inference.rows import RowOptions
+from fastsmile.models.factory import early_layers_end
 from fastsmile.runs.fit import fit
 from fastsmile.training.plan import (PRETRAINED, RANDOM, NetworkChoice, PlanFacts, StepCost, _plan_size, _reasons, _time_steps, _with_schedule,
                                      activation_bytes, budget_seconds, choose_network, default_lr, images_that_fit, measure_step, plan_fit,
@@ -46,8 +47,9 @@ def test_long_trainings_from_random_weights_mix_and_average_short_ones_do_not():
     short, long = (planned(FitConfig(arch='resnet10t', weights='none', size=64, bs=64, epochs=n)) for n in (5, 24))
     assert (short.augment, short.ema) == ('light', 0.0)
     assert 'mixup' in long.augment and 0.9 <= long.ema < 1
-    from_weights = [planned(FitConfig(size=96, bs=64, epochs=n), regime=PRETRAINED) for n in (3, 4)]
-    assert [c.augment for c in from_weights] == ['medium', 'medium+mixup:0.2'] and [c.ema > 0 for c in from_weights] == [False, True]
+    from_weights = [planned(FitConfig(size=96, bs=64, epochs=n, freeze=freeze), regime=PRETRAINED)
+                    for freeze, epochs in (('none', (6, 7)), ('blocks.2', (3, 4))) for n in epochs]
+    assert [c.augment for c in from_weights] == ['medium', 'medium+mixup:0.2'] * 2 and [c.ema > 0 for c in from_weights] == [False, True] * 2
 
 
 @pytest.mark.parametrize('side,regime,largest', [(64, PRETRAINED, 128), (48, RANDOM, 64), (64, RANDOM, 64), (4000, PRETRAINED, 224), (10, PRETRAINED, 96)])
@@ -65,22 +67,22 @@ def test_less_time_means_smaller_input():
 
 def test_a_long_training_comes_before_a_larger_input():
     cost = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
-    facts, config = replace(FACTS, side=160), FitConfig(budget='12m', bs=64)
-    (long, step), (large, _) = (_plan_size(config, facts, sizes_to_try(facts, r), cost, r) for r in (PRETRAINED, replace(PRETRAINED, long=99)))
-    assert long < large and _with_schedule(config.planned_as(size=long), facts, step, PRETRAINED).epochs >= PRETRAINED.long
+    facts, config = replace(FACTS, side=160), FitConfig(budget='12m', bs=64, freeze='blocks.2')
+    (long, step), (large, _) = (_plan_size(config, facts, sizes_to_try(facts, r), cost, r) for r in (PRETRAINED, replace(PRETRAINED, long_frozen=99)))
+    assert long < large and _with_schedule(config.planned_as(size=long), facts, step, PRETRAINED).epochs >= PRETRAINED.long_frozen
     assert _plan_size(config, replace(facts, side=220), sizes_to_try(facts, PRETRAINED), cost, PRETRAINED)[0] >= 128
     faces = replace(facts, side=128)  # three quarters of the side are near enough
-    assert _plan_size(FitConfig(budget='5m', bs=64), faces, sizes_to_try(faces, PRETRAINED), cost, PRETRAINED)[0] == 96
+    assert _plan_size(FitConfig(budget='5m', bs=64, freeze='blocks.2'), faces, sizes_to_try(faces, PRETRAINED), cost, PRETRAINED)[0] == 96
 
 
 def test_a_size_has_to_fit_by_its_own_measurement():
     honest = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
     slower = lambda size: replace(honest(size), train=honest(size).train * (2 if size == 128 else 1))  # than its pixels say
     facts = replace(FACTS, side=128)
-    config = next(c for c in (FitConfig(budget=f'{m}m', bs=64) for m in range(3, 15))
+    config = next(c for c in (FitConfig(budget=f'{m}m', bs=64, freeze='blocks.2') for m in range(3, 15))
                   if _plan_size(c, facts, sizes_to_try(facts, PRETRAINED), honest, PRETRAINED)[0] == 128)
     size, cost = _plan_size(config, facts, sizes_to_try(facts, PRETRAINED), slower, PRETRAINED)
-    assert (size, cost) == (96, honest(96)) and _with_schedule(config.planned_as(size=size), facts, cost, PRETRAINED).epochs >= PRETRAINED.long
+    assert (size, cost) == (96, honest(96)) and _with_schedule(config.planned_as(size=size), facts, cost, PRETRAINED).epochs >= PRETRAINED.long_frozen
 
 
 @pytest.mark.parametrize('arch', ['resnet10t', 'mobilenetv2_100', 'vit_tiny_patch16_224'])
@@ -218,6 +220,17 @@ def test_the_early_layers_of_pretrained_weights_stay_unless_that_or_the_epochs_a
     for given in (dict(freeze='none'), dict(epochs=1), dict(recipe='resnet18')):
         config = FitConfig(**{k: v for k, v in options.items() if k != 'freeze_epochs'} | given)
         assert plan_freeze(config, run.model.net, PRETRAINED).freeze == 'none'
+
+
+@pytest.mark.parametrize('arch', ['vit_small_patch8_224', 'twins_svt_small', 'mvitv2_tiny', 'coat_tiny', 'levit_128', 'vgg11_bn'])
+def test_networks_that_are_not_divided_into_stages_have_no_early_layers(arch):
+    with torch.device('meta'): assert early_layers_end(timm.create_model(arch)) is None
+
+
+def test_what_was_given_is_written_also_where_it_is_the_default(faces, run, tmp_path):
+    options = dict(weights=str(run.path), model_args=run.options.model_args, size=32, freeze='none', tta='none', no_onnx=True, freeze_epochs=0, lr='0.005')
+    found = fit(faces, out=str(tmp_path/'run'), preset='quick', budget='1s', **options)
+    assert '--freeze none' in found.config['command'] and FitConfig.from_file(found.path/'options.toml').given >= {'freeze', 'epochs', 'size'}
 
 
 LIMITED = '''
