@@ -312,6 +312,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fastsmile/config/fields.py'),
                                          'fastsmile.config.fields.Options.given': ( 'config/fields.html#options.given',
                                                                                     'fastsmile/config/fields.py'),
+                                         'fastsmile.config.fields.Options.given_directly': ( 'config/fields.html#options.given_directly',
+                                                                                             'fastsmile/config/fields.py'),
                                          'fastsmile.config.fields.Options.planned_as': ( 'config/fields.html#options.planned_as',
                                                                                          'fastsmile/config/fields.py'),
                                          'fastsmile.config.fields.ParsedChoices': ( 'config/fields.html#parsedchoices',

@@ -159,6 +159,11 @@ class Options:
         "The options that were given, also where that is their default"
         return self._given
 
+    @property
+    def given_directly(self) -> frozenset[str]:
+        "The same, without those of a recipe"
+        return self._given
+
     def planned_as(self, **values: Any) -> Self:
         "A copy with values for options that were not given, which still count as not given"
         copy = replace(self, **values)
@@ -206,7 +211,7 @@ def command_line(
     words, defaults = ['fastsmile', name, *map(str, arguments)], options.defaults()
     for f in fields(options):
         value = getattr(options, f.name)
-        planned = f.metadata['planned'] and f.name in options.given
+        planned = f.metadata['planned'] and f.name in options.given_directly
         if value == defaults[f.name] and not planned: continue
         for one in value if isinstance(value, tuple) else (value,):
             words.append(flag(f.name))

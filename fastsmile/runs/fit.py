@@ -177,7 +177,7 @@ def _new_planned_folder(plan: FitPlan, source: object) -> Path:
     "A run folder with options.toml and training_plan.json"
     config, folds = plan.config, f'-{plan.config.folds}-folds' if plan.config.folds else ''
     path = new_run_folder(config.out, f'{config.arch}{folds}')
-    _write_fit_options(config, path, source, {*plan.planned, *config.given})
+    _write_fit_options(config, path, source, {*plan.planned, *config.given_directly})
     write_json(path/'training_plan.json', plan.record())
     return path
 
