@@ -131,6 +131,14 @@ def browser():
         browser.close()
 
 
+def faults_of_file(browser, path, scheme, width) -> list[tuple]: # of `accessibility_faults`
+    "What axe-core finds in a page of a run, in a colour scheme and at a width in pixels"
+    page = browser.new_page(color_scheme=scheme, viewport=dict(width=width, height=900))
+    page.goto(path.as_uri())
+    try: return accessibility_faults(page)
+    finally: page.close()
+
+
 def accessibility_faults(page) -> list[tuple]: # rule and elements
     "What axe-core finds in a page of a browser"
     axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe()

@@ -93,8 +93,8 @@ class ModelOptions(Options, panel='Decision and calibration'):
     face_margin: float | None = face_margin_opt()
     face_score: float = face_score_opt()
     precision: str = opt(
-        'auto', 'precision of inference: fp32 is exact; bf16, fp16 and int8 (on a CPU with AVX2 or VNNI) are faster on some '
-        'machines, and rows that they could change are recomputed in fp32; auto takes them there',
+        'auto', 'precision of inference: fp32 is exact; bf16, fp16 and int8 (on a CPU with AVX2 or VNNI) are faster on '
+        'some machines, and rows that they could change are recomputed in fp32; auto takes them there',
         choices=INFERENCE_PRECISIONS, panel='System')
     device: str | None = device_opt()
 

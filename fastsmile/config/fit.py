@@ -51,12 +51,13 @@ class NetworkOptions(RecipeOptions, panel='Model'):
 class ScheduleOptions(Options, panel='Optimisation'):
     "How long the layers are trained, and at which rates"
     freeze: str = opt('none', 'layers that stay frozen: none, head (all but the head), or all before a MODULE, e.g. '
-                      'layer4.1.conv2 (default: planned, the early layers of pretrained networks)', metavar='none|head|MODULE', planned=True)
+                      'layer4.1.conv2 (default: planned, the early layers of pretrained networks)',
+                      metavar='none|head|MODULE', planned=True)
     views: str | None = opt(None, 'with --freeze head the features of each image are computed once, and of N augmented '
                             'views of it (default 0); fresh: no cached features, each epoch has new views',
                             metavar='N|fresh')
-    epochs: int = opt(5, 'epochs in which all that is not frozen is trained (default: planned)', minimum=0, maximum=10000,
-                      planned=True, panel='Common')
+    epochs: int = opt(5, 'epochs in which all that is not frozen is trained (default: planned)', minimum=0,
+                      maximum=10000, planned=True, panel='Common')
     freeze_epochs: int | None = opt(None, 'epochs before that in which only the head is trained (default: 1 with '
                                     'pretrained weights, 0 without)', minimum=0, maximum=10000)
     bs: int = batch_size_opt(help='images in a batch (default: planned)', minimum=2, planned=True)

@@ -233,6 +233,11 @@ class Int8Facts:
     fp32_convolutions: int  # left in fp32
     weight_bits: int = 8    # of `int8_weight_bits` where it was made
 
+    @property
+    def is_exact_here(self) -> bool:
+        "Does this processor add up products of such weights without saturating?"
+        return self.weight_bits <= int8_weight_bits()
+
     def __post_init__(self):
         finite = np.isfinite([*self.leads, *self.margins, self.speedup]).all()
         if not finite or min(self.margins) <= 0 or len(self.leads) != len(self.margins) - 1 or self.speedup <= 0:
@@ -279,7 +284,7 @@ def _forced_int8(model: Model) -> tuple[OnnxNet, Int8Facts]:
     "What `--precision int8` runs; raises `OptionError`"
     try: net, facts = load_int8(model)
     except SmileError as e: raise OptionError(f'--precision int8: {e.message}', e.hint) from None
-    if facts.weight_bits <= int8_weight_bits(): return net, facts
+    if facts.is_exact_here: return net, facts
     needed = 'VNNI' if facts.weight_bits == 8 else 'AVX2 or VNNI'
     raise OptionError(f'--precision int8: {printable(net.path)} needs a processor with {needed}, and this one has none.',
                       'Take --precision fp32.')
@@ -295,8 +300,7 @@ def _pick_int8(
     except SmileError as e:
         say(f'{e.message} It is computed in fp32.', style='yellow')
         return None
-    pays = facts.speedup >= LEAST_INT8_SPEEDUP and facts.weight_bits <= int8_weight_bits()
-    return (net, facts) if pays else None
+    return (net, facts) if facts.is_exact_here and facts.speedup >= LEAST_INT8_SPEEDUP else None
 
 # %% ../../nbs/inference/03_onnx_backend.ipynb #89d21ccd
 class OnnxBackend(Backend):

@@ -74,8 +74,8 @@ def pick_precision(
 ) -> str: # fp32, bf16 or fp16
     "The precision requested, or under auto the fast one of the device; raises `OptionError`"
     if precision == 'int8':
-        raise OptionError("--precision int8 needs a model.int8.onnx, and torch has none: fit writes one beside model.onnx "
-                          'where the processor has AVX2 or VNNI and the rows suffice to measure it.',
+        raise OptionError('--precision int8 needs a model.int8.onnx, and torch has none: fit writes one beside '
+                          'model.onnx where the processor has AVX2 or VNNI and the rows suffice to measure it.',
                           f'Accepted with torch: {", ".join(PRECISIONS)}.')
     check_choice('--precision', precision, PRECISIONS)
     return (fast_half_precision(device) or 'fp32') if precision == 'auto' else precision

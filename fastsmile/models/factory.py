@@ -299,18 +299,26 @@ def freeze_before(
 ) -> nn.Module:
     "Freeze everything before the head or a module; raises `OptionError` with the nearest names of modules"
     if freeze == 'none': return model
-    head = {id(p) for p in classifier_head(model).parameters()}
-    first = None if freeze == 'head' else next(_named_module(model, freeze).parameters())
-    reached = False
-    for p in model.parameters():
-        reached |= p is first
-        p.requires_grad_(id(p) in head if freeze == 'head' else reached)
+    if freeze == 'head': trained = {id(p) for p in classifier_head(model).parameters()}
+    else:
+        _check_module(model, freeze)
+        trained = {id(p) for p in model.parameters()} - {id(p) for p in _parameters_before(model, freeze)}
+    for p in model.parameters(): p.requires_grad_(id(p) in trained)
     return model
 
-def _named_module(model: nn.Module, name: str) -> nn.Module:
-    "A module that has parameters; raises `OptionError`"
-    names = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
-    if name in names: return model.get_submodule(name)
+def _names_with_parameters(model: nn.Module) -> list[str]:
+    "The modules inside of it that have parameters"
+    return [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+
+def _parameters_before(model: nn.Module, name: str) -> list[nn.Parameter]:
+    "Those that come before the first one of a module, in the model's order"
+    first = next(model.get_submodule(name).parameters())
+    return list(takewhile(lambda p: p is not first, model.parameters()))
+
+def _check_module(model: nn.Module, name: str):
+    "Raises `OptionError` where the model has no such module, or one without parameters"
+    names = _names_with_parameters(model)
+    if name in names: return
     near = difflib.get_close_matches(name, names, n=6, cutoff=0.3) or [n for n in names if '.' not in n]
     raise OptionError(f'--freeze {printable(name)!r} is not a module of this network.',
                       f'Accepted: none, head, or a module such as {", ".join(near)}.')
@@ -324,13 +332,11 @@ def early_layers_end(
 ) -> str | None: # a module's name for `freeze_before`; None where the maps do not become smaller stage by stage
     "Where the early layers end: the module that timm names for an eighth of the input's side"
     info = getattr(model, 'feature_info', None) or ()
-    features = [(f['reduction'], f['module']) for f in getattr(info, 'info', info)]
-    found = [(at, name) for at, (reduction, name) in enumerate(features) if reduction == _FROZEN_REDUCTION]
-    modules = dict(model.named_modules())
-    if len(found) != 1 or not found[0][0] or found[0][1] not in modules: return None
-    first = next(modules[found[0][1]].parameters(), None)
-    share = sum(p.numel() for p in takewhile(lambda p: p is not first, model.parameters())) / max(1, count_parameters(model)['parameters'])
-    return found[0][1] if first is not None and share <= _MOST_FROZEN_SHARE else None
+    features = list(getattr(info, 'info', info))
+    ends = [f['module'] for f in features if f['reduction'] == _FROZEN_REDUCTION]
+    if len(ends) != 1 or ends[0] == features[0]['module'] or ends[0] not in _names_with_parameters(model): return None
+    frozen = sum(p.numel() for p in _parameters_before(model, ends[0]))
+    return ends[0] if frozen <= _MOST_FROZEN_SHARE * count_parameters(model)['parameters'] else None
 
 # %% ../../nbs/models/05_factory.ipynb #59e80a54
 def _body_stages(model: nn.Module) -> list[list[nn.Parameter]]: # from timm

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -254,12 +255,15 @@ def _yaml_head(name: str, config: dict, metrics: dict, split: str) -> str:
 
 # %% ../../nbs/reports/03_card.ipynb #6e11d7a2
 def names_people(
-    run: Path, # a run folder
+    groups: Iterable[str], # of the rows in use
 ) -> bool:
     "Does the source say who is shown? Groups of look-alikes, which the audit makes, do not"
-    with open(run/'table.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
-        groups = {row['group'] for row in csv.DictReader(f) if not row['reason']}
     return any(g and not g.startswith(COPY_GROUP) for g in groups)
+
+def _used_groups(run: Path) -> set[str]:
+    "The groups of the rows in use, of table.csv"
+    with open(run/'table.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        return {row['group'] for row in csv.DictReader(f) if not row['reason']}
 
 # %% ../../nbs/reports/03_card.ipynb #42f79523
 def _card_context(
@@ -274,7 +278,8 @@ def _card_context(
     return dict(
         run=run.name, config=config, options=options, m=metrics[split], part=split, cal=metrics['calibration'],
         verdict=verdict(metrics)['text'], names=CARD_SCORES, classes=classes,
-        people=names_people(run), smile=any('smile' in c.lower() for c in classes), reading=_interpretation_text(options, metrics['calibration']),
+        people=names_people(_used_groups(run)), smile=any('smile' in c.lower() for c in classes),
+        reading=_interpretation_text(options, metrics['calibration']),
         start=_starting_point_text(config), commands=commands, fence=_code_fence(commands), md=escape_markdown)
 
 # %% ../../nbs/reports/03_card.ipynb #72bf8f62

@@ -103,7 +103,7 @@ def _data_context(
     counts = pd.crosstab(used.label, used.split).reindex(columns=splits, fill_value=0)
     balance = {}
     for label, rows in counts.iterrows(): balance[label] = dict(rows, all=int(rows.sum()), share=rows.sum() / len(used))
-    return dict(splits=splits, balance=balance, names_people=names_people(run))
+    return dict(splits=splits, balance=balance, names_people=names_people(used.group))
 
 # %% ../../nbs/reports/04_run.ipynb #38e40b79
 def _balance_facts(

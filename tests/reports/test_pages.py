@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import accessibility_faults, folder, picture
+from conftest import faults_of_file, folder, picture
 
 from fastsmile.config.commands import AuditConfig, CompareConfig, ExplainConfig, PredictConfig
 from fastsmile.data.readers import FolderReader
@@ -169,11 +169,7 @@ def tab(browser):
 @pytest.mark.parametrize('scheme,width', [('light', 1280), ('dark', 390)])
 @pytest.mark.parametrize('name', ['report', 'two', 'compare', 'gallery', 'audit', 'explain'])
 def test_axe_finds_no_fault(pages, browser, name, scheme, width):
-    page = browser.new_page(color_scheme=scheme, viewport=dict(width=width, height=900))
-    page.goto(pages[name][0].as_uri())
-    found = accessibility_faults(page)
-    page.close()
-    assert not found
+    assert not faults_of_file(browser, pages[name][0], scheme, width)
 
 
 @pytest.mark.browser

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import accessibility_faults, without_charts
+from conftest import faults_of_file, without_charts
 
 from fastsmile.metrics.calibration import calibration_from_metadata
 from fastsmile.runs.compare import compare
@@ -65,11 +65,7 @@ def test_the_summary_has_a_spread_and_is_no_model(folds):
 @pytest.mark.browser
 @pytest.mark.parametrize('scheme,width', [('light', 1280), ('dark', 390)])
 def test_axe_finds_no_fault_in_the_page(folds, browser, scheme, width):
-    page = browser.new_page(color_scheme=scheme, viewport=dict(width=width, height=900))
-    page.goto(folds[0].report.as_uri())
-    found = accessibility_faults(page)
-    page.close()
-    assert not found
+    assert not faults_of_file(browser, folds[0].report, scheme, width)
 
 
 def test_the_page_shows_the_most_confident_mistakes_and_does_without_the_source(folds, tmp_path, monkeypatch):
