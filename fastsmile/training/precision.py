@@ -146,7 +146,7 @@ def precision_callbacks(
 def _free_batch_memory(learn: Learner):
     "Drop what a failed batch left in the learner, on the device and in half-entered contexts"
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, AutocastPrecision)): cb.leave()
-    learn.xb = learn.yb = learn.pred = learn.loss_grad = None
+    learn.xb = learn.yb = learn.pred = learn.loss = learn.loss_grad = None  # a loss keeps its whole graph
     if learn.opt is not None: learn.opt.zero_grad()
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()

@@ -121,6 +121,20 @@ def test_memory_that_runs_out_halves_the_batch_and_keeps_the_step(data, tiny, tm
     assert h.lr.equals(whole.lr)
 
 
+def test_a_backward_pass_that_fails_leaves_no_graph_behind(data, tiny, tmp_path):
+    learn = learner(data, replace(tiny, epochs=1), tmp_path)
+    left, failed = [], []
+    def fail(_): # once, from within the backward pass
+        failed.append(True)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    def before_forward(_, args):
+        if len(failed) == 1 and not left: left.append([k for k in ('pred', 'loss', 'loss_grad') if getattr(learn, k) is not None])
+        if not failed and torch.is_grad_enabled(): args[0].requires_grad_().register_hook(fail)
+    learn.model.register_forward_pre_hook(before_forward)
+    told, _ = train_learner(learn, replace(tiny, epochs=1), tmp_path)
+    assert told['micro_batches'] == 2 and left == [[]]
+
+
 def test_with_accumulation_and_bf16_and_in_a_resumed_run(data, tiny, tmp_path):
     config = replace(tiny, accumulate=2, precision='bf16', epochs=1)
     learn = learner(data, config, tmp_path)
