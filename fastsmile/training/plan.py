@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import timm
 import torch
+from fastai.optimizer import Adam, Optimizer
 from fastai.vision.core import TensorImage
 from torch import nn
 
@@ -68,8 +70,10 @@ class Regime:
     def long_from(self, config: FitConfig) -> int: # epochs
         return self.long if config.freeze in ('none', 'head') else self.long_frozen
 
-PRETRAINED = Regime(dict(quick=(1, 3), good=(3, 12), best=(5, 20)), True, 2.0, (96, 224), 'medium', 7, 4, 'medium+mixup:0.2')
-RANDOM = Regime(dict(quick=(2, 10), good=(8, 30), best=(10, 60)), False, 1.0, (48, 128), 'light', 15, 15, 'light+mixup:0.2')
+PRETRAINED = Regime(epochs=dict(quick=(1, 3), good=(3, 12), best=(5, 20)), freezes_early=True, enlarge=2.0, sizes=(96, 224),
+                    augment='medium', long=7, long_frozen=4, long_augment='medium+mixup:0.2')
+RANDOM = Regime(epochs=dict(quick=(2, 10), good=(8, 30), best=(10, 60)), freezes_early=False, enlarge=1.0, sizes=(48, 128),
+                augment='light', long=15, long_frozen=15, long_augment='light+mixup:0.2')
 
 # %% ../../nbs/training/10_plan.ipynb #4f119aad
 PRESET_BUDGETS = dict(quick='3m', good='15m', best='40m')
@@ -232,32 +236,37 @@ def _augmented(x: torch.Tensor, augment: str) -> torch.Tensor:
     return torch.Tensor(x)
 
 # %% ../../nbs/training/10_plan.ipynb #6ded79bb
-_TIMED_STEP, _TIMED_SECONDS, _TIMED_STEPS = 1.0, 4.0, 6 # seconds of a step and of all, about; the most steps
+_TIMED_STEP, _TIMED_SECONDS = 1.0, 5.0 # of a step and of all, about
+_FIRST_STEPS, _TIMED_STEPS = 2, (4, 8) # small ones, which do not count; the fewest and the most, with them
 
-def _train_step(net: nn.Module, x: torch.Tensor, augment: str, precision: str):
+def _train_step(net: nn.Module, opt: Optimizer, augment: str, precision: str, x: torch.Tensor):
     x = _augmented(x, augment)
     with torch.autocast(x.device.type, DTYPES[precision], enabled=precision != 'fp32'): out = net(x)
     out.float().square().mean().backward()
+    opt.step()
+    opt.zero_grad()
 
-def _time_step(net: nn.Module, n: int, size: int, device: str, augment: str, precision: str) -> tuple[float, float]:
+def _time_step(train: Callable, forward: Callable, n: int, size: int, device: str) -> tuple[float, float]:
     "Seconds for each of `n` images of a training step, and of a forward pass in fp32"
     x = torch.rand(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    train = _seconds(partial(_train_step, net, x, augment, precision), device) / n
-    with torch.no_grad(): return train, _seconds(partial(net, x), device) / n
+    trained = _seconds(partial(train, x), device) / n
+    with torch.no_grad(): return trained, _seconds(partial(forward, x), device) / n
 
 def _time_steps(
     net: nn.Module, size: int, most: int, device: str, augment: str, precision: str = 'fp32',
 ) -> tuple[float, float, int]:
-    "The fastest of some steps after small first ones, and how many images fit into one: `most`, or what memory allows"
+    "The median of some steps after small first ones, and how many images fit into one: `most`, or what memory allows"
     n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch
-    while len(times) < 3 or len(times) <= _TIMED_STEPS and time.perf_counter() - start < _TIMED_SECONDS:
-        try: times.append(_time_step(net, n, size, device, augment, precision))
+    opt, (least, limit) = Adam([p for p in net.parameters() if p.requires_grad], lr=0.), _TIMED_STEPS
+    train = partial(_train_step, net, opt, augment, precision)
+    while len(times) < least or len(times) < limit and time.perf_counter() - start < _TIMED_SECONDS:
+        try: times.append(_time_step(train, net, n, size, device))
         except (RuntimeError, MemoryError) as e:
             if n == 2 or not is_out_of_memory(e): raise
             most = n // 2
             return_freed_memory()
         n = max(2, min(most, 8 * n, int(_TIMED_STEP / times[-1][0])))
-    return *map(min, zip(*times[1:])), most
+    return *map(median, zip(*times[_FIRST_STEPS:])), most
 
 # %% ../../nbs/training/10_plan.ipynb #9cabe57d
 def measure_step(
@@ -302,7 +311,7 @@ def plan_freeze(
     regime: Regime,
 ) -> FitConfig:
     "The early layers frozen, where neither that nor the epochs were given, by the caller or a recipe"
-    if not regime.freezes_early or config.recipe or config.given & {'freeze', 'epochs'}: return config
+    if not regime.freezes_early or config.given & {'freeze', 'epochs'}: return config
     end = early_layers_end(net)
     return config.planned_as(freeze=end) if end else config
 
@@ -365,7 +374,7 @@ def planned_ema(
 # %% ../../nbs/training/10_plan.ipynb #83774493
 _END_SECONDS = 8 # of figures, report and files
 _INT8_SECONDS, _INT8_PASSES = 15, 3500 # of making the int8 file: fixed; forward passes
-_LOOP = 1.1      # training loop over network and augmentation: optimizer, batches, scores
+_LOOP = 1.1      # training loop over steps: batches, scores
 
 @dataclass(frozen=True)
 class Estimate:
@@ -451,13 +460,13 @@ def _plan_size(
 ) -> tuple[int, StepCost]:
     "The largest size, near that of the pictures, with time for a long training; else for the fewest epochs; its cost"
     costs, seconds = {sizes[0]: measure(sizes[0])}, budget_seconds(config)
+    def within(size: int, cost: StepCost, epochs: int) -> bool:
+        return _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= epochs
     def fits(size: int, epochs: int) -> bool:
         scaled = _scaled(costs[sizes[0]], (size / sizes[0])**2)
-        def within(cost: StepCost) -> bool:
-            return _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= epochs
-        if not within(costs.get(size, scaled)): return False
+        if not within(size, costs.get(size, scaled), epochs): return False
         if size not in costs: costs[size] = measure(size)  # scaled by its pixels it was only near
-        return within(costs[size])
+        return within(size, costs[size], epochs)
     fewest, most = regime.epochs[config.preset]
     least = min(_LEAST_SHARE * facts.side, _LARGE_ENOUGH)
     long = regime.long_from(config)
