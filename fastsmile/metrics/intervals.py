@@ -368,11 +368,11 @@ def skewed_mean_interval(
     sums: np.ndarray,  # (G, K) how much each group moves them
     z: float = _NORMAL_QUANTILE,
 ) -> np.ndarray: # (2, K)
-    "The interval of means of a skewed quantity (Hall, 1992)"
+    "The interval of means of a quantity that is skewed upwards (Hall, 1992)"
     g, variance = len(sums), (sums**2).mean(0)
     error = np.sqrt(variance * g**2 / max(g - 1, 1))
     skew = (sums**3).mean(0) / np.maximum(variance, 1e-300)**1.5 / np.sqrt(g)
-    skew = np.where(np.abs(skew) < 1e-6, 1e-6, skew)
+    skew = np.maximum(skew, 1e-6)
     def back(t: float) -> np.ndarray: return 3 / skew * (np.cbrt(1 + skew * (t - skew / 6)) - 1)
     return np.stack([np.clip(value - back(z) * error, 0, value), np.maximum(value - back(-z) * error, value)])
 

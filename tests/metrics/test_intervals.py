@@ -141,6 +141,15 @@ def test_weights_are_rows_of_other_shares():
     assert m['accuracy'] == plain['accuracy'] and m['auc'] == plain['auc'] and m['log_loss'] != plain['log_loss']
 
 
+def test_one_person_with_many_easy_rows_stretches_no_interval_to_zero():
+    y, pred, probs, _ = Population((.7, .3), 1.6).draw(1500, np.random.default_rng(2))
+    its = np.argsort(-probs[np.arange(1500), y], kind='stable')[:400]
+    groups = np.arange(1500)
+    groups[its] = its[0]
+    m = evaluate_predictions(y, pred, probs, 'ab', groups)
+    for name in ('accuracy', 'balanced_accuracy', 'macro_f1', 'log_loss', 'brier'): assert m[name]['low'] > m[name]['value'] / 3, name
+
+
 def test_the_simulation_that_is_published_keeps_the_promise():
     "benchmarks/coverage.csv: within 2.5 points of 95%, log loss within 4, from 50 to 1,000 rows; ten persons are too few"
     table = pd.read_csv(Path(__file__).parents[2]/'benchmarks'/'coverage.csv')
