@@ -4981,6 +4981,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._train_step': ( 'training/plan.html#_train_step',
                                                                                   'fastsmile/training/plan.py'),
+                                         'fastsmile.training.plan._wanted_sizes': ( 'training/plan.html#_wanted_sizes',
+                                                                                    'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._ways_out': ( 'training/plan.html#_ways_out',
                                                                                 'fastsmile/training/plan.py'),
                                          'fastsmile.training.plan._with_schedule': ( 'training/plan.html#_with_schedule',

@@ -63,8 +63,8 @@ class Regime:
     enlarge: float      # pixels of the input for each pixel of the pictures
     sizes: tuple[int, int] # smallest and largest input, in pixels
     augment: str
-    long: int           # epochs from which on there is a moving average of the weights
-    long_frozen: int    # the same, where early layers stay frozen
+    long: int           # epochs from which on there is a moving average of the weights, and a larger input
+    long_frozen: int    # from which on there is the average, where early layers stay frozen
     long_augment: str   # the augmentation then
 
     def long_from(self, config: FitConfig) -> int: # epochs
@@ -236,8 +236,8 @@ def _augmented(x: torch.Tensor, augment: str) -> torch.Tensor:
     return torch.Tensor(x)
 
 # %% ../../nbs/training/10_plan.ipynb #6ded79bb
-_TIMED_STEP, _TIMED_SECONDS = 1.0, 5.0 # of a step and of all, about
-_FIRST_STEPS, _TIMED_STEPS = 2, (4, 8) # small ones, which do not count; the fewest and the most, with them
+_TIMED_STEP, _TIMED_SECONDS = 1.0, 5.0 # seconds of a step and of all, about
+_FIRST_STEPS, _TIMED_STEPS = 3, (5, 9) # those that do not count; the fewest and the most, with them
 
 def _train_step(net: nn.Module, opt: Optimizer, augment: str, precision: str, x: torch.Tensor):
     x = _augmented(x, augment)
@@ -256,15 +256,16 @@ def _time_steps(
     net: nn.Module, size: int, most: int, device: str, augment: str, precision: str = 'fp32',
 ) -> tuple[float, float, int]:
     "The median of some steps after small first ones, and how many images fit into one: `most`, or what memory allows"
-    n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch
+    n, times, start = 2, [], time.perf_counter()  # a few images take longer each than a batch, the first batch than others
     opt, (least, limit) = Adam([p for p in net.parameters() if p.requires_grad], lr=0.), _TIMED_STEPS
     train = partial(_train_step, net, opt, augment, precision)
     while len(times) < least or len(times) < limit and time.perf_counter() - start < _TIMED_SECONDS:
+        before = len(times)
         try: times.append(_time_step(train, net, n, size, device))
         except (RuntimeError, MemoryError) as e:
             if n == 2 or not is_out_of_memory(e): raise
             most = n // 2
-            return_freed_memory()
+        if len(times) == before: return_freed_memory()  # outside of `except`, whose frames hold the tensors of the step
         n = max(2, min(most, 8 * n, int(_TIMED_STEP / times[-1][0])))
     return *map(median, zip(*times[_FIRST_STEPS:])), most
 
@@ -451,6 +452,19 @@ class FitPlan:
 # %% ../../nbs/training/10_plan.ipynb #4c297fa9
 _LEAST_SHARE, _LARGE_ENOUGH = 0.75, 128 # of the side of the pictures, or pixels: a smaller input loses what they show
 
+def _wanted_sizes(
+    config: FitConfig,
+    facts: PlanFacts,
+    sizes: list[int], # the largest first
+    regime: Regime,
+) -> list[tuple[int, int]]: # size, epochs
+    "What the time should suffice for, the best first"
+    if 'epochs' in config.given: return [(s, config.epochs) for s in sizes]
+    fewest, most = regime.epochs[config.preset]
+    near = [s for s in sizes if s >= min(_LEAST_SHARE * facts.side, _LARGE_ENOUGH)]
+    long, mixing = ([(s, n) for s in near if n <= most] for n in (regime.long, regime.long_from(config)))
+    return [*long, *reversed(mixing), *((s, fewest) for s in sizes)]
+
 def _plan_size(
     config: FitConfig,
     facts: PlanFacts,
@@ -458,7 +472,7 @@ def _plan_size(
     measure: Callable[[int], StepCost],    # of an input size
     regime: Regime,
 ) -> tuple[int, StepCost]:
-    "The largest size, near that of the pictures, with time for a long training; else for the fewest epochs; its cost"
+    "The first of the wanted sizes for which there is time, or the smallest, and its cost"
     costs, seconds = {sizes[0]: measure(sizes[0])}, budget_seconds(config)
     def within(size: int, cost: StepCost, epochs: int) -> bool:
         return _epochs_within(config.planned_as(size=size), facts, cost, seconds) >= epochs
@@ -467,11 +481,7 @@ def _plan_size(
         if not within(size, costs.get(size, scaled), epochs): return False
         if size not in costs: costs[size] = measure(size)  # scaled by its pixels it was only near
         return within(size, costs[size], epochs)
-    fewest, most = regime.epochs[config.preset]
-    least = min(_LEAST_SHARE * facts.side, _LARGE_ENOUGH)
-    long = regime.long_from(config)
-    near = [s for s in sizes if s >= least] if most >= long else []
-    size = next((s for s in near if fits(s, long)), None) or next((s for s in sizes if fits(s, fewest)), sizes[-1])
+    size = next((s for s, epochs in _wanted_sizes(config, facts, sizes, regime) if fits(s, epochs)), sizes[-1])
     return size, costs.get(size) or measure(size)
 
 # %% ../../nbs/training/10_plan.ipynb #be091f0d

@@ -68,11 +68,28 @@ def test_less_time_means_smaller_input():
 def test_a_long_training_comes_before_a_larger_input():
     cost = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
     facts, config = replace(FACTS, side=160), FitConfig(budget='12m', bs=64, freeze='blocks.2')
-    (long, step), (large, _) = (_plan_size(config, facts, sizes_to_try(facts, r), cost, r) for r in (PRETRAINED, replace(PRETRAINED, long_frozen=99)))
+    (long, step), (large, _) = (_plan_size(config, facts, sizes_to_try(facts, r), cost, r) for r in (PRETRAINED, replace(PRETRAINED, long=99, long_frozen=99)))
     assert long < large and _with_schedule(config.planned_as(size=long), facts, step, PRETRAINED).epochs >= PRETRAINED.long_frozen
     assert _plan_size(config, replace(facts, side=220), sizes_to_try(facts, PRETRAINED), cost, PRETRAINED)[0] >= 128
     faces = replace(facts, side=128)  # three quarters of the side are near enough
     assert _plan_size(FitConfig(budget='5m', bs=64, freeze='blocks.2'), faces, sizes_to_try(faces, PRETRAINED), cost, PRETRAINED)[0] == 96
+
+
+def test_a_larger_input_waits_for_a_long_training_with_frozen_layers_too():
+    cost = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
+    def plan(minutes):
+        config = FitConfig(budget=f'{minutes}m', bs=64, freeze='blocks.2')
+        size, step = _plan_size(config, FACTS, sizes_to_try(FACTS, PRETRAINED), cost, PRETRAINED)
+        return size, _with_schedule(config.planned_as(size=size), FACTS, step, PRETRAINED).epochs
+    plans = [plan(minutes) for minutes in range(3, 16)]
+    assert {size for size, _ in plans} == {96, 128} and min(epochs for size, epochs in plans if size == 128) >= PRETRAINED.long
+    assert any(PRETRAINED.long_frozen <= epochs < PRETRAINED.long for _, epochs in plans)  # where no size has the time for it
+
+
+def test_given_epochs_are_those_that_a_size_leaves_time_for():
+    cost = lambda size: replace(COST, train=COST.train * (size / 96)**2, forward=COST.forward * (size / 96)**2)
+    def size(epochs): return _plan_size(FitConfig(budget='5m', bs=64, epochs=epochs), FACTS, sizes_to_try(FACTS, PRETRAINED), cost, PRETRAINED)[0]
+    assert [size(n) for n in (1, 3, 30)] == [128, 128, 96]
 
 
 def test_a_size_has_to_fit_by_its_own_measurement():
@@ -247,7 +264,7 @@ print(json.dumps(dict(parts=run.config['training']['micro_batches'], loss=float(
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='address space is limited and counted on Linux')
 def test_training_stays_below_a_limit_on_memory(tmp_path):
-    "64 pictures of 224 px keep 1 GB for the backward pass; with 1.5 GB for everything, of which threads and libraries take a half, they go through in parts"
+    "64 pictures of 224 px keep 1 GB for the backward pass; with 1.5 GB of addresses beside the imported libraries, for threads too, they go through in parts"
     source = folder(tmp_path/'s', {f'{c}/{i}.png': picture(c, seed=i) for c in ('red', 'blue') for i in range(50)})
     r = run_python(['-c', LIMITED, source, tmp_path/'run', '1500'], timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
