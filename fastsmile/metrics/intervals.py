@@ -367,12 +367,13 @@ def skewed_mean_interval(
     value: np.ndarray, # (K,) means, not below 0
     sums: np.ndarray,  # (G, K) how much each group moves them
     z: float = _NORMAL_QUANTILE,
+    most: float = np.inf, # the skew beyond which it counts no further
 ) -> np.ndarray: # (2, K)
     "The interval of means of a quantity that is skewed upwards (Hall, 1992)"
     g, variance = len(sums), (sums**2).mean(0)
     error = np.sqrt(variance * g**2 / max(g - 1, 1))
     skew = (sums**3).mean(0) / np.maximum(variance, 1e-300)**1.5 / np.sqrt(g)
-    skew = np.maximum(skew, 1e-6)
+    skew = np.clip(skew, 1e-6, most)
     def back(t: float) -> np.ndarray: return 3 / skew * (np.cbrt(1 + skew * (t - skew / 6)) - 1)
     return np.stack([np.clip(value - back(z) * error, 0, value), np.maximum(value - back(-z) * error, value)])
 
@@ -385,6 +386,8 @@ def _row_losses(rows: _ProbabilityRows) -> tuple[np.ndarray, np.ndarray]: # (N, 
     found = np.column_stack([logs[true], squares.sum(1) / halved, logs, squares])
     return found, np.array([np.log(c), (1 - 1 / c) / halved, *[np.log(2)] * c, *[0.25] * c])
 
+_MOST_SKEW = 0.9 # of 1/z, where rows belong together
+
 def _loss_intervals(rows: _ProbabilityRows) -> tuple[dict, dict]: # score -> (2,); score -> (2, C)
     "The intervals of log loss and Brier score"
     found, at_random = _row_losses(rows)
@@ -392,7 +395,8 @@ def _loss_intervals(rows: _ProbabilityRows) -> tuple[dict, dict]: # score -> (2,
     mean = rows.weights @ found / total
     sums = group_sums(rows.weights[:, None] * (found - mean) / total, rows.groups)
     added = at_random / 2 / len(found)
-    spans = skewed_mean_interval(mean, np.vstack([sums, added]), rows.groups.quantile())
+    z = rows.groups.quantile()
+    spans = skewed_mean_interval(mean, np.vstack([sums, added]), z, np.inf if rows.groups.are_rows else _MOST_SKEW / z)
     return dict(log_loss=spans[:, 0], brier=spans[:, 1]), dict(log_loss=spans[:, 2:2 + c], brier=spans[:, 2 + c:])
 
 # %% ../../nbs/metrics/03_intervals.ipynb #25d669aa

@@ -141,13 +141,15 @@ def test_weights_are_rows_of_other_shares():
     assert m['accuracy'] == plain['accuracy'] and m['auc'] == plain['auc'] and m['log_loss'] != plain['log_loss']
 
 
-def test_one_person_with_many_easy_rows_stretches_no_interval_to_zero():
+@pytest.mark.parametrize('hard', [False, True])
+def test_one_person_with_many_rows_stretches_no_loss_far(hard):
+    "Easy rows stretched it down to zero, hard ones eight standard errors up"
     y, pred, probs, _ = Population((.7, .3), 1.6).draw(1500, np.random.default_rng(2))
-    its = np.argsort(-probs[np.arange(1500), y], kind='stable')[:400]
+    order = np.argsort(probs[np.arange(1500), y], kind='stable')  # the hardest first
     groups = np.arange(1500)
-    groups[its] = its[0]
+    groups[order[:30] if hard else order[-400:]] = 1500
     m = evaluate_predictions(y, pred, probs, 'ab', groups)
-    for name in ('log_loss', 'brier'): assert m[name]['low'] > m[name]['value'] / 3, name
+    for name in ('log_loss', 'brier'): assert m[name]['low'] > m[name]['value'] / 3 and m[name]['high'] < 2.2 * m[name]['value'], name
 
 
 def test_the_simulation_that_is_published_keeps_the_promise():
