@@ -260,12 +260,11 @@ def _time_steps(
     opt, (least, limit) = Adam([p for p in net.parameters() if p.requires_grad], lr=0.), _TIMED_STEPS
     train = partial(_train_step, net, opt, augment, precision)
     while len(times) < least or len(times) < limit and time.perf_counter() - start < _TIMED_SECONDS:
-        before = len(times)
         try: times.append(_time_step(train, net, n, size, device))
         except (RuntimeError, MemoryError) as e:
             if n == 2 or not is_out_of_memory(e): raise
             most = n // 2
-        if len(times) == before: return_freed_memory()  # outside of `except`, whose frames hold the tensors of the step
+        if n > most: return_freed_memory()  # outside of `except`, whose frames hold the tensors of the step
         n = max(2, min(most, 8 * n, int(_TIMED_STEP / times[-1][0])))
     return *map(median, zip(*times[_FIRST_STEPS:])), most
 
